@@ -1,0 +1,205 @@
+#include "scheduler/api/inference_service.h"
+
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "common/status.h"
+#include "common/version.h"
+
+namespace invar::scheduler {
+namespace {
+
+// 128 random bits: unique without asking anyone.
+std::string MakeRequestId() {
+  std::random_device random;
+  return absl::StrFormat("%08x%08x%08x%08x", random(), random(), random(),
+                         random());
+}
+
+// Runs `work` on the pool and ends the call with its status.
+template <typename Work>
+grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context,
+                                    TaskPool& pool, Work work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  pool.Submit([reactor, work = std::move(work)] { reactor->Finish(work()); });
+  return reactor;
+}
+
+}  // namespace
+
+InferenceService::InferenceService(Parts parts)
+    : parts_(std::move(parts)),
+      reader_(parts_.tokenizer, parts_.config.limits(),
+              parts_.config.model().name()) {}
+
+Abandon InferenceService::AbandonOf(RequestNumber number) {
+  return [this, number] { parts_.loop.Post(RequestAbandoned{number}); };
+}
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+  const RequestNumber number = ++last_number_;
+  auto call = std::make_shared<StreamedCall>(
+      context, parts_.config.limits().stream_buffer_bytes());
+  {
+    absl::MutexLock lock(&mutex_);
+    streams_.push_back(call);
+  }
+  StreamedCall* reactor = call->Start(AbandonOf(number));
+  Begin(context, *request, number, std::move(call));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::GenerateOnce(
+    grpc::CallbackServerContext* context,
+    const v1::GenerateOnceRequest* request,
+    v1::GenerateOnceResponse* response) {
+  const RequestNumber number = ++last_number_;
+  auto call = std::make_shared<WholeCall>(response);
+  WholeCall* reactor = call->Start(AbandonOf(number));
+  Begin(context, request->request(), number, std::move(call));
+  return reactor;
+}
+
+void InferenceService::Begin(grpc::CallbackServerContext* context,
+                             const v1::GenerateRequest& request,
+                             RequestNumber number,
+                             std::shared_ptr<AnswerSink> sink) {
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = number;
+  spec->request_id =
+      request.request_id().empty() ? MakeRequestId() : request.request_id();
+  spec->seed = request.sampling().has_seed()
+                   ? request.sampling().seed()
+                   : SeedFromRequestId(spec->request_id);
+  if (context->deadline() != std::chrono::system_clock::time_point::max()) {
+    spec->deadline = absl::FromChrono(context->deadline());
+  }
+  if (auto status = RequestReader::CheckRequestId(spec->request_id);
+      !status.ok()) {
+    sink->OnEnd(status);
+    return;
+  }
+  context->AddInitialMetadata("invar-request-id", spec->request_id);
+  context->AddInitialMetadata("invar-seed", absl::StrCat(spec->seed));
+  // A copy: gRPC takes the request back as soon as a cancelled call ends.
+  parts_.pool.Submit([this, request, spec, sink = std::move(sink)] {
+    ReadAndSubmit(request, spec, sink);
+  });
+}
+
+void InferenceService::ReadAndSubmit(const v1::GenerateRequest& request,
+                                     std::shared_ptr<RequestSpec> spec,
+                                     std::shared_ptr<AnswerSink> sink) {
+  if (sink->cancelled()) {
+    sink->OnEnd(grpc::Status::CANCELLED);
+    return;
+  }
+  if (auto status = reader_.Read(request, spec.get()); !status.ok()) {
+    sink->OnEnd(status);
+    return;
+  }
+  auto stops = StopMatcher::Create({spec->sampling.stop_strings().begin(),
+                                    spec->sampling.stop_strings().end()},
+                                   request.stopping().include_stop_text());
+  if (!stops.ok()) {
+    sink->OnEnd(BadField("stopping.stop_strings",
+                         absl::string_view(stops.status().message())));
+    return;
+  }
+  Answer::Options options;
+  options.model_name = parts_.config.model().name();
+  options.include_stop_text = request.stopping().include_stop_text();
+  options.skip_special_tokens = !request.output().has_skip_special_tokens() ||
+                                request.output().skip_special_tokens();
+  parts_.answers.Insert(
+      spec->number,
+      std::make_unique<Answer>(spec, parts_.tokenizer, *std::move(stops),
+                               std::move(options), sink));
+  const RequestNumber number = spec->number;
+  parts_.loop.Post(RequestArrived{std::move(spec)});
+  // A cancel between the look above and here was posted too early.
+  if (sink->cancelled()) parts_.loop.Post(RequestAbandoned{number});
+}
+
+void InferenceService::CancelStalledStreams() {
+  const absl::Time now = absl::Now();
+  const absl::Duration limit =
+      absl::Milliseconds(parts_.config.limits().client_stall_ms());
+  absl::MutexLock lock(&mutex_);
+  streams_.remove_if([&](const std::weak_ptr<StreamedCall>& weak) {
+    const std::shared_ptr<StreamedCall> call = weak.lock();
+    if (call != nullptr) call->CancelIfStalled(now, limit);
+    return call == nullptr;
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(
+    grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
+    v1::TokenizeResponse* response) {
+  return RunOnPool(
+      context, parts_.pool, [this, request, response]() -> grpc::Status {
+        std::vector<int32_t> ids;
+        grpc::Status status = reader_.CheckModel(request->model());
+        if (!status.ok()) return status;
+        switch (request->input_case()) {
+          case v1::TokenizeRequest::kText:
+            status = reader_.ReadText(request->text(), &ids);
+            break;
+          case v1::TokenizeRequest::kChat:
+            status = reader_.ReadChat(request->chat(), &ids);
+            break;
+          case v1::TokenizeRequest::INPUT_NOT_SET:
+            return BadField("input", "is not set; set text or chat");
+        }
+        response->mutable_token_ids()->Assign(ids.begin(), ids.end());
+        return status;
+      });
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(
+    grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
+    v1::DetokenizeResponse* response) {
+  return RunOnPool(
+      context, parts_.pool, [this, request, response]() -> grpc::Status {
+        grpc::Status status = reader_.CheckModel(request->model());
+        if (status.ok()) {
+          status = reader_.CheckIds("token_ids", request->token_ids());
+        }
+        if (!status.ok()) return status;
+        const bool skip = !request->has_skip_special_tokens() ||
+                          request->skip_special_tokens();
+        auto text = parts_.tokenizer.Decode(
+            {request->token_ids().data(),
+             static_cast<size_t>(request->token_ids_size())},
+            skip);
+        if (!text.ok()) return ToGrpcStatus(text.status(), "TOKENIZER");
+        response->set_text(*std::move(text));
+        return grpc::Status::OK;
+      });
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetServerInfo(
+    grpc::CallbackServerContext* context,
+    const v1::GetServerInfoRequest* request,
+    v1::GetServerInfoResponse* response) {
+  response->set_model(parts_.config.model().name());
+  response->set_version(kVersion);
+  response->set_vocab_size(parts_.tokenizer.vocab_size());
+  response->set_config_digest(parts_.config_digest);
+  parts_.loop.Read([response](const Core& core, absl::Time) {
+    response->set_max_context_tokens(core.MaxContextTokens());
+    if (const v1::Numerics* numerics = core.PrimaryNumerics()) {
+      response->set_fingerprint(numerics->fingerprint());
+      *response->mutable_numerics() = numerics->plan();
+    }
+  });
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace invar::scheduler

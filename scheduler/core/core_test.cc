@@ -1,0 +1,321 @@
+#include "scheduler/core/core.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/config.h"
+#include "common/numerics.h"
+#include "common/version.h"
+
+namespace invar::scheduler {
+namespace {
+
+using ::testing::HasSubstr;
+using worker::v1::Terminal;
+
+// Drives a Core by hand; time moves only when told to.
+class CoreTest : public ::testing::Test {
+ protected:
+  explicit CoreTest(v1::Determinism::Mode mode = v1::Determinism::DETERMINISTIC)
+      : core_(MakeOptions(mode)) {}
+
+  static Core::Options MakeOptions(v1::Determinism::Mode mode) {
+    Core::Options options;
+    options.limits =
+        ParseServerConfig(
+            "model { path: \"m\" } limits { max_queued_requests: 3 }", "c")
+            ->limits();
+    options.mode = mode;
+    options.tokenizer_digest = "tokenizer";
+    return options;
+  }
+
+  std::vector<Action> Step(const Event& event) {
+    return core_.Step(event, now_);
+  }
+
+  // Attaches and loads a worker; `weights` makes the fingerprint.
+  std::vector<Action> AddWorker(LinkNumber link, const std::string& id,
+                                int64_t sequences = 2,
+                                const std::string& weights = "w") {
+    worker::v1::Hello hello;
+    hello.set_protocol_version(kLinkProtocolVersion);
+    hello.set_worker_id(id);
+    Step(WorkerAttached{link, hello});
+    worker::v1::Loaded loaded;
+    loaded.mutable_numerics()->set_weights_digest(weights);
+    loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
+    loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
+    loaded.mutable_capacity()->set_block_tokens(64);
+    loaded.mutable_capacity()->set_sequences(sequences);
+    loaded.set_max_context_tokens(1024);
+    loaded.mutable_credits()->set_sequences(sequences);
+    loaded.mutable_credits()->set_kv_tokens(sequences * 128);
+    return Step(WorkerLoaded{link, loaded});
+  }
+
+  std::vector<Action> Arrive(RequestNumber number, int32_t max_tokens = 8,
+                             size_t prompt = 4) {
+    auto spec = std::make_shared<RequestSpec>();
+    spec->number = number;
+    spec->request_id = std::to_string(number);
+    spec->prompt.assign(prompt, 1);
+    spec->max_tokens = max_tokens;
+    spec->deadline = deadline_;
+    return Step(RequestArrived{spec});
+  }
+
+  std::vector<Action> Report(
+      LinkNumber link, const SendSubmit& submit, std::vector<int32_t> tokens,
+      Terminal::Reason end = Terminal::REASON_UNSPECIFIED) {
+    worker::v1::StepReport report;
+    auto* attempt = report.add_attempts();
+    *attempt->mutable_key() = submit.key;
+    attempt->set_position(static_cast<int32_t>(submit.request->prompt.size() +
+                                               submit.delivered.size()));
+    attempt->mutable_token_ids()->Assign(tokens.begin(), tokens.end());
+    if (end != Terminal::REASON_UNSPECIFIED) {
+      attempt->mutable_terminal()->set_reason(end);
+    }
+    return Step(WorkerReported{link, report});
+  }
+
+  template <typename Kind>
+  static std::vector<Kind> Only(const std::vector<Action>& actions) {
+    std::vector<Kind> found;
+    for (const Action& action : actions) {
+      if (const Kind* one = std::get_if<Kind>(&action)) found.push_back(*one);
+    }
+    return found;
+  }
+
+  absl::Time now_ = absl::UnixEpoch();
+  absl::Time deadline_ = absl::InfiniteFuture();
+  Core core_;
+};
+
+class FastCoreTest : public CoreTest {
+ protected:
+  FastCoreTest() : CoreTest(v1::Determinism::FAST) {}
+};
+
+TEST_F(CoreTest, WithoutAWorkerARequestIsUnavailableWithARetry) {
+  const auto finished = Only<Finish>(Arrive(1));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsUnavailable(finished[0].status));
+  EXPECT_GT(finished[0].retry_after, absl::ZeroDuration());
+}
+
+TEST_F(CoreTest, AdmissionMakesReadyAndLossMakesUnready) {
+  const auto actions = AddWorker(1, "a");
+  EXPECT_EQ(Only<SendAdmitted>(actions).size(), 1u);
+  ASSERT_EQ(Only<SetReady>(actions).size(), 1u);
+  EXPECT_TRUE(Only<SetReady>(actions)[0].ready);
+  const auto lost = Only<SetReady>(Step(WorkerLost{1, "x"}));
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_FALSE(lost[0].ready);
+}
+
+TEST_F(CoreTest, RoutesToTheLeastLoaded) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  EXPECT_EQ(Only<SendSubmit>(Arrive(1))[0].link, 1);
+  EXPECT_EQ(Only<SendSubmit>(Arrive(2))[0].link, 2);
+  EXPECT_EQ(Only<SendSubmit>(Arrive(3))[0].link, 1);
+}
+
+TEST_F(CoreTest, CreditsBoundWhatIsSentAndTheQueueIsFirstComeFirstServed) {
+  AddWorker(1, "a", /*sequences=*/1);
+  const auto first = Only<SendSubmit>(Arrive(1));
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_TRUE(Only<SendSubmit>(Arrive(2)).empty());
+  EXPECT_TRUE(Only<SendSubmit>(Arrive(3)).empty());
+  EXPECT_EQ(core_.queued(), 2);
+  worker::v1::StepReport report;
+  auto* attempt = report.add_attempts();
+  *attempt->mutable_key() = first[0].key;
+  attempt->mutable_terminal()->set_reason(Terminal::LENGTH);
+  report.mutable_credits()->set_sequences(2);
+  report.mutable_credits()->set_kv_tokens(256);
+  const auto actions = Step(WorkerReported{1, report});
+  EXPECT_EQ(Only<Finish>(actions).size(), 1u);
+  ASSERT_EQ(Only<SendSubmit>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendSubmit>(actions)[0].key.request(), 2);
+}
+
+TEST_F(CoreTest, AFullQueueAnswersWithAComputedRetry) {
+  AddWorker(1, "a", 1);
+  for (RequestNumber number = 1; number <= 4; ++number) Arrive(number);
+  const auto finished = Only<Finish>(Arrive(5));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsResourceExhausted(finished[0].status));
+  // Three wait for one place at a mean of a second each.
+  EXPECT_EQ(finished[0].retry_after, absl::Seconds(3));
+}
+
+TEST_F(CoreTest, RefusesWhatCannotFit) {
+  AddWorker(1, "a");
+  auto finished = Only<Finish>(Arrive(1, /*max_tokens=*/1021, /*prompt=*/4));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsOutOfRange(finished[0].status));
+  EXPECT_EQ(finished[0].error_reason, "TOO_LONG");
+  finished = Only<Finish>(Arrive(2, 500, 4));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].error_reason, "KV_CACHE_TOO_SMALL");
+  Arrive(3);
+  finished = Only<Finish>(Arrive(3));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsAlreadyExists(finished[0].status));
+}
+
+TEST_F(CoreTest, ALostWorkersRequestGoesOnElsewhereWhereItStopped) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  const auto first = Only<SendSubmit>(Arrive(7));
+  Report(1, first[0], {10, 11});
+  const auto second = Only<SendSubmit>(Step(WorkerLost{1, "killed"}));
+  ASSERT_EQ(second.size(), 1u);
+  EXPECT_EQ(second[0].link, 2);
+  EXPECT_EQ(second[0].key.attempt(), 2);
+  EXPECT_EQ(second[0].delivered, (std::vector<int32_t>{10, 11}));
+  // What the dead worker still says is stale.
+  EXPECT_TRUE(Report(1, first[0], {99}).empty());
+  const auto delivered = Only<Deliver>(Report(2, second[0], {12}));
+  ASSERT_EQ(delivered.size(), 1u);
+  EXPECT_EQ(delivered[0].report.position(), 6);
+  // A second loss is the last.
+  const auto finished = Only<Finish>(Step(WorkerLost{2, "killed"}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsAborted(finished[0].status));
+}
+
+TEST_F(CoreTest, ABegunRequestNeverChangesItsPool) {
+  AddWorker(1, "a");
+  AddWorker(2, "b", 2, "other weights");
+  const auto first = Only<SendSubmit>(Arrive(7));
+  ASSERT_EQ(first[0].link, 1);
+  Report(1, first[0], {10});
+  EXPECT_TRUE(Only<SendSubmit>(Step(WorkerLost{1, "killed"})).empty());
+  // One that has not begun may go to any.
+  ASSERT_EQ(Only<SendSubmit>(Arrive(8)).size(), 1u);
+  Step(Tick{});
+  now_ += absl::Seconds(31);
+  worker::v1::Heartbeat beat;
+  Step(WorkerBeat{2, beat});
+  const auto finished = Only<Finish>(Step(Tick{}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].request, 7);
+  EXPECT_TRUE(absl::IsUnavailable(finished[0].status));
+}
+
+TEST_F(FastCoreTest, ABegunRequestEndsWithItsWorker) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  const auto first = Only<SendSubmit>(Arrive(7));
+  Report(1, first[0], {10});
+  const auto finished = Only<Finish>(Step(WorkerLost{1, "killed"}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsAborted(finished[0].status));
+  EXPECT_THAT(std::string(finished[0].status.message()),
+              HasSubstr("allow_divergent_resume"));
+}
+
+TEST_F(CoreTest, SilenceAndAStalledStepAreDeath) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  now_ += absl::Milliseconds(1900);
+  worker::v1::Heartbeat beat;
+  Step(WorkerBeat{2, beat});
+  EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
+  now_ += absl::Milliseconds(200);
+  auto closed = Only<CloseLink>(Step(Tick{}));
+  ASSERT_EQ(closed.size(), 1u);
+  EXPECT_EQ(closed[0].link, 1);
+  beat.set_step_age_ms(60'001);
+  Step(WorkerBeat{2, beat});
+  closed = Only<CloseLink>(Step(Tick{}));
+  ASSERT_EQ(closed.size(), 1u);
+  EXPECT_EQ(closed[0].link, 2);
+}
+
+TEST_F(CoreTest, DeadlinesEvictWhatWaits) {
+  AddWorker(1, "a", 1);
+  Arrive(1);
+  deadline_ = now_ + absl::Seconds(1);
+  Arrive(2);
+  now_ += absl::Milliseconds(1500);
+  const auto finished = Only<Finish>(Step(Tick{}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].request, 2);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(finished[0].status));
+}
+
+TEST_F(CoreTest, AnAbandonedRequestIsCancelledAtItsWorker) {
+  AddWorker(1, "a", 1);
+  const auto submit = Only<SendSubmit>(Arrive(1));
+  Arrive(2);
+  auto actions = Step(RequestAbandoned{2});
+  EXPECT_TRUE(Only<SendCancel>(actions).empty());
+  EXPECT_EQ(Only<Finish>(actions).size(), 1u);
+  actions = Step(RequestAbandoned{1});
+  ASSERT_EQ(Only<SendCancel>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendCancel>(actions)[0].key.attempt(), 1);
+  EXPECT_EQ(core_.queued() + core_.running(), 0);
+  EXPECT_TRUE(Step(RequestAbandoned{1}).empty());
+}
+
+TEST_F(CoreTest, ASecondAttachTakesOver) {
+  AddWorker(1, "a");
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("a");
+  const auto actions = Step(WorkerAttached{2, hello});
+  ASSERT_EQ(Only<CloseLink>(actions).size(), 1u);
+  EXPECT_EQ(Only<CloseLink>(actions)[0].link, 1);
+  EXPECT_TRUE(absl::IsAborted(Only<CloseLink>(actions)[0].status));
+  ASSERT_EQ(Only<SendConfigure>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendConfigure>(actions)[0].epoch, 2);
+}
+
+TEST_F(CoreTest, RefusesAnotherTokenizerAndALyingFingerprint) {
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("a");
+  Step(WorkerAttached{1, hello});
+  worker::v1::Loaded loaded;
+  loaded.mutable_numerics()->set_tokenizer_digest("another");
+  auto refused = Only<SendRefused>(Step(WorkerLoaded{1, loaded}));
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_THAT(refused[0].reason, HasSubstr("tokenizer"));
+  hello.set_worker_id("b");
+  Step(WorkerAttached{2, hello});
+  loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
+  loaded.mutable_numerics()->set_fingerprint("made up");
+  refused = Only<SendRefused>(Step(WorkerLoaded{2, loaded}));
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_THAT(refused[0].reason, HasSubstr("fingerprint"));
+  hello.set_protocol_version(99);
+  refused = Only<SendRefused>(Step(WorkerAttached{3, hello}));
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(core_.PrimaryFingerprint(), "");
+}
+
+TEST_F(CoreTest, DrainStopsRoutingAndResumeStartsIt) {
+  AddWorker(1, "a");
+  EXPECT_EQ(Only<SendDrain>(Step(WorkerDrained{"a"})).size(), 1u);
+  EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(1))[0].status));
+  Step(WorkerResumed{"a"});
+  EXPECT_EQ(Only<SendSubmit>(Arrive(2)).size(), 1u);
+}
+
+TEST_F(CoreTest, ARejectedAttemptIsQueuedAgain) {
+  AddWorker(1, "a");
+  const auto first = Only<SendSubmit>(Arrive(1));
+  const auto again =
+      Only<SendSubmit>(Report(1, first[0], {}, Terminal::REJECTED));
+  ASSERT_EQ(again.size(), 1u);
+  EXPECT_EQ(again[0].key.attempt(), 2);
+}
+
+}  // namespace
+}  // namespace invar::scheduler
