@@ -67,6 +67,7 @@ constexpr LimitRule kLimitRules[] = {
     {"grpc_memory_bytes", 256 << 20, 16 << 20, int64_t{1} << 40},
     {"api_threads", 4, 1, 256},
     {"max_attempts", 2, 1, 16},
+    {"worker_wait_ms", 30'000, 1, 3'600'000},
 };
 
 int64_t GetInteger(const Message& message, const FieldDescriptor* field) {
