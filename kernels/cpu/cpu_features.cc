@@ -1,0 +1,23 @@
+// Compiled for any x86-64, unlike the rest of the folder: it runs first.
+#include <string>
+
+#include "kernels/ops.h"
+
+namespace invar::cpu {
+
+std::string MissingCpuFeatures() {
+  std::string missing;
+  const auto need = [&missing](bool present, const char* name) {
+    if (present) return;
+    if (!missing.empty()) missing += ", ";
+    missing += name;
+  };
+  __builtin_cpu_init();
+  need(__builtin_cpu_supports("avx2"), "AVX2");
+  need(__builtin_cpu_supports("fma"), "FMA");
+  need(__builtin_cpu_supports("bmi2"), "BMI2");
+  need(__builtin_cpu_supports("f16c"), "F16C");
+  return missing;
+}
+
+}  // namespace invar::cpu

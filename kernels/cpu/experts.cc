@@ -1,0 +1,113 @@
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/dot.h"
+#include "kernels/ops.h"
+
+namespace invar::cpu {
+namespace {
+
+// One expert's share of the step: which slots (token * top_k + rank) chose it.
+struct Group {
+  const Expert* expert;
+  std::vector<int64_t> slots;
+};
+
+std::vector<Group> GroupByExpert(std::span<const Expert> experts,
+                                 const int32_t* ids, int64_t slots) {
+  std::vector<Group> all(experts.size());
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    all[ids[slot]].slots.push_back(slot);
+  }
+  std::vector<Group> chosen;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    if (all[e].slots.empty()) continue;
+    all[e].expert = &experts[e];
+    chosen.push_back(std::move(all[e]));
+  }
+  return chosen;
+}
+
+// Rows [begin, end) of `weight` for one group: a claim of the pool.
+struct Unit {
+  const Group* group;
+  const Weight* weight;
+  int64_t begin;
+  int64_t end;
+  float* out;  // (slots, rows)
+};
+
+void AddUnits(const Group& group, const Weight& weight, float* out,
+              std::vector<Unit>& units) {
+  const int64_t grain =
+      DotGrain(weight, static_cast<int64_t>(group.slots.size()));
+  for (int64_t row = 0; row < weight.rows; row += grain) {
+    units.push_back(
+        {&group, &weight, row, std::min(row + grain, weight.rows), out});
+  }
+}
+
+// out[slot] = W x[slot / slots_per_row] for the slots of each unit.
+void RunUnits(ThreadPool& pool, const std::vector<Unit>& units, const float* x,
+              int64_t slots_per_row) {
+  pool.ParallelFor(
+      static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end) {
+        std::vector<const float*> from;
+        std::vector<float*> to;
+        for (int64_t u = begin; u < end; ++u) {
+          const Unit& unit = units[u];
+          from.clear();
+          to.clear();
+          for (const int64_t slot : unit.group->slots) {
+            from.push_back(x + slot / slots_per_row * unit.weight->columns);
+            to.push_back(unit.out + slot * unit.weight->rows);
+          }
+          Dot({.weight = unit.weight,
+               .row_begin = unit.begin,
+               .row_end = unit.end,
+               .leaf = 0,
+               .scale = OutputScale(*unit.weight),
+               .x = from.data(),
+               .out = to.data(),
+               .tokens = static_cast<int64_t>(from.size())});
+        }
+      });
+}
+
+}  // namespace
+
+void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
+             int64_t tokens, const int32_t* ids, int64_t top_k, float* slots) {
+  const int64_t hidden = experts[0].gate.columns;
+  const int64_t inner = experts[0].gate.rows;
+  const int64_t count = tokens * top_k;
+  const std::vector<Group> groups = GroupByExpert(experts, ids, count);
+  std::vector<float> quantized;
+  const float input_scale = experts[0].gate.input_scale;
+  if (input_scale > 0.0f) {
+    quantized.resize(tokens * hidden);
+    QuantizeInput(pool, x, input_scale, tokens * hidden, quantized.data());
+    x = quantized.data();
+  }
+  std::vector<float> gate(count * inner);
+  std::vector<float> up(count * inner);
+  std::vector<Unit> units;
+  for (const Group& group : groups) {
+    AddUnits(group, group.expert->gate, gate.data(), units);
+    AddUnits(group, group.expert->up, up.data(), units);
+  }
+  RunUnits(pool, units, x, top_k);
+  SiluMul(pool, gate.data(), up.data(), count * inner, gate.data());
+  const float inner_scale = experts[0].down.input_scale;
+  if (inner_scale > 0.0f) {
+    QuantizeInput(pool, gate.data(), inner_scale, count * inner, gate.data());
+  }
+  units.clear();
+  for (const Group& group : groups) {
+    AddUnits(group, group.expert->down, slots, units);
+  }
+  RunUnits(pool, units, gate.data(), 1);
+}
+
+}  // namespace invar::cpu

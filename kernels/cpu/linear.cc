@@ -1,0 +1,49 @@
+#include <vector>
+
+#include "kernels/cpu/dot.h"
+#include "kernels/ops.h"
+
+namespace invar::cpu {
+namespace {
+
+void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
+         int64_t tokens, float* out) {
+  std::vector<float> quantized;
+  if (weight.input_scale > 0.0f) {
+    quantized.resize(tokens * weight.columns);
+    QuantizeInput(pool, x, weight.input_scale, tokens * weight.columns,
+                  quantized.data());
+    x = quantized.data();
+  }
+  std::vector<const float*> inputs(tokens);
+  std::vector<float*> outputs(tokens);
+  for (int64_t t = 0; t < tokens; ++t) {
+    inputs[t] = x + t * weight.columns;
+    outputs[t] = out + t * weight.rows;
+  }
+  pool.ParallelFor(weight.rows, DotGrain(weight, tokens),
+                   [&](int64_t begin, int64_t end) {
+                     Dot({.weight = &weight,
+                          .row_begin = begin,
+                          .row_end = end,
+                          .leaf = leaf,
+                          .scale = OutputScale(weight),
+                          .x = inputs.data(),
+                          .out = outputs.data(),
+                          .tokens = tokens});
+                   });
+}
+
+}  // namespace
+
+void Linear(ThreadPool& pool, const Weight& weight, const float* x,
+            int64_t tokens, float* out) {
+  Run(pool, weight, /*leaf=*/0, x, tokens, out);
+}
+
+void LinearRowParallel(ThreadPool& pool, const Weight& weight, const float* x,
+                       int64_t tokens, float* out) {
+  Run(pool, weight, RowParallelLeaf(weight.columns), x, tokens, out);
+}
+
+}  // namespace invar::cpu

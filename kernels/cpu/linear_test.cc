@@ -1,0 +1,133 @@
+#include <gtest/gtest.h>
+
+#include "kernels/cpu/codes.h"
+#include "kernels/cpu/test_values.h"
+#include "kernels/ops.h"
+
+namespace invar::cpu {
+namespace {
+
+// One output by the contract's words: 16 lanes, k ascending, fused, tree.
+float LaneDot(const float* w, const float* x, int64_t count) {
+  float lanes[16] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    lanes[k % 16] = std::fma(w[k], x[k], lanes[k % 16]);
+  }
+  for (int half = 8; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+  }
+  return lanes[0];
+}
+
+float LeafDot(const float* w, const float* x, int64_t count) {
+  const int64_t leaf = RowParallelLeaf(count);
+  float place[8];
+  bool present[8] = {};
+  for (int64_t k = 0, i = 0; k < count; k += leaf, ++i) {
+    place[i] = LaneDot(w + k, x + k, std::min(leaf, count - k));
+    present[i] = true;
+  }
+  for (int stride = 1; stride < 8; stride *= 2) {
+    for (int i = 0; i < 8; i += 2 * stride) {
+      if (present[i + stride]) place[i] = place[i] + place[i + stride];
+    }
+  }
+  return place[0];
+}
+
+TEST(LinearTest, GivesTheBitsOfTheWrittenOrderForEveryTokenCount) {
+  ThreadPool pool(2);
+  constexpr int64_t kRows = 37;
+  for (const int64_t columns : {16, 48, 400, 1040}) {
+    const auto w = RandomValues(kRows * columns, 1);
+    const Weight weight = Fp32Weight(w, kRows, columns);
+    for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 13}) {
+      const auto x = RandomValues(tokens * columns, 2);
+      std::vector<float> plain(tokens * kRows);
+      std::vector<float> leaves(tokens * kRows);
+      Linear(pool, weight, x.data(), tokens, plain.data());
+      LinearRowParallel(pool, weight, x.data(), tokens, leaves.data());
+      std::vector<float> expected;
+      std::vector<float> expected_leaves;
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t r = 0; r < kRows; ++r) {
+          const float* row = &w[r * columns];
+          expected.push_back(LaneDot(row, &x[t * columns], columns));
+          expected_leaves.push_back(LeafDot(row, &x[t * columns], columns));
+        }
+      }
+      EXPECT_TRUE(SameBits(plain, expected)) << columns << " " << tokens;
+      EXPECT_TRUE(SameBits(leaves, expected_leaves))
+          << columns << " " << tokens;
+    }
+  }
+}
+
+TEST(LinearTest, LeavesAreAtMostEightAndWholeBlocksOf128) {
+  for (const int64_t columns : {16, 128, 512, 1024, 1040, 2816, 10944}) {
+    const int64_t leaf = RowParallelLeaf(columns);
+    EXPECT_EQ(leaf % 128, 0);
+    EXPECT_LE((columns + leaf - 1) / leaf, kMaxLeaves);
+  }
+}
+
+TEST(LinearTest, Fp8WeightsWithStaticFp8Inputs) {
+  ThreadPool pool(1);
+  constexpr int64_t kRows = 9;
+  constexpr int64_t kColumns = 64;
+  constexpr int64_t kTokens = 3;
+  std::vector<uint8_t> codes(kRows * kColumns);
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint8_t>(i * 37 % 256);
+    if ((codes[i] & 0x7f) == 0x7f) codes[i] = 0;
+  }
+  const Weight weight = {
+      .dtype = WeightDtype::kFp8E4m3,
+      .data = reinterpret_cast<const std::byte*>(codes.data()),
+      .rows = kRows,
+      .columns = kColumns,
+      .scale = 0.03f,
+      .input_scale = 0.01f};
+  const auto x = RandomValues(kTokens * kColumns, 3, 6.0);  // some saturate
+  std::vector<float> out(kTokens * kRows);
+  Linear(pool, weight, x.data(), kTokens, out.data());
+  std::vector<double> expected;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    std::vector<float> grid(kColumns);
+    for (int64_t k = 0; k < kColumns; k += 16) {
+      Store(Fp8E4m3Code::Round(
+                Divide(Load(&x[t * kColumns + k]), Broadcast(0.01f))),
+            &grid[k]);
+    }
+    for (int64_t r = 0; r < kRows; ++r) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < kColumns; ++k) {
+        sum += E4m3Value(codes[r * kColumns + k]) * grid[k];
+      }
+      expected.push_back(sum * 0.03f * 0.01f);
+    }
+  }
+  ExpectClose(out, expected, 1e-6);
+}
+
+TEST(LinearTest, HalfPrecisionWeightsAreReadExactly) {
+  ThreadPool pool(1);
+  const uint16_t bf16[16] = {0x3f80, 0xc000, 0x3f00};  // 1, -2, 0.5
+  const uint16_t fp16[16] = {0x3c00, 0xc000, 0x3800};
+  const std::vector<float> x = {1, 10, 100, 0, 0, 0, 0, 0,
+                                0, 0,  0,   0, 0, 0, 0, 0};
+  float out = 0.0f;
+  Weight weight = {.dtype = WeightDtype::kBf16,
+                   .data = reinterpret_cast<const std::byte*>(bf16),
+                   .rows = 1,
+                   .columns = 16};
+  Linear(pool, weight, x.data(), 1, &out);
+  EXPECT_EQ(out, 31.0f);
+  weight.dtype = WeightDtype::kFp16;
+  weight.data = reinterpret_cast<const std::byte*>(fp16);
+  Linear(pool, weight, x.data(), 1, &out);
+  EXPECT_EQ(out, 31.0f);
+}
+
+}  // namespace
+}  // namespace invar::cpu

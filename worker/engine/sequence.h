@@ -1,0 +1,84 @@
+// One attempt at one request, as the engine holds it.
+#ifndef INVAR_WORKER_ENGINE_SEQUENCE_H_
+#define INVAR_WORKER_ENGINE_SEQUENCE_H_
+
+#include <algorithm>
+#include <compare>
+#include <cstdint>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "invar/worker/v1/link.pb.h"
+#include "kernels/ops.h"
+#include "worker/engine/credits.h"
+
+namespace invar {
+
+// Numbers the attaches of a worker's life, over all schedulers; never reused.
+using SessionId = int64_t;
+
+// Names a sequence within the engine.
+struct SequenceId {
+  SessionId session = 0;
+  int64_t epoch = 0;
+  int64_t request = 0;
+  int32_t attempt = 0;
+
+  SequenceId(SessionId session, const worker::v1::AttemptKey& key)
+      : session(session),
+        epoch(key.epoch()),
+        request(key.request()),
+        attempt(key.attempt()) {}
+
+  friend auto operator<=>(const SequenceId&, const SequenceId&) = default;
+};
+
+struct Sequence {
+  explicit Sequence(const SequenceId& id) : id(id) {}
+
+  SequenceId id;
+  worker::v1::AttemptKey key;
+  CreditAmount cost;
+  absl::Time deadline = absl::InfiniteFuture();
+
+  // Prompt, output delivered before, output of this attempt.
+  std::vector<int32_t> tokens;
+  int64_t prompt_tokens = 0;
+  // Tokens at most: the prompt and max_tokens, or the context.
+  int64_t max_size = 0;
+  bool stopped = false;  // The last token is a stop id.
+
+  cpu::SamplingParameters sampling;
+  uint64_t seed = 0;
+  int64_t min_tokens = 0;
+  std::vector<int32_t> stop_token_ids;  // ascending
+  bool logprobs = false;
+  int64_t top_logprobs = 0;
+  bool prompt_logprobs = false;
+
+  // Positions [0, computed) lie in the cache, in block_ids.
+  int64_t computed = 0;
+  std::vector<int32_t> block_ids;
+  int64_t reserved_blocks = 0;  // 0: not started
+
+  int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t output_tokens() const { return size() - prompt_tokens; }
+  bool wants_output() const { return !stopped && size() < max_size; }
+  // Nothing is left to compute.
+  bool finished() const {
+    return !wants_output() && (!prompt_logprobs || computed >= prompt_tokens);
+  }
+  // One token to compute: all else is in the cache.
+  bool decoding() const { return computed > 0 && computed + 1 == size(); }
+
+  // Sets `stopped` from the last token, if it is output.
+  void CheckStop() {
+    stopped = output_tokens() > min_tokens &&
+              std::binary_search(stop_token_ids.begin(), stop_token_ids.end(),
+                                 tokens.back());
+  }
+};
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_ENGINE_SEQUENCE_H_

@@ -1,0 +1,124 @@
+// Drives an engine step by step, as its thread would, and collects answers.
+#ifndef INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
+#define INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "worker/engine/engine.h"
+
+namespace invar {
+
+// All that was reported of one attempt.
+struct Answer {
+  std::vector<int32_t> token_ids;
+  std::vector<float> logprobs;
+  std::vector<worker::v1::Alternatives> alternatives;
+  std::vector<float> prompt_logprobs;
+  std::vector<int32_t> positions;  // of each of token_ids
+  std::optional<worker::v1::Terminal> terminal;
+
+  worker::v1::Terminal::Reason reason() const {
+    return terminal.has_value() ? terminal->reason()
+                                : worker::v1::Terminal::REASON_UNSPECIFIED;
+  }
+};
+
+// A submit of session 1 with neutral sampling.
+inline worker::v1::Submit MakeSubmit(int64_t request,
+                                     const std::vector<int32_t>& prompt,
+                                     int32_t max_tokens) {
+  worker::v1::Submit submit;
+  submit.mutable_key()->set_epoch(1);
+  submit.mutable_key()->set_request(request);
+  submit.mutable_key()->set_attempt(1);
+  submit.mutable_token_ids()->Add(prompt.begin(), prompt.end());
+  submit.set_total_tokens(static_cast<int32_t>(prompt.size()));
+  submit.set_prompt_tokens(static_cast<int32_t>(prompt.size()));
+  submit.set_max_tokens(max_tokens);
+  submit.mutable_sampling()->set_top_p(1.0f);
+  submit.mutable_sampling()->set_repetition_penalty(1.0f);
+  return submit;
+}
+
+class EngineHarness {
+ public:
+  EngineHarness(const Engine::Options& options, std::unique_ptr<Model> model)
+      : engine_(options, std::move(model)) {
+    Open(1, 0);
+  }
+
+  Engine& engine() { return engine_; }
+  const Answer& answer(int64_t request) { return answers_[request]; }
+  const worker::v1::Credits& credits() const { return credits_; }
+  const std::vector<worker::v1::StepReport>& reports() const {
+    return reports_;
+  }
+
+  void Open(SessionId session, int place) {
+    engine_.Open(session, place, [this](worker::v1::StepReport report) {
+      Collect(std::move(report));
+    });
+  }
+  void Submit(const worker::v1::Submit& submit) {
+    engine_.Submit(1, submit, now_);
+  }
+  void Cancel(int64_t request) {
+    engine_.Cancel(1, MakeSubmit(request, {}, 0).key());
+  }
+  StepSummary Step() { return engine_.Step(now_); }
+  void Advance(absl::Duration duration) { now_ += duration; }
+  // Steps until nothing is left; returns how many steps that took.
+  int Drain() {
+    int steps = 0;
+    while (!engine_.idle()) {
+      Step();
+      ++steps;
+    }
+    return steps;
+  }
+  // Submits, drains, and returns the answer.
+  Answer Run(const worker::v1::Submit& submit) {
+    answers_.erase(submit.key().request());
+    Submit(submit);
+    Drain();
+    return answers_[submit.key().request()];
+  }
+
+ private:
+  void Collect(worker::v1::StepReport report) {
+    credits_ = report.credits();
+    for (const worker::v1::AttemptReport& attempt : report.attempts()) {
+      Answer& answer = answers_[attempt.key().request()];
+      for (int i = 0; i < attempt.token_ids_size(); ++i) {
+        answer.token_ids.push_back(attempt.token_ids(i));
+        answer.positions.push_back(attempt.position() + i);
+      }
+      for (const float value : attempt.logprobs()) {
+        answer.logprobs.push_back(value);
+      }
+      for (const auto& value : attempt.alternatives()) {
+        answer.alternatives.push_back(value);
+      }
+      for (const float value : attempt.prompt_logprobs()) {
+        answer.prompt_logprobs.push_back(value);
+      }
+      if (attempt.has_terminal()) answer.terminal = attempt.terminal();
+    }
+    reports_.push_back(std::move(report));
+  }
+
+  absl::Time now_ = absl::UnixEpoch() + absl::Hours(1);
+  std::map<int64_t, Answer> answers_;
+  worker::v1::Credits credits_;
+  std::vector<worker::v1::StepReport> reports_;
+  Engine engine_;
+};
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_

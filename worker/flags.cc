@@ -1,0 +1,162 @@
+#include "worker/flags.h"
+
+#include <unistd.h>
+
+#include <map>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+namespace invar {
+namespace {
+
+constexpr char kMoreHelp[] = "; see invar-worker --help";
+
+absl::Status Wrong(absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(what, kMoreHelp));
+}
+
+// The number after the last colon; false if there is none.
+bool ParsePort(absl::string_view address, int* port) {
+  const size_t colon = address.rfind(':');
+  return colon != absl::string_view::npos && colon > 0 &&
+         absl::SimpleAtoi(address.substr(colon + 1), port) && *port >= 0 &&
+         *port <= 65535;
+}
+
+absl::Status CheckDevice(const std::string& device) {
+  absl::string_view number = device;
+  int index = 0;
+  if (device == "cpu") return absl::OkStatus();
+  if (absl::ConsumePrefix(&number, "cuda:") &&
+      absl::SimpleAtoi(number, &index) && index >= 0) {
+    return absl::OkStatus();
+  }
+  return Wrong(
+      absl::StrCat("--device is \"", device, "\"; it must be cpu or cuda:N"));
+}
+
+// Two workers of one machine differ in their metrics port, so that the default
+// names differ too, and stay the same over restarts.
+std::string DefaultWorkerId(const WorkerFlags& flags) {
+  char host[256] = "localhost";
+  gethostname(host, sizeof(host) - 1);
+  int port = 0;
+  if (!ParsePort(flags.metrics, &port) || port == 0) {
+    return absl::StrCat(host, "/", flags.device);
+  }
+  return absl::StrCat(host, "/", flags.device, "/", port);
+}
+
+absl::Status Resolve(WorkerFlags* flags) {
+  int port = 0;
+  if (flags->schedulers.empty()) {
+    return Wrong(
+        "--scheduler HOST:PORT is missing: a worker dials the "
+        "schedulers that it is told of");
+  }
+  for (const std::string& scheduler : flags->schedulers) {
+    if (!ParsePort(scheduler, &port) || port == 0) {
+      return Wrong(absl::StrCat("--scheduler is \"", scheduler,
+                                "\"; it must be HOST:PORT"));
+    }
+  }
+  if (!flags->metrics.empty() && !ParsePort(flags->metrics, &port)) {
+    return Wrong(absl::StrCat("--metrics is \"", flags->metrics,
+                              "\"; it must be HOST:PORT, or empty for none"));
+  }
+  if (absl::Status status = CheckDevice(flags->device); !status.ok()) {
+    return status;
+  }
+  if (flags->worker_id.empty()) flags->worker_id = DefaultWorkerId(*flags);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<WorkerFlags> ParseWorkerFlags(
+    const std::vector<std::string>& arguments) {
+  WorkerFlags flags;
+  std::string threads = "0";
+  std::string schedulers;
+  const std::map<std::string, std::string*> values = {
+      {"--scheduler", &schedulers},      {"--device", &flags.device},
+      {"--worker-id", &flags.worker_id}, {"--metrics", &flags.metrics},
+      {"--threads", &threads},           {"--log-level", &flags.log_level}};
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(arguments[i], absl::MaxSplits('=', 1));
+    const auto& name = parts.first;
+    if (name == "--help" || name == "-h") {
+      flags.help = true;
+      return flags;
+    }
+    if (name == "--version") {
+      flags.version = true;
+      return flags;
+    }
+    const auto found = values.find(name);
+    if (found == values.end()) {
+      return Wrong(absl::StrCat("unknown argument \"", arguments[i], "\""));
+    }
+    if (name.size() < arguments[i].size()) {
+      *found->second = parts.second;
+    } else if (i + 1 < arguments.size()) {
+      *found->second = arguments[++i];
+    } else {
+      return Wrong(absl::StrCat(name, " needs a value"));
+    }
+    for (absl::string_view scheduler :
+         absl::StrSplit(schedulers, ',', absl::SkipEmpty())) {
+      flags.schedulers.emplace_back(scheduler);
+    }
+    schedulers.clear();
+  }
+  if (!absl::SimpleAtoi(threads, &flags.threads) || flags.threads < 0 ||
+      flags.threads > 1024) {
+    return Wrong(absl::StrCat("--threads is \"", threads,
+                              "\"; it must be a number in [0, 1024]"));
+  }
+  if (absl::Status status = Resolve(&flags); !status.ok()) return status;
+  return flags;
+}
+
+std::string WorkerHelp() {
+  return R"(invar-worker: runs one replica of the model for one or more schedulers.
+
+Usage: invar-worker --scheduler HOST:PORT [flags]
+
+The worker dials the schedulers' worker link and is sent its configuration,
+the checkpoint's path included; that path must exist on this machine too. It
+takes no requests of its own. Schedulers may start later: it keeps dialling.
+
+  --scheduler HOST:PORT  The worker link of a scheduler (listen.worker_link in
+                         its config, 127.0.0.1:8471 by default). Required; may
+                         be repeated, or list several with commas. Schedulers
+                         share the worker evenly.
+  --device DEVICE        cpu, or cuda:N.                        Default: cpu
+  --worker-id NAME       Names this worker to the schedulers. Must be unique
+                         and stay the same over restarts.
+                         Default: host name/device/metrics port
+  --metrics HOST:PORT    Serves Prometheus metrics at /metrics; "" for none.
+                         A second worker on one machine needs another port.
+                                                      Default: 127.0.0.1:9471
+  --threads N            Threads that compute; 0: one per core.   Default: 0
+  --log-level LEVEL      trace, debug, info, warning or error. Default: info
+  --version              Prints the version.
+  --help                 Prints this.
+
+SIGTERM or SIGINT: takes no more work, finishes what runs for up to 10 seconds
+and exits 0; a second one exits at once.
+
+Exit codes: 0 told to stop; 1 cannot serve (the log says why); 2 wrong usage.
+
+Example:
+  invar-scheduler --config deploy/config/quickstart.textproto &
+  invar-worker --scheduler 127.0.0.1:8471 --device cpu
+)";
+}
+
+}  // namespace invar

@@ -1,0 +1,154 @@
+// invar-worker: dials its schedulers, loads what they say, and computes.
+#include <grpcpp/grpcpp.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/logging.h"
+#include "common/version.h"
+#include "kernels/ops.h"
+#include "worker/engine/steady_clock.h"
+#include "worker/flags.h"
+#include "worker/link/link_client.h"
+#include "worker/metrics.h"
+#include "worker/replica.h"
+
+namespace invar {
+namespace {
+
+constexpr int kExitCannotServe = 1;
+constexpr int kExitUsage = 2;
+constexpr absl::Duration kFinishRunning = absl::Seconds(10);
+constexpr absl::Duration kTick = absl::Milliseconds(100);
+
+// SIGTERM and SIGINT, taken by this thread alone: blocked before any other
+// thread starts, and so in all of them.
+class StopSignals {
+ public:
+  StopSignals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGTERM);
+    sigaddset(&set_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+  }
+
+  // Whether one comes within `duration`.
+  bool Wait(absl::Duration duration) {
+    const timespec timeout = absl::ToTimespec(duration);
+    return sigtimedwait(&set_, nullptr, &timeout) > 0;
+  }
+
+ private:
+  sigset_t set_;
+};
+
+using Links = std::vector<std::unique_ptr<LinkClient>>;
+
+// Lets running sequences end, until a second signal or the time is up.
+void FinishRunning(const Links& links, Replica* replica, StopSignals* signals) {
+  spdlog::info(
+      "leaving: finishing what runs, for up to {} s; another signal "
+      "ends it at once",
+      absl::ToInt64Seconds(kFinishRunning));
+  for (const auto& link : links) link->Leave();
+  EngineThread* engine = replica->engine_if_loaded();
+  const absl::Time end = SteadyNow() + kFinishRunning;
+  while (engine != nullptr && SteadyNow() < end) {
+    if (engine->WaitUntilIdle(kTick)) return;
+    if (signals->Wait(absl::ZeroDuration())) return;
+  }
+}
+
+// Until a signal, or until the worker can serve nobody. The exit code.
+int Serve(const Links& links, Replica* replica, StopSignals* signals) {
+  while (!signals->Wait(kTick)) {
+    if (replica->load_failure().has_value()) {
+      spdlog::error("cannot load the model: {}",
+                    std::string(replica->load_failure()->message()));
+      return kExitCannotServe;
+    }
+    for (const auto& link : links) {
+      if (link->superseded()) return kExitCannotServe;
+    }
+  }
+  FinishRunning(links, replica, signals);
+  return 0;
+}
+
+int Run(const WorkerFlags& flags) {
+  StopSignals signals;
+  if (flags.device != "cpu") {
+    spdlog::error(
+        "--device is {}, but this build has no CUDA backend; use "
+        "--device cpu",
+        flags.device);
+    return kExitCannotServe;
+  }
+  if (const std::string missing = cpu::MissingCpuFeatures(); !missing.empty()) {
+    spdlog::error(
+        "this processor lacks {}; the CPU backend needs x86-64-v3 "
+        "(AVX2 and FMA), as its bits are defined there",
+        missing);
+    return kExitCannotServe;
+  }
+  WorkerMetrics metrics;
+  if (!flags.metrics.empty()) {
+    if (absl::Status status = metrics.Serve(flags.metrics); !status.ok()) {
+      spdlog::error("{}", std::string(status.message()));
+      return kExitCannotServe;
+    }
+  }
+  Replica::Options options;
+  options.threads = flags.threads;
+  options.schedulers = static_cast<int>(flags.schedulers.size());
+  options.observer = [&metrics](const StepSummary& step, double seconds) {
+    metrics.ObserveStep(step, seconds);
+  };
+  Replica replica(options);
+  Links links;
+  for (size_t i = 0; i < flags.schedulers.size(); ++i) {
+    links.push_back(std::make_unique<LinkClient>(
+        LinkIdentity{flags.schedulers[i], static_cast<int>(i), flags.worker_id,
+                     flags.device},
+        &replica));
+  }
+  spdlog::info("worker \"{}\" {} on {}", flags.worker_id, kVersion,
+               flags.device);
+  const int code = Serve(links, &replica, &signals);
+  for (const auto& link : links) link->Stop();
+  return code;
+}
+
+}  // namespace
+}  // namespace invar
+
+int main(int argc, char** argv) {
+  const absl::StatusOr<invar::WorkerFlags> flags =
+      invar::ParseWorkerFlags({argv + 1, argv + argc});
+  if (!flags.ok()) {
+    std::fprintf(stderr, "invar-worker: %s\n",
+                 std::string(flags.status().message()).c_str());
+    return invar::kExitUsage;
+  }
+  if (flags->help) {
+    std::fputs(invar::WorkerHelp().c_str(), stdout);
+    return 0;
+  }
+  if (flags->version) {
+    std::printf("invar-worker %s\n", invar::kVersion);
+    return 0;
+  }
+  if (!invar::InitLogging("worker", flags->log_level)) {
+    std::fprintf(stderr,
+                 "invar-worker: --log-level is \"%s\"; it must be trace, "
+                 "debug, info, warning or error\n",
+                 flags->log_level.c_str());
+    return invar::kExitUsage;
+  }
+  return invar::Run(*flags);
+}

@@ -1,0 +1,61 @@
+// A checkpoint's tensors in memory, every one of them checked.
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/model/architecture.h"
+#include "worker/model/safetensors.h"
+
+namespace invar {
+
+// A copy of a tensor, in its own dtype, aligned to a cache line. A copy and no
+// mapping: a file that changes under a running server must not change answers.
+struct LoadedTensor {
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  TensorDtype dtype = TensorDtype::kF32;
+  std::vector<int64_t> shape;
+  std::unique_ptr<std::byte[], Free> data;
+  int64_t bytes = 0;
+};
+
+class Checkpoint {
+ public:
+  // Reads model.safetensors, or the shards of model.safetensors.index.json, in
+  // `folder`. They must hold exactly `expected`, and the index must say of
+  // each tensor where it is. Errors name the file and the tensor.
+  static absl::StatusOr<Checkpoint> Load(
+      const std::string& folder, const std::vector<TensorSpec>& expected);
+
+  // A tensor of `expected`.
+  const LoadedTensor& tensor(std::string_view name) const {
+    return tensors_.find(name)->second;
+  }
+  bool Has(std::string_view name) const {
+    return tensors_.find(name) != tensors_.end();
+  }
+
+  // SHA-256 (hex) over a line "name dtype shape sha256" a tensor, in name
+  // order: independent of sharding and of file names.
+  const std::string& digest() const { return digest_; }
+
+ private:
+  std::map<std::string, LoadedTensor, std::less<>> tensors_;
+  std::string digest_;
+};
+
+// A whole file of at most 64 MiB. NOT_FOUND or INVALID_ARGUMENT.
+absl::StatusOr<std::string> ReadTextFile(const std::string& path);
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_H_

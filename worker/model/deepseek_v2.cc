@@ -1,0 +1,230 @@
+#include "worker/model/deepseek_v2.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+
+namespace invar {
+namespace {
+
+// Default rounding and no flush to zero while a step runs, whatever the
+// calling thread had set.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+};
+
+void Require(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "Model::Forward: %s\n", what);
+  std::abort();
+}
+
+}  // namespace
+
+void DeepseekV2::CheckSlices(std::span<const SequenceSlice> slices,
+                             const KvCache& cache,
+                             std::span<const float> logits) const {
+  Require(cache.dtype() == kv_dtype_ && cache.layers() == config_.layers &&
+              cache.row_bytes() ==
+                  config_.kv_row_elements() * KvElementBytes(kv_dtype_),
+          "the cache is another model's");
+  int64_t rows = 0;
+  for (const SequenceSlice& slice : slices) {
+    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
+    rows += slice.logit_rows;
+    Require(size > 0 && slice.first_position >= 0, "an empty slice");
+    Require(slice.logit_rows >= 0 && slice.logit_rows <= size,
+            "logit_rows outside the slice");
+    Require(slice.first_position + size <=
+                static_cast<int64_t>(slice.block_ids.size()) * kBlockTokens,
+            "block_ids do not cover the slice");
+    for (const int32_t id : slice.token_ids) {
+      Require(id >= 0 && id < config_.vocab_size, "a token id out of range");
+    }
+    for (const int32_t id : slice.block_ids) {
+      Require(id >= 0 && id < cache.blocks(), "a block id out of range");
+    }
+  }
+  Require(rows * config_.vocab_size == static_cast<int64_t>(logits.size()),
+          "logits of another size than the rows asked for");
+}
+
+void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices) {
+  Step& s = step_;
+  s.ids.clear();
+  s.positions.clear();
+  s.places.clear();
+  for (const SequenceSlice& slice : slices) {
+    for (size_t i = 0; i < slice.token_ids.size(); ++i) {
+      const int64_t position = slice.first_position + static_cast<int64_t>(i);
+      s.ids.push_back(slice.token_ids[i]);
+      s.positions.push_back(position);
+      s.places.push_back({slice.block_ids.data(), position});
+    }
+  }
+  const ModelConfig& c = config_;
+  const int64_t tokens = s.tokens();
+  const int64_t inner =
+      std::max(c.intermediate_size, c.shared_experts * c.moe_intermediate_size);
+  s.finite.assign(tokens, 1);
+  s.cosines.resize(tokens * c.qk_rope_head_dim / 2);
+  s.sines.resize(tokens * c.qk_rope_head_dim / 2);
+  s.hidden.resize(tokens * c.hidden_size);
+  s.normed.resize(tokens * c.hidden_size);
+  s.q_a.resize(tokens * c.q_lora_rank);
+  s.q.resize(tokens * c.heads * c.qk_head_dim());
+  s.kv_a.resize(tokens * c.kv_row_elements());
+  s.latent.resize(tokens * c.kv_lora_rank);
+  s.query.resize(tokens * c.heads * c.kv_row_elements());
+  s.attended.resize(tokens * c.heads * c.kv_lora_rank);
+  s.values.resize(tokens * c.heads * c.v_head_dim);
+  s.projected.resize(tokens * c.hidden_size);
+  s.gate.resize(tokens * inner);
+  s.up.resize(tokens * inner);
+  s.expert_ids.resize(tokens * c.router.top_k);
+  s.expert_weights.resize(tokens * c.router.top_k);
+  s.slots.resize(tokens * c.router.top_k * c.hidden_size);
+}
+
+void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = step_.tokens();
+  Step& s = step_;
+  cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size, layer.input_norm.data(),
+               c.rms_norm_eps, tokens, c.hidden_size, s.normed.data(),
+               c.hidden_size);
+  if (c.q_lora_rank == 0) {
+    cpu::Linear(pool_, layer.q, s.normed.data(), tokens, s.q.data());
+  } else {
+    cpu::Linear(pool_, layer.q_a, s.normed.data(), tokens, s.q_a.data());
+    cpu::RmsNorm(pool_, s.q_a.data(), c.q_lora_rank, layer.q_norm.data(),
+                 c.rms_norm_eps, tokens, c.q_lora_rank, s.q_a.data(),
+                 c.q_lora_rank);
+    cpu::Linear(pool_, layer.q_b, s.q_a.data(), tokens, s.q.data());
+  }
+  cpu::RopeApply(pool_, s.cosines.data(), s.sines.data(), tokens, c.heads,
+                 c.qk_rope_head_dim, s.q.data() + c.qk_nope_head_dim,
+                 c.heads * c.qk_head_dim(), c.qk_head_dim());
+
+  cpu::Linear(pool_, layer.kv_a, s.normed.data(), tokens, s.kv_a.data());
+  float* k_pe = s.kv_a.data() + c.kv_lora_rank;
+  cpu::RopeApply(pool_, s.cosines.data(), s.sines.data(), tokens, /*heads=*/1,
+                 c.qk_rope_head_dim, k_pe, c.kv_row_elements(), 0);
+  cpu::RmsNorm(pool_, s.kv_a.data(), c.kv_row_elements(),
+               layer.latent_norm.data(), c.rms_norm_eps, tokens, c.kv_lora_rank,
+               s.latent.data(), c.kv_lora_rank);
+  // Every token of the step is in the cache before any token attends, and is
+  // read back from it: the same path for a chunk's own tokens and for older.
+  cpu::KvAppend(pool_, s.places, s.latent.data(), k_pe, c.kv_row_elements(),
+                cache, s.finite.data());
+
+  cpu::AbsorbQuery(pool_, layer.kv_b, s.q.data(), tokens, s.query.data());
+  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads, attention_scale_,
+                    cache, s.attended.data());
+  cpu::AbsorbValue(pool_, layer.kv_b, s.attended.data(), tokens,
+                   s.values.data());
+  cpu::LinearRowParallel(pool_, layer.o, s.values.data(), tokens,
+                         s.projected.data());
+  cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
+               s.hidden.data());
+}
+
+void DeepseekV2::RunMlp(const Mlp& mlp, const float* x, float* out) {
+  const int64_t tokens = step_.tokens();
+  cpu::Linear(pool_, mlp.gate, x, tokens, step_.gate.data());
+  cpu::Linear(pool_, mlp.up, x, tokens, step_.up.data());
+  cpu::SiluMul(pool_, step_.gate.data(), step_.up.data(),
+               tokens * mlp.gate.rows, step_.gate.data());
+  cpu::LinearRowParallel(pool_, mlp.down, step_.gate.data(), tokens, out);
+}
+
+void DeepseekV2::FeedForward(const Layer& layer) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = step_.tokens();
+  Step& s = step_;
+  cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size,
+               layer.attention_norm.data(), c.rms_norm_eps, tokens,
+               c.hidden_size, s.normed.data(), c.hidden_size);
+  RunMlp(layer.mlp, s.normed.data(), s.projected.data());
+  if (layer.experts.empty()) {
+    cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
+                 s.hidden.data());
+    return;
+  }
+  cpu::Router(pool_, c.router, layer.router, s.normed.data(), tokens,
+              s.expert_ids.data(), s.expert_weights.data());
+  cpu::Experts(pool_, layer.experts, s.normed.data(), tokens,
+               s.expert_ids.data(), c.router.top_k, s.slots.data());
+  cpu::Combine(pool_, s.projected.data(), s.slots.data(),
+               s.expert_weights.data(), tokens, c.router.top_k, c.hidden_size,
+               s.hidden.data());
+}
+
+void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
+                        std::span<float> logits) {
+  const int64_t hidden = config_.hidden_size;
+  int64_t rows = 0;
+  int64_t end = 0;  // of the slice's tokens among the step's
+  for (const SequenceSlice& slice : slices) {
+    end += static_cast<int64_t>(slice.token_ids.size());
+    for (int64_t t = end - slice.logit_rows; t < end; ++t, ++rows) {
+      // Rows only move down: those above have been read.
+      std::copy_n(&step_.hidden[t * hidden], hidden,
+                  &step_.hidden[rows * hidden]);
+    }
+  }
+  if (rows == 0) return;
+  cpu::RmsNorm(pool_, step_.hidden.data(), hidden, final_norm_.data(),
+               config_.rms_norm_eps, rows, hidden, step_.normed.data(), hidden);
+  cpu::Linear(pool_, lm_head_, step_.normed.data(), rows, logits.data());
+}
+
+std::vector<SliceHealth> DeepseekV2::Health(
+    std::span<const SequenceSlice> slices,
+    std::span<const float> logits) const {
+  std::vector<SliceHealth> health;
+  auto finite = step_.finite.begin();
+  for (const SequenceSlice& slice : slices) {
+    const auto end = finite + static_cast<int64_t>(slice.token_ids.size());
+    const size_t count = slice.logit_rows * config_.vocab_size;
+    const bool healthy =
+        std::find(finite, end, 0) == end && cpu::AllFinite(logits.first(count));
+    health.push_back(healthy ? SliceHealth::kFinite : SliceHealth::kNonFinite);
+    finite = end;
+    logits = logits.subspan(count);
+  }
+  return health;
+}
+
+std::vector<SliceHealth> DeepseekV2::Forward(
+    std::span<const SequenceSlice> slices, KvCache& cache,
+    std::span<float> logits) {
+  if (slices.empty()) return {};
+  const DefaultFloatingPoint floating_point;
+  CheckSlices(slices, cache, logits);
+  BeginStep(slices);
+  cpu::RopeAngles(rope_, step_.positions, step_.cosines.data(),
+                  step_.sines.data());
+  cpu::Embedding(embedding_, step_.ids, step_.hidden.data());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Attention(layers_[i], {.dtype = kv_dtype_,
+                           .data = cache.Block(static_cast<int64_t>(i), 0),
+                           .latent = config_.kv_lora_rank,
+                           .rope = config_.qk_rope_head_dim});
+    FeedForward(layers_[i]);
+  }
+  Logits(slices, logits);
+  return Health(slices, logits);
+}
+
+}  // namespace invar

@@ -1,0 +1,121 @@
+// DeepSeek-V2: multi-head latent attention with a mixture of experts.
+#ifndef INVAR_WORKER_MODEL_DEEPSEEK_V2_H_
+#define INVAR_WORKER_MODEL_DEEPSEEK_V2_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/model.h"
+
+namespace invar {
+
+class DeepseekV2 final : public Model {
+ public:
+  DeepseekV2(ModelConfig config, Checkpoint checkpoint, KvDtype kv_dtype,
+             int threads);
+
+  const ModelConfig& config() const override { return config_; }
+  const std::string& weights_digest() const override {
+    return checkpoint_.digest();
+  }
+  std::vector<std::pair<std::string, std::string>> NumericsPlan()
+      const override;
+  std::string kernel_build_id() const override;
+  std::string architecture() const override { return "x86-64-v3"; }
+  std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const override;
+  std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
+                                   KvCache& cache,
+                                   std::span<float> logits) override;
+
+ private:
+  struct Mlp {
+    Weight gate, up;  // (inner, hidden)
+    Weight down;      // (hidden, inner)
+  };
+
+  struct Layer {
+    std::vector<float> input_norm;      // (hidden)
+    Weight q;                           // (heads * (N + R), hidden), or
+    Weight q_a;                         // (q_lora_rank, hidden),
+    std::vector<float> q_norm;          // (q_lora_rank) and
+    Weight q_b;                         // (heads * (N + R), q_lora_rank)
+    Weight kv_a;                        // (L + R, hidden)
+    std::vector<float> latent_norm;     // (L)
+    cpu::KvUpProjection kv_b;           // (heads * (N + V), L)
+    Weight o;                           // (hidden, heads * V)
+    std::vector<float> attention_norm;  // (hidden)
+    // A dense layer's MLP, or the shared experts of a MoE layer.
+    Mlp mlp;
+    Weight router;                     // (experts, hidden)
+    std::vector<cpu::Expert> experts;  // empty: a dense layer
+  };
+
+  // One step's tokens, T of them over all slices, and what is computed of
+  // them. Grows to the largest step and stays.
+  struct Step {
+    std::vector<int32_t> ids;             // (T)
+    std::vector<int64_t> positions;       // (T)
+    std::vector<cpu::TokenPlace> places;  // (T)
+    std::vector<uint8_t> finite;          // (T)
+    std::vector<float> cosines, sines;    // (T, R / 2)
+    std::vector<float> hidden;            // (T, hidden)
+    std::vector<float> normed;            // (T, hidden)
+    std::vector<float> q_a;               // (T, q_lora_rank)
+    std::vector<float> q;                 // (T, heads, N + R)
+    std::vector<float> kv_a;              // (T, L + R)
+    std::vector<float> latent;            // (T, L)
+    std::vector<float> query;             // (T, heads, L + R)
+    std::vector<float> attended;          // (T, heads, L)
+    std::vector<float> values;            // (T, heads, V)
+    std::vector<float> projected;         // (T, hidden)
+    std::vector<float> gate, up;          // (T, inner)
+    std::vector<int32_t> expert_ids;      // (T, top_k)
+    std::vector<float> expert_weights;    // (T, top_k)
+    std::vector<float> slots;             // (T, top_k, hidden)
+
+    int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
+  };
+
+  Weight LoadWeight(const std::string& module) const;
+  std::vector<float> LoadVector(const std::string& name) const;
+  Mlp LoadMlp(const std::string& module) const;
+  Layer LoadLayer(int64_t index) const;
+  void LoadExperts(const std::string& mlp, Layer& layer) const;
+
+  // Aborts on a slice that breaks SequenceSlice's contract: reading past a
+  // table must not depend on a caller's care.
+  void CheckSlices(std::span<const SequenceSlice> slices, const KvCache& cache,
+                   std::span<const float> logits) const;
+  void BeginStep(std::span<const SequenceSlice> slices);
+  // hidden += attention(norm(hidden))
+  void Attention(const Layer& layer, const cpu::KvLayer& cache);
+  // hidden += mlp(norm(hidden))
+  void FeedForward(const Layer& layer);
+  // out = down(silu(gate(x)) * up(x)), x and out (T, hidden)
+  void RunMlp(const Mlp& mlp, const float* x, float* out);
+  void Logits(std::span<const SequenceSlice> slices, std::span<float> logits);
+  std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+                                  std::span<const float> logits) const;
+
+  ModelConfig config_;
+  Checkpoint checkpoint_;
+  KvDtype kv_dtype_;
+  cpu::RopeTable rope_;
+  float attention_scale_;  // (N + R)^-0.5 * m^2
+  Weight embedding_;       // (vocab, hidden)
+  Weight lm_head_;         // (vocab, hidden)
+  std::vector<float> final_norm_;
+  std::vector<Layer> layers_;
+  mutable cpu::ThreadPool pool_;
+  Step step_;
+};
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_MODEL_DEEPSEEK_V2_H_

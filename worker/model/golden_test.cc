@@ -1,0 +1,104 @@
+// Logits against transformers' DeepseekV2ForCausalLM in fp32, on small random
+// models; tests/goldens has them and the script that made them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+
+#include "kernels/ops.h"
+#include "worker/model/model.h"
+#include "worker/model/safetensors.h"
+
+namespace invar {
+namespace {
+
+template <typename T>
+std::vector<T> Values(const Tensor& tensor) {
+  std::vector<T> values(tensor.bytes.size() / sizeof(T));
+  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+  return values;
+}
+
+// Every position's logits, (ids, vocab), as one prompt.
+std::vector<float> Score(Model& model, const std::vector<int32_t>& ids) {
+  const int64_t size = static_cast<int64_t>(ids.size());
+  std::vector<int32_t> blocks(size / kBlockTokens + 1);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const auto cache = model.NewKvCache(static_cast<int64_t>(blocks.size()));
+  const SequenceSlice prompt = {
+      .token_ids = ids, .block_ids = blocks, .logit_rows = size};
+  std::vector<float> logits(size * model.config().vocab_size);
+  EXPECT_EQ(model.Forward({&prompt, 1}, *cache, logits),
+            std::vector{SliceHealth::kFinite});
+  return logits;
+}
+
+class GoldenTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenTest, LogitsMatchTheReferenceImplementation) {
+  const std::string folder = "tests/goldens/" + GetParam();
+  auto golden = SafetensorsFile::Open(folder + "/golden.safetensors");
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  auto model = Model::Load({.path = folder, .kv_dtype = KvDtype::kFp32});
+  ASSERT_TRUE(model.ok()) << model.status();
+  const auto ids = Values<int32_t>((*golden)->tensors().at("input_ids"));
+  const auto expected = Values<float>((*golden)->tensors().at("logits"));
+  const auto logits = Score(**model, ids);
+  ASSERT_EQ(logits.size(), expected.size());
+
+  double error = 0.0;
+  double norm = 0.0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(static_cast<double>(logits[i]) - expected[i], 2);
+    norm += std::pow(static_cast<double>(expected[i]), 2);
+  }
+  EXPECT_LT(std::sqrt(error / norm), 1e-4);
+  const int64_t vocab = (*model)->config().vocab_size;
+  for (size_t t = 0; t < ids.size(); ++t) {
+    const auto argmax = [&](const std::vector<float>& rows) {
+      const auto row = rows.begin() + t * vocab;
+      return std::max_element(row, row + vocab) - row;
+    };
+    EXPECT_EQ(argmax(logits), argmax(expected)) << "at position " << t;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Goldens, GoldenTest,
+                         ::testing::Values("q_lora", "group_limited", "yarn"),
+                         [](const auto& info) { return info.param; });
+
+// The embedded model's FP8 weights and inputs against the emulation that its
+// training was judged by. An input that rounds to the other neighbour moves a
+// log-probability by more than fp32 noise, hence the wider bound.
+TEST(EmbeddedGoldenTest, LogProbabilitiesMatchTheEmulatedCheckpoint) {
+  auto golden =
+      SafetensorsFile::Open("tests/goldens/embedded/golden.safetensors");
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  const auto ids = Values<int32_t>((*golden)->tensors().at("input_ids"));
+  for (const auto& [kv_dtype, name] :
+       {std::pair(KvDtype::kFp32, "logprobs_fp32_kv"),
+        std::pair(KvDtype::kFp8E5m2, "logprobs_e5m2_kv")}) {
+    auto model = Model::Load(
+        {.path = "deploy/models/invar-gsm-20m", .kv_dtype = kv_dtype});
+    ASSERT_TRUE(model.ok()) << model.status();
+    const auto expected = Values<float>((*golden)->tensors().at(name));
+    ASSERT_EQ(expected.size(), ids.size() - 1);
+    const auto logits = Score(**model, ids);
+    const int64_t vocab = (*model)->config().vocab_size;
+    double total = 0.0;
+    for (size_t t = 0; t + 1 < ids.size(); ++t) {
+      const std::span row = std::span(logits).subspan(t * vocab, vocab);
+      const double difference =
+          cpu::LogProb(row, cpu::LogSumExp(row), ids[t + 1]) - expected[t];
+      EXPECT_LT(std::abs(difference), 0.1) << name << " at " << t + 1;
+      total += std::abs(difference);
+    }
+    EXPECT_LT(total / static_cast<double>(expected.size()), 0.01) << name;
+  }
+}
+
+}  // namespace
+}  // namespace invar

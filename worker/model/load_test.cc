@@ -1,0 +1,332 @@
+// What the loader refuses, and how it says so.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "worker/model/checkpoint.h"
+#include "worker/model/model.h"
+#include "worker/model/testing/random_checkpoint.h"
+
+namespace invar {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::RawTensor;
+
+constexpr char kShard[] = "/model-00001-of-00002.safetensors";
+constexpr char kIndex[] = "/model.safetensors.index.json";
+
+class LoadTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/load_" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(folder_);
+    config_.quantization = Quantization::kFp8Static;
+  }
+
+  absl::Status Load() {
+    return Model::Load({.path = folder_, .threads = 1}).status();
+  }
+
+  // Writes the tensors after `change`, in one file.
+  void WriteChanged(
+      const std::function<void(std::vector<RawTensor>&)>& change) {
+    auto tensors = testing::RandomTensors(config_, 1);
+    change(tensors);
+    ASSERT_TRUE(testing::WriteCheckpoint(folder_, config_, tensors).ok());
+  }
+
+  void WriteSharded() {
+    ASSERT_TRUE(testing::WriteRandomCheckpoint(folder_, config_, 1, 2).ok());
+  }
+
+  // Writes one file of a header and data as they are.
+  void WriteRaw(const std::string& header, const std::string& data) {
+    const uint64_t length = header.size();
+    WriteSharded();
+    std::string bytes(8, '\0');
+    std::memcpy(bytes.data(), &length, 8);
+    ASSERT_TRUE(
+        testing::WriteFile(folder_ + kShard, bytes + header + data).ok());
+  }
+
+  std::string Read(const std::string& file) {
+    return ReadTextFile(folder_ + file).value();
+  }
+
+  void Write(const std::string& file, const std::string& bytes) {
+    ASSERT_TRUE(testing::WriteFile(folder_ + file, bytes).ok());
+  }
+
+  // The load fails with the code, and the message has all of the words.
+  void ExpectRefused(absl::StatusCode code,
+                     const std::vector<std::string>& words) {
+    const absl::Status status = Load();
+    EXPECT_EQ(status.code(), code) << status;
+    for (const std::string& word : words) {
+      EXPECT_THAT(std::string(status.message()), HasSubstr(word));
+    }
+  }
+
+  void ExpectInvalid(const std::vector<std::string>& words) {
+    ExpectRefused(absl::StatusCode::kInvalidArgument, words);
+  }
+
+  std::string folder_;
+  ModelConfig config_ = testing::TinyModelConfig();
+};
+
+RawTensor& Find(std::vector<RawTensor>& tensors, const std::string& name) {
+  return *std::find_if(
+      tensors.begin(), tensors.end(),
+      [&name](const RawTensor& tensor) { return tensor.name == name; });
+}
+
+constexpr char kQ[] = "model.layers.0.self_attn.q_proj.weight";
+constexpr char kScale[] = "model.layers.1.mlp.experts.5.down_proj.input_scale";
+
+TEST_F(LoadTest, DigestAndAnswersDoNotDependOnSharding) {
+  WriteSharded();
+  const auto sharded = Model::Load({.path = folder_, .threads = 1});
+  ASSERT_TRUE(sharded.ok()) << sharded.status();
+  std::filesystem::remove_all(folder_);
+  WriteChanged([](auto& tensors) {
+    std::reverse(tensors.begin(), tensors.end());
+    Find(tensors, kScale).shape = {};
+  });
+  const auto single = Model::Load({.path = folder_, .threads = 1});
+  ASSERT_TRUE(single.ok()) << single.status();
+  EXPECT_EQ((*sharded)->weights_digest(), (*single)->weights_digest());
+  WriteChanged([](auto& tensors) { Find(tensors, kQ).bytes[3] ^= 1; });
+  const auto changed = Model::Load({.path = folder_, .threads = 1});
+  ASSERT_TRUE(changed.ok()) << changed.status();
+  EXPECT_NE((*changed)->weights_digest(), (*single)->weights_digest());
+}
+
+TEST_F(LoadTest, AcceptsScalesOfShapeOne) {
+  WriteChanged([](auto& tensors) { Find(tensors, kScale).shape = {1}; });
+  EXPECT_TRUE(Load().ok()) << Load();
+}
+
+TEST_F(LoadTest, MissingFolderAndFiles) {
+  ExpectRefused(absl::StatusCode::kNotFound, {"config.json"});
+  WriteSharded();
+  std::filesystem::remove(folder_ + kShard);
+  ExpectRefused(absl::StatusCode::kNotFound, {kShard});
+  std::filesystem::remove(folder_ + kIndex);
+  ExpectRefused(absl::StatusCode::kNotFound, {"neither"});
+}
+
+TEST_F(LoadTest, TruncatedFile) {
+  WriteSharded();
+  const std::string whole = Read(kShard);
+  for (const size_t size :
+       {size_t{0}, size_t{7}, size_t{100}, whole.size() - 1}) {
+    Write(kShard, whole.substr(0, size));
+    ExpectInvalid({kShard});
+  }
+  Write(kShard, whole + "x");
+  ExpectInvalid({kShard, "belong to no tensor"});
+}
+
+TEST_F(LoadTest, LyingHeader) {
+  WriteRaw("{}", "");
+  std::string bytes = Read(kShard);
+  std::memset(bytes.data(), 0xff, 8);
+  Write(kShard, bytes);
+  ExpectInvalid({"claims 18446744073709551615 bytes"});
+  WriteRaw("[1, 2", "");
+  ExpectInvalid({"not a JSON object"});
+  WriteRaw(R"({"a": 3})", "");
+  ExpectInvalid({"tensor a is not an object"});
+  WriteRaw(R"({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}})",
+           "x");
+  ExpectInvalid({"tensor a", "unknown dtype \"F7\""});
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 1]}})",
+           "x");
+  ExpectInvalid({"tensor a", "takes 2"});
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}})",
+           "x");
+  ExpectInvalid({"tensor a", "impossible shape"});
+  WriteRaw(R"({"a": {"dtype": "F64", "shape": [4294967296, 4294967296],
+               "data_offsets": [0, 1]}})",
+           "x");
+  ExpectInvalid({"tensor a", "impossible shape"});
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [1],
+               "data_offsets": [18446744073709551615, 0]}})",
+           "x");
+  ExpectInvalid({"tensor a", "outside the file"});
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}})",
+           "x");
+  ExpectInvalid({"tensor a", "outside the file"});
+}
+
+TEST_F(LoadTest, OverlapAndGap) {
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+               "b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}})",
+           "xyz");
+  ExpectInvalid({"tensor b", "inside the one before"});
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+               "b": {"dtype": "U8", "shape": [1], "data_offsets": [2, 3]}})",
+           "xyz");
+  ExpectInvalid({"tensor b", "after a gap"});
+}
+
+TEST_F(LoadTest, LyingIndex) {
+  WriteSharded();
+  const std::string index = Read(kIndex);
+  const std::string first = "model-00001-of-00002";
+  std::string moved = index;
+  moved.replace(moved.find(first), first.size(), "model-00002-of-00002");
+  Write(kIndex, moved);
+  ExpectInvalid({"says that tensor", "does not have it"});
+  std::string renamed = index;
+  renamed.replace(renamed.find("lm_head"), 7, "lm_tail");
+  Write(kIndex, renamed);
+  ExpectInvalid({"lm_tail"});
+  Write(kIndex, R"({"weight_map": {"a": "../model.safetensors"}})");
+  ExpectInvalid({"no file name"});
+  Write(kIndex, "{}");
+  ExpectInvalid({"weight_map"});
+  Write("/model.safetensors", "");
+  ExpectInvalid({"has both"});
+}
+
+TEST_F(LoadTest, MissingLeftOverOrMisshapenTensor) {
+  WriteChanged([](auto& tensors) { Find(tensors, kQ).name = "model.other"; });
+  ExpectInvalid({kQ, "is missing"});
+  WriteChanged([](auto& tensors) {
+    tensors.push_back({"model.other", "U8", {1}, "x"});
+  });
+  ExpectInvalid({"model.other", "no place"});
+  WriteChanged([](auto& tensors) {
+    std::swap(Find(tensors, kQ).shape[0], Find(tensors, kQ).shape[1]);
+  });
+  ExpectInvalid({kQ, "F8_E4M3 [32, 96]", "F8_E4M3 [96, 32]"});
+  WriteChanged([](auto& tensors) { Find(tensors, kQ).dtype = "F8_E5M2"; });
+  ExpectInvalid({kQ, "F8_E5M2"});
+  // A quantised weight where the config knows of no quantisation.
+  config_.quantization = Quantization::kNone;
+  WriteChanged([](auto& tensors) {
+    Find(tensors, kQ).dtype = "F8_E4M3";
+    Find(tensors, kQ).bytes.resize(96 * 32);
+  });
+  ExpectInvalid({kQ, "BF16, F16 or F32"});
+}
+
+TEST_F(LoadTest, BadScalesAndCodes) {
+  for (const float scale :
+       {0.0f, -1.0f, std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    WriteChanged([scale](auto& tensors) {
+      std::memcpy(Find(tensors, kScale).bytes.data(), &scale, 4);
+    });
+    ExpectInvalid({kScale, "finite and above 0"});
+  }
+  WriteChanged([](auto& tensors) { Find(tensors, kQ).bytes[5] = '\xff'; });
+  ExpectInvalid({kQ, "not numbers"});
+}
+
+// Damage anywhere in the files ends in an error or in a model, never in a
+// crash; run under sanitizers it says more.
+TEST_F(LoadTest, RandomDamageIsSurvived) {
+  WriteSharded();
+  std::mt19937_64 random(1);
+  for (const std::string file : {kShard, kIndex, "/config.json"}) {
+    const std::string whole = Read(file);
+    // Of a shard, the header: data may be anything.
+    uint64_t header;
+    std::memcpy(&header, whole.data(), sizeof(header));
+    const size_t reach = file == kShard ? header + 8 : whole.size();
+    int refused = 0;
+    for (int i = 0; i < 150; ++i) {
+      std::string damaged = whole;
+      for (uint64_t hits = 1 + random() % 3; hits > 0; --hits) {
+        const std::string digits = "0129,:[]{}\"\xff";
+        damaged[random() % reach] = digits[random() % digits.size()];
+      }
+      Write(file, damaged);
+      refused += Load().ok() ? 0 : 1;
+    }
+    EXPECT_GT(refused, 100) << file;
+    Write(file, whole);
+  }
+  EXPECT_TRUE(Load().ok());
+}
+
+TEST_F(LoadTest, ConfigFieldsAreChecked) {
+  const std::string good = testing::ConfigJson(config_);
+  ASSERT_TRUE(ParseModelConfig(good, "config.json").ok());
+  struct Case {
+    std::string from, to;
+    absl::StatusCode code;
+    std::string word;
+  };
+  using enum absl::StatusCode;
+  const std::vector<Case> cases = {
+      {"{", "[", kInvalidArgument, "JSON object"},
+      {"DeepseekV2ForCausalLM", "LlamaForCausalLM", kUnimplemented,
+       "architectures is [\"LlamaForCausalLM\"]"},
+      {"\"hidden_size\": 32", "\"hidden_size\": 33", kUnimplemented,
+       "hidden_size is 33"},
+      {"\"hidden_size\": 32", "\"hidden_size\": \"32\"", kInvalidArgument,
+       "hidden_size"},
+      {"\"hidden_size\": 32", "\"hidden\": 32", kInvalidArgument,
+       "hidden_size is missing"},
+      {"\"vocab_size\": 70", "\"vocab_size\": -1", kInvalidArgument,
+       "vocab_size is -1"},
+      {"\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 9",
+       kInvalidArgument, "num_experts_per_tok is 9"},
+      {"\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", kUnimplemented,
+       "hidden_act"},
+      {"\"hidden_act\"", "\"topk_method\": \"noaux_tc\", \"hidden_act\"",
+       kUnimplemented, "noaux_tc"},
+      {"\"hidden_act\"", "\"norm_topk_prob\": true, \"hidden_act\"",
+       kUnimplemented, "norm_topk_prob"},
+      {"\"hidden_act\"",
+       "\"rope_scaling\": {\"type\": \"llama3\"}, \"hidden_act\"",
+       kUnimplemented, "llama3"},
+      {"\"static\"", "\"dynamic\"", kUnimplemented, "activation_scheme"},
+      {"\"fp8\"", "\"awq\"", kUnimplemented, "quant_method"},
+  };
+  for (const Case& c : cases) {
+    std::string text = good;
+    ASSERT_NE(text.find(c.from), std::string::npos) << c.from;
+    text.replace(text.find(c.from), c.from.size(), c.to);
+    const auto config = ParseModelConfig(text, "config.json");
+    EXPECT_EQ(config.status().code(), c.code) << config.status();
+    EXPECT_THAT(std::string(config.status().message()),
+                AllOf(HasSubstr("config.json"), HasSubstr(c.word)));
+  }
+}
+
+TEST_F(LoadTest, RopeParametersAndRopeScalingMeanTheSame) {
+  std::string text = testing::ConfigJson(config_);
+  const std::string rope =
+      R"({"rope_type": "yarn", "type": "yarn", "factor": 40.0,
+          "original_max_position_embeddings": 4096, "mscale": 0.707,
+          "mscale_all_dim": 0.707, "rope_theta": 5000.0})";
+  const std::string theta = "\"rope_theta\": 10000.0";
+  ASSERT_NE(text.find(theta), std::string::npos);
+  for (const char* name : {"rope_parameters", "rope_scaling"}) {
+    std::string changed = text;
+    changed.replace(changed.find(theta), theta.size(),
+                    std::string("\"") + name + "\": " + rope);
+    const auto config = ParseModelConfig(changed, "config.json");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->rope_theta, 5000.0);
+    EXPECT_EQ(config->rope_scaling.factor, 40.0);
+    EXPECT_EQ(config->rope_scaling.mscale_all_dim, 0.707);
+  }
+}
+
+}  // namespace
+}  // namespace invar

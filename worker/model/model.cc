@@ -1,0 +1,34 @@
+#include "worker/model/model.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/ops.h"
+#include "worker/model/architecture.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/deepseek_v2.h"
+
+namespace invar {
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
+  if (const std::string missing = cpu::MissingCpuFeatures(); !missing.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this processor has no ", missing,
+                     "; the CPU backend needs an x86-64-v3 processor"));
+  }
+  const std::string config_path =
+      std::filesystem::path(options.path) / "config.json";
+  absl::StatusOr<std::string> text = ReadTextFile(config_path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<Checkpoint> checkpoint =
+      Checkpoint::Load(options.path, ArchitectureTensors(*config));
+  if (!checkpoint.ok()) return checkpoint.status();
+  return std::make_unique<DeepseekV2>(*std::move(config),
+                                      *std::move(checkpoint), options.kv_dtype,
+                                      options.threads);
+}
+
+}  // namespace invar

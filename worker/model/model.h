@@ -1,0 +1,90 @@
+// A loaded DeepSeek-V2-family model and its forward pass.
+//
+// The contract (README, "The numerics contract"): the logits at position t are
+// a pure function of token ids [0..t], the weights, the NumericsPlan and the
+// architecture. Nothing in this interface lets a caller break that: a slice may
+// be of any length, in any company, in any order of slices.
+#ifndef INVAR_WORKER_MODEL_MODEL_H_
+#define INVAR_WORKER_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/kv/kv_cache.h"
+#include "worker/model/config.h"
+
+namespace invar {
+
+// Consecutive positions of one sequence, computed in one engine step. A decode
+// is a slice of one token; a prefill, or a chunk of one, is a longer slice.
+struct SequenceSlice {
+  // The ids at positions [first_position, first_position + size).
+  std::span<const int32_t> token_ids;
+  int64_t first_position = 0;
+  // Cache blocks of the sequence in order; covers every position up to and
+  // including the slice's last. Positions before first_position are filled.
+  std::span<const int32_t> block_ids;
+  // How many of the slice's last positions want logits: 0 for an inner prefill
+  // chunk, 1 to sample, size to score a prompt.
+  int64_t logit_rows = 0;
+};
+
+// kNonFinite: a latent written to the cache or a wanted logit is infinite or
+// not a number. The request must fail, and its blocks must not be shared.
+enum class SliceHealth { kFinite, kNonFinite };
+
+class Model {
+ public:
+  struct LoadOptions {
+    std::string path;  // folder with config.json and *.safetensors
+    KvDtype kv_dtype = KvDtype::kFp8E5m2;
+    int threads = 0;  // 0: one per core
+  };
+
+  // Checks every file before it is used. Errors name the file and the tensor:
+  // NOT_FOUND (no such file), INVALID_ARGUMENT (damaged or inconsistent),
+  // UNIMPLEMENTED (an architecture or quantisation that is not supported),
+  // FAILED_PRECONDITION (this processor is not x86-64-v3).
+  static absl::StatusOr<std::unique_ptr<Model>> Load(
+      const LoadOptions& options);
+
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+
+  // SHA-256 (hex) over the names, shapes, dtypes and per-tensor SHA-256 of the
+  // checkpoint, in name order: independent of sharding and of file names.
+  virtual const std::string& weights_digest() const = 0;
+
+  // The backend's part of the NumericsPlan: name=value lines in a fixed order
+  // (kernel revisions, K split, KV dtype and scale, attention split, ...).
+  virtual std::vector<std::pair<std::string, std::string>> NumericsPlan()
+      const = 0;
+
+  // Hash of the kernels' revisions, and the architecture whose bits they give
+  // ("x86-64-v3"): the other two parts of the fingerprint that a model knows.
+  virtual std::string kernel_build_id() const = 0;
+  virtual std::string architecture() const = 0;
+
+  // A cache with room for `blocks` blocks, of this model's layers and dtype.
+  virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
+
+  // Appends the slices' latents to the cache and computes the wanted logits.
+  // `logits`: (sum of logit_rows, vocab_size) fp32, rows in slice order.
+  // Returns the health of each slice, in slice order; one slice's health never
+  // touches another's values.
+  // Not thread-safe: one caller at a time (it owns the thread pool).
+  virtual std::vector<SliceHealth> Forward(
+      std::span<const SequenceSlice> slices, KvCache& cache,
+      std::span<float> logits) = 0;
+};
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_MODEL_MODEL_H_

@@ -1,0 +1,177 @@
+#include "worker/replica.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
+#include "common/numerics.h"
+#include "common/tokenizer_digest.h"
+#include "worker/engine/steady_clock.h"
+#include "worker/tokenizer_ids.h"
+
+namespace invar {
+namespace {
+
+using worker::v1::WorkerConfig;
+
+KvDtype KvDtypeOf(v1::KvCache::Dtype dtype) {
+  switch (dtype) {
+    case v1::KvCache::FP8_E4M3:
+      return KvDtype::kFp8E4m3;
+    case v1::KvCache::BF16:
+      return KvDtype::kBf16;
+    case v1::KvCache::FP32:
+      return KvDtype::kFp32;
+    default:
+      return KvDtype::kFp8E5m2;
+  }
+}
+
+// Blocks that fit in kv_cache.memory_bytes.
+absl::StatusOr<int64_t> KvBlocks(const WorkerConfig& config,
+                                 const ModelConfig& model) {
+  const int64_t block_bytes =
+      KvCache::BlockBytes(KvDtypeOf(config.kv_cache().dtype()), model.layers,
+                          model.kv_row_elements());
+  const int64_t blocks = config.kv_cache().memory_bytes() / block_bytes;
+  if (blocks > 0) return blocks;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
+      "; one block of this model takes ", block_bytes));
+}
+
+v1::Numerics MakeNumerics(const WorkerConfig& config, const Model& model,
+                          std::string tokenizer_digest) {
+  v1::Numerics numerics;
+  const auto add = [&numerics](const std::string& name,
+                               const std::string& value) {
+    v1::NumericsPlan::Entry* entry = numerics.mutable_plan()->add_entries();
+    entry->set_name(name);
+    entry->set_value(value);
+  };
+  // Also where the two plans are equal: a pool promises what its mode says.
+  add("mode", v1::Determinism::Mode_Name(config.determinism().mode()));
+  for (const auto& [name, value] : model.NumericsPlan()) add(name, value);
+  numerics.set_weights_digest(model.weights_digest());
+  numerics.set_kernel_build_id(model.kernel_build_id());
+  numerics.set_architecture(model.architecture());
+  numerics.set_tokenizer_digest(std::move(tokenizer_digest));
+  numerics.set_fingerprint(Fingerprint(numerics));
+  return numerics;
+}
+
+}  // namespace
+
+Replica::~Replica() {
+  if (loading_thread_.joinable()) loading_thread_.join();
+}
+
+void Replica::Configure(const WorkerConfig& config, LoadedCallback done) {
+  absl::Status answer;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!config_.has_value()) {
+      config_ = config;
+      waiting_.push_back(std::move(done));
+      loading_thread_ = std::thread([this, config] { Load(config); });
+      return;
+    }
+    const std::string difference = DifferingField(*config_, config);
+    if (!difference.empty()) {
+      answer = absl::FailedPreconditionError(absl::StrCat(
+          "this worker holds another scheduler's config, which differs: ",
+          difference, "; give both one config, or restart the worker"));
+    } else if (loaded_.has_value()) {
+      answer = *loaded_;
+    } else {
+      waiting_.push_back(std::move(done));
+      return;
+    }
+  }
+  done(answer);
+}
+
+std::string Replica::config_digest() {
+  absl::MutexLock lock(&mutex_);
+  return config_.has_value() ? ConfigDigest(*config_) : "";
+}
+
+std::optional<absl::Status> Replica::load_failure() {
+  absl::MutexLock lock(&mutex_);
+  if (!loaded_.has_value() || loaded_->ok()) return std::nullopt;
+  return loaded_;
+}
+
+EngineThread* Replica::engine_if_loaded() {
+  absl::MutexLock lock(&mutex_);
+  return loaded_.has_value() && loaded_->ok() ? engine_.get() : nullptr;
+}
+
+void Replica::Load(const WorkerConfig& config) {
+  const absl::Time start = SteadyNow();
+  spdlog::info("loading {}", config.model().path());
+  const absl::Status status = LoadEngine(config);
+  if (status.ok()) {
+    spdlog::info(
+        "loaded {} in {:.1f} s: {} KV blocks of {} tokens, fingerprint"
+        " {}",
+        config.model().name(), absl::ToDoubleSeconds(SteadyNow() - start),
+        engine_->facts().options().kv_blocks, kBlockTokens,
+        numerics_.fingerprint());
+  }
+  std::vector<LoadedCallback> waiting;
+  {
+    absl::MutexLock lock(&mutex_);
+    loaded_ = status;
+    waiting.swap(waiting_);
+  }
+  for (const LoadedCallback& done : waiting) done(status);
+}
+
+absl::Status Replica::LoadEngine(const WorkerConfig& config) {
+  const std::string& path = config.model().path();
+  absl::StatusOr<std::string> tokenizer_digest = TokenizerDigest(path);
+  if (!tokenizer_digest.ok()) return tokenizer_digest.status();
+  const absl::StatusOr<int64_t> tokenizer_ids = TokenizerIds(path);
+  if (!tokenizer_ids.ok()) return tokenizer_ids.status();
+  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(
+      {path, KvDtypeOf(config.kv_cache().dtype()), options_.threads});
+  if (!model.ok()) return model.status();
+  const ModelConfig& model_config = (*model)->config();
+  if (*tokenizer_ids > model_config.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": tokenizer.json has ids up to ", *tokenizer_ids - 1,
+        ", but the model's vocabulary is [0, ", model_config.vocab_size, ")"));
+  }
+  const absl::StatusOr<int64_t> kv_blocks = KvBlocks(config, model_config);
+  if (!kv_blocks.ok()) return kv_blocks.status();
+  if (config.determinism().mode() == v1::Determinism::FAST) {
+    spdlog::info(
+        "determinism.mode is FAST; on the CPU its plan equals "
+        "DETERMINISTIC's, and so does its speed");
+  }
+
+  const v1::Limits& limits = config.limits();
+  Engine::Options options;
+  options.kv_blocks = *kv_blocks;
+  options.max_running_sequences = limits.max_running_sequences();
+  options.max_step_tokens = limits.max_step_tokens();
+  options.max_context_tokens = model_config.max_position_embeddings;
+  if (limits.max_context_tokens() > 0) {
+    options.max_context_tokens = std::min<int64_t>(options.max_context_tokens,
+                                                   limits.max_context_tokens());
+  }
+  options.max_top_logprobs = limits.max_top_logprobs();
+  options.tokenizer_ids = *tokenizer_ids;
+  options.schedulers = options_.schedulers;
+  numerics_ = MakeNumerics(config, **model, *std::move(tokenizer_digest));
+  engine_ = std::make_unique<EngineThread>(
+      std::make_unique<Engine>(options, *std::move(model)), &progress_,
+      options_.observer);
+  return absl::OkStatus();
+}
+
+}  // namespace invar
