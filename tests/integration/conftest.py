@@ -15,7 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "bin"
 MODEL = ROOT / "deploy" / "models" / "invar-gsm-20m"
-sys.path.insert(0, str(ROOT / "build" / "python"))
+sys.path.insert(0, str(ROOT / "client" / "python"))
 
 READY_SECONDS = 60
 

@@ -55,7 +55,7 @@ def test_a_port_in_use(deploy, field):
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("limit { }", ":1:1: "),
+    ("limit { }", ":1:7: "),
     ("limits { max_queue: 3 }", "max_queue"),
     ("limits { max_attempts: 99 }", "limits.max_attempts is 99"),
     ("model { path: 3 }", ":1:15: "),
