@@ -6,7 +6,10 @@ import grpc
 from invar.v1 import inference_pb2, inference_pb2_grpc
 
 address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8470"
-question = "A recipe for 3 people needs 5 eggs. Ada cooks for 12 people. How many eggs does Ada need?"
+question = (
+    "A recipe for 3 people needs 5 eggs. Ada cooks for 12 people. "
+    "How many eggs does Ada need?"
+)
 request = inference_pb2.GenerateRequest(
     chat={"messages": [{"role": "user", "content": question}]},
     sampling={"temperature": 0},

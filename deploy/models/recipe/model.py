@@ -301,7 +301,7 @@ class Model(nn.Module):
 
     def loss(self, tokens: torch.Tensor, weights: torch.Tensor,
              quantise: bool, balance_weight: float):
-        """tokens (batch, length + 1); weights (batch, length) of each target."""
+        """tokens (batch, length + 1); weights (batch, length) by target."""
         x, balance = self.hidden_states(tokens[:, :-1], quantise)
         losses = token_losses(x, self.lm_head, tokens[:, 1:])
         return ((losses * weights).sum() / weights.sum()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from . import calibrate, export, problems, served
+from . import calibrate, problems, served
 from . import model as model_lib
 from . import tokenizer as tokenizer_lib
 from .languages import load_all
@@ -101,7 +101,6 @@ def train(directory: pathlib.Path, plan: Plan, device: str) -> model_lib.Model:
         torch._dynamo.config.recompile_limit = 32
         for block in model.blocks:
             block.compile()
-    loss_of = model.loss
     optimizer = _optimizer(model, plan)
     loader = torch.utils.data.DataLoader(
         Stream(directory, plan), batch_size=None, num_workers=plan.workers,
@@ -124,7 +123,7 @@ def train(directory: pathlib.Path, plan: Plan, device: str) -> model_lib.Model:
             quantise = True
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(plan, step, share)
-        loss = loss_of(tokens, weights, quantise, plan.balance_weight)
+        loss = model.loss(tokens, weights, quantise, plan.balance_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

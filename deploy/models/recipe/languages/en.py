@@ -156,7 +156,8 @@ def journey(rng: random.Random) -> Problem:
 
 def ages(rng: random.Random) -> Problem:
     young, old = rng.sample(NAMES, 2)
-    age, times, years = rng.randint(3, 15), rng.randint(2, 5), rng.randint(2, 12)
+    age, times = rng.randint(3, 15), rng.randint(2, 5)
+    years = rng.randint(2, 12)
     older = age * times
     later = older + years
     question = rng.choice((
