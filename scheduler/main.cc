@@ -1,92 +1,114 @@
 // invar-scheduler: routes requests to workers.
-
-#include <signal.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
 #include <string>
 #include <vector>
 
-#include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "common/config.h"
+#include "common/flags.h"
 #include "common/logging.h"
+#include "common/stop_signals.h"
 #include "common/version.h"
 #include "scheduler/scheduler.h"
 
-ABSL_FLAG(std::string, config, "",
-          "The deployment's config: a ServerConfig in textproto. Samples with "
-          "every field explained lie in deploy/config.");
-ABSL_FLAG(std::string, log_level, "info",
-          "What to log: trace, debug, info, warning or error.");
-
+namespace invar {
 namespace {
 
-constexpr char kUsage[] =
-    R"(Routes requests to workers: the public gRPC API, the queue and the link to
-the workers. It needs no GPU and holds no model.
+constexpr int kExitCannotServe = 1;
+constexpr int kExitUsage = 2;
 
-  invar-scheduler --config FILE [--log_level LEVEL]
+constexpr char kHelp[] =
+    R"(invar-scheduler routes requests to workers: the public gRPC API, the queue and
+the link to the workers. It needs no GPU and holds no model.
 
-Example:
+Usage: invar-scheduler --config FILE [flags]
+
+)";
+
+constexpr char kExamples[] = R"(
+Example, each in a terminal of its own:
   invar-scheduler --config deploy/config/embedded.textproto
   invar-worker --scheduler 127.0.0.1:8471 --device cpu
-  invar generate --chat "What is 2 + 3?"
+  invar chat
 
-Exit codes: 0 stopped by SIGINT or SIGTERM; 1 could not start; 2 wrong usage
-or config.)";
+Exit codes:
+  0  stopped by SIGINT or SIGTERM
+  1  could not start: a port in use, a tokenizer that cannot be read
+  2  wrong usage or config
+)";
 
-// SIGINT and SIGTERM are blocked in every thread and waited for in main.
-sigset_t BlockStopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
+struct Options {
+  std::string config;
+  std::string log_level = "info";
+  bool help = false;
+  bool version = false;
+};
 
 int Fail(int code, absl::string_view message) {
   std::fprintf(stderr, "invar-scheduler: %s\n", std::string(message).c_str());
   return code;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(kUsage);
-  absl::FlagsUsageConfig usage;
-  usage.version_string = [] { return absl::StrCat(invar::kVersion, "\n"); };
-  usage.contains_help_flags = [](absl::string_view file) {
-    return absl::StrContains(file, "scheduler/main.cc");
-  };
-  absl::SetFlagsUsageConfig(usage);
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
-  if (rest.size() > 1) {
-    return Fail(
-        2, absl::StrCat("unexpected argument \"", rest[1], "\"; see --help"));
+int Serve(const Options& options) {
+  auto config = LoadServerConfig(options.config);
+  if (!config.ok()) return Fail(kExitUsage, config.status().message());
+  StopSignals signals;
+  auto scheduler = scheduler::Scheduler::Start(*std::move(config));
+  if (!scheduler.ok()) {
+    return Fail(kExitCannotServe, scheduler.status().message());
   }
-  if (!invar::InitLogging("invar-scheduler", absl::GetFlag(FLAGS_log_level))) {
-    return Fail(2, "--log_level must be trace, debug, info, warning or error");
-  }
-  const std::string path = absl::GetFlag(FLAGS_config);
-  if (path.empty()) return Fail(2, "--config FILE is needed; see --help");
-  auto config = invar::LoadServerConfig(path);
-  if (!config.ok()) return Fail(2, config.status().message());
-
-  const sigset_t signals = BlockStopSignals();
-  auto scheduler = invar::scheduler::Scheduler::Start(*std::move(config));
-  if (!scheduler.ok()) return Fail(1, scheduler.status().message());
   const auto& listen = (*scheduler)->addresses();
   spdlog::info("listening: api {}, worker link {}, admin {}, metrics {}",
                listen.api(), listen.worker_link(), listen.admin(),
                listen.metrics());
-  int signal = 0;
-  sigwait(&signals, &signal);
-  spdlog::info("stopping: got {}", signal == SIGINT ? "SIGINT" : "SIGTERM");
+  while (!signals.Wait(absl::Hours(1))) {
+  }
+  spdlog::info("stopping");
   return 0;
 }
+
+int Run(const std::vector<std::string>& arguments) {
+  Options options;
+  FlagSet flags;
+  flags.Section("Flags");
+  flags.Add("config", "FILE",
+            "The deployment's config, a ServerConfig in textproto. Samples: "
+            "deploy/config. Every field: proto/invar/v1/config.proto.",
+            &options.config);
+  flags.Add("log-level", "LEVEL",
+            "trace, debug, info, warning or error. Default: info.",
+            &options.log_level);
+  flags.AddSwitch("help", "This text.", &options.help);
+  flags.AddSwitch("version", "The version of this program.", &options.version);
+  if (absl::Status status = ParseFlags("invar-scheduler", arguments, &flags);
+      !status.ok()) {
+    return Fail(kExitUsage, status.message());
+  }
+  if (options.help) {
+    std::fputs(absl::StrCat(kHelp, flags.Help(), kExamples).c_str(), stdout);
+    return 0;
+  }
+  if (options.version) {
+    std::printf("invar-scheduler %s\n", kVersion);
+    return 0;
+  }
+  if (!InitLogging("scheduler", options.log_level)) {
+    return Fail(kExitUsage,
+                absl::StrCat("--log-level is \"", options.log_level,
+                             "\"; it must be trace, debug, info, warning or "
+                             "error"));
+  }
+  if (options.config.empty()) {
+    return Fail(kExitUsage,
+                "--config FILE is needed. See invar-scheduler --help");
+  }
+  return Serve(options);
+}
+
+}  // namespace
+}  // namespace invar
+
+int main(int argc, char** argv) { return invar::Run({argv + 1, argv + argc}); }

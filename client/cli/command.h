@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "client/cli/flags.h"
+#include "common/flags.h"
 #include "client/client.h"
 
 namespace invar {

@@ -82,43 +82,26 @@ std::string CommandHelp(const Entry& entry) {
                       kExitCodes);
 }
 
-// "; did you mean X?", or only the stop.
-std::string Suggestion(const std::string& name, const std::string& dashes,
-                       const std::vector<std::string>& names) {
-  const auto nearest = NearestName(name, names);
-  if (!nearest.has_value()) return ".";
-  return absl::StrCat("; did you mean ", dashes, *nearest, "?");
-}
-
 int UnknownCommand(const std::string& name, const std::vector<Entry>& entries,
                    Terminal& terminal) {
   std::vector<std::string> names;
   for (const Entry& entry : entries) names.push_back(entry.command->Name());
   return ReportUsage(
       terminal, absl::StrCat("unknown command \"", name, "\"",
-                             Suggestion(name, "", names), " See invar --help"));
+                             DidYouMean(name, "", names), " See invar --help"));
 }
 
 // Reads the flags of a command line; kExitDone if all are well.
-int ReadFlags(const CommandLine& line, const std::string& help_command,
-              FlagSet& flags, Terminal& terminal) {
-  for (const auto& [name, value] : line.flags) {
-    if (!flags.Has(name)) {
-      return ReportUsage(
-          terminal, absl::StrCat("unknown flag --", name,
-                                 Suggestion(name, "--", flags.Names()), " See ",
-                                 help_command, " --help"));
-    }
-    const absl::Status status = flags.Set(name, value);
-    if (!status.ok()) return ReportUsage(terminal, status.message());
-  }
-  return kExitDone;
+int ReadFlagsOrReport(const CommandLine& line, const std::string& help_command,
+                      FlagSet& flags, Terminal& terminal) {
+  const absl::Status status = ReadFlags(line, help_command, &flags);
+  return status.ok() ? kExitDone : ReportUsage(terminal, status.message());
 }
 
 int RunWithoutCommand(const CommandLine& line,
                       const std::vector<Entry>& entries, FlagSet& global_flags,
                       const Switches& switches, Terminal& terminal) {
-  const int code = ReadFlags(line, "invar", global_flags, terminal);
+  const int code = ReadFlagsOrReport(line, "invar", global_flags, terminal);
   if (code != kExitDone) return code;
   if (switches.version) {
     terminal.out << "invar " << kVersion << "\n";
@@ -170,8 +153,8 @@ int RunInvar(const std::vector<std::string>& arguments, Terminal& terminal) {
         return candidate.command->Name() == name;
       });
   if (entry == entries.end()) return UnknownCommand(name, entries, terminal);
-  const int code =
-      ReadFlags(*line, absl::StrCat("invar ", name), entry->flags, terminal);
+  const int code = ReadFlagsOrReport(*line, absl::StrCat("invar ", name),
+                                     entry->flags, terminal);
   if (code != kExitDone) return code;
   if (switches.help) {
     terminal.out << CommandHelp(*entry);

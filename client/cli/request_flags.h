@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "client/cli/flags.h"
+#include "common/flags.h"
 #include "invar/v1/inference.pb.h"
 
 namespace invar {

@@ -1,8 +1,10 @@
 """docker-compose up serves the embedded model."""
 
 import json
+import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import time
 
@@ -15,6 +17,16 @@ HOST_CERTIFICATES = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 def run(*arguments, **options):
     return subprocess.run(
         [str(one) for one in arguments], capture_output=True, text=True, **options)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 def compose_command():
@@ -37,10 +49,14 @@ def tree(tmp_path):
 
 
 def test_compose_serves_the_embedded_model(tree):
-    compose = [*compose_command(), "-f", tree / "deploy/docker-compose.yml"]
-    up = run(*compose, "up", "--build", "-d")
-    assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
+    api, admin = free_ports(2)
+    settings = {**os.environ, "INVAR_API_PORT": str(api),
+                "INVAR_ADMIN_PORT": str(admin)}
+    compose = [*compose_command(), "-p", f"invar-test-{os.getpid()}", "-f",
+               tree / "deploy/docker-compose.yml"]
     try:
+        up = run(*compose, "up", "--build", "-d", env=settings)
+        assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
         deadline = time.monotonic() + 120
         inside = [*compose, "exec", "-T", "scheduler"]
         while run(*inside, "invar", "check").returncode != 0:

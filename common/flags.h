@@ -1,10 +1,12 @@
 // Flags of one command, declared in one place and read into plain variables.
 //
+// Every program of Invar reads its command line through this.
+//
 // Not absl flags: those are global to the binary, so that every command would
 // accept, and list in its help, the flags of all the others; they know neither
 // absent values nor repeated ones, and exit the process on an error.
-#ifndef INVAR_CLIENT_CLI_FLAGS_H_
-#define INVAR_CLIENT_CLI_FLAGS_H_
+#ifndef INVAR_COMMON_FLAGS_H_
+#define INVAR_COMMON_FLAGS_H_
 
 #include <cstdint>
 #include <functional>
@@ -90,6 +92,20 @@ absl::StatusOr<CommandLine> CutCommandLine(
 std::optional<std::string> NearestName(const std::string& name,
                                        const std::vector<std::string>& names);
 
+// "; did you mean DASHES + NAME?" for the nearest of `names`, or only a stop.
+std::string DidYouMean(const std::string& name, const std::string& dashes,
+                       const std::vector<std::string>& names);
+
+// Reads a cut command line into the set. INVALID_ARGUMENT, one line, for an
+// unknown flag or a wrong value; it points to "HELP_COMMAND --help".
+absl::Status ReadFlags(const CommandLine& line, const std::string& help_command,
+                       FlagSet* flags);
+
+// The whole of it for a program without commands and positional arguments.
+absl::Status ParseFlags(const std::string& program,
+                        const std::vector<std::string>& arguments,
+                        FlagSet* flags);
+
 }  // namespace invar
 
-#endif  // INVAR_CLIENT_CLI_FLAGS_H_
+#endif  // INVAR_COMMON_FLAGS_H_

@@ -1,4 +1,4 @@
-#include "client/cli/flags.h"
+#include "common/flags.h"
 
 #include <algorithm>
 #include <cmath>
@@ -288,6 +288,45 @@ std::optional<std::string> NearestName(const std::string& name,
     }
   }
   return nearest;
+}
+
+std::string DidYouMean(const std::string& name, const std::string& dashes,
+                       const std::vector<std::string>& names) {
+  const auto nearest = NearestName(name, names);
+  if (!nearest.has_value()) return ".";
+  return absl::StrCat("; did you mean ", dashes, *nearest, "?");
+}
+
+absl::Status ReadFlags(const CommandLine& line, const std::string& help_command,
+                       FlagSet* flags) {
+  for (const auto& [name, value] : line.flags) {
+    if (!flags->Has(name)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unknown flag --", name, DidYouMean(name, "--", flags->Names()),
+          " See ", help_command, " --help"));
+    }
+    if (absl::Status status = flags->Set(name, value); !status.ok()) {
+      return absl::InvalidArgumentError(absl::string_view(status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseFlags(const std::string& program,
+                        const std::vector<std::string>& arguments,
+                        FlagSet* flags) {
+  const auto line = CutCommandLine(arguments, [flags](const std::string& name) {
+    return flags->TakesValue(name);
+  });
+  if (!line.ok()) return line.status();
+  // Flags first: an unknown one explains the stray value behind it.
+  if (absl::Status status = ReadFlags(*line, program, flags); !status.ok()) {
+    return status;
+  }
+  if (line->positional.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("unexpected argument \"", line->positional[0], "\". See ",
+                   program, " --help"));
 }
 
 }  // namespace invar
