@@ -1,5 +1,7 @@
 #include "scheduler/api/generate_call.h"
 
+#include <spdlog/spdlog.h>
+
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -50,10 +52,17 @@ void StreamedCall::Enqueue(v1::GenerateResponse event) {
     events_.push_back({std::move(event), bytes});
   }
   if (writing_ && buffered_bytes_ > buffer_bytes_) {
-    // limits.stream_buffer_bytes: this client will not have it.
-    broken_ = true;
-    context_->TryCancel();
+    Break();  // limits.stream_buffer_bytes: this client will not have it.
   }
+}
+
+void StreamedCall::Break() {
+  if (broken_) return;
+  broken_ = true;
+  spdlog::warn("a client of {} left {} bytes unread for {}; cancelled",
+               context_->peer(), buffered_bytes_,
+               absl::FormatDuration(absl::Now() - write_began_));
+  context_->TryCancel();
 }
 
 void StreamedCall::WriteNext() {
@@ -87,10 +96,7 @@ void StreamedCall::OnWriteDone(bool ok) {
 
 void StreamedCall::CancelIfStalled(absl::Time now, absl::Duration limit) {
   absl::MutexLock lock(&mutex_);
-  if (now - write_began_ > limit && !broken_) {
-    broken_ = true;
-    context_->TryCancel();
-  }
+  if (now - write_began_ > limit) Break();
 }
 
 void StreamedCall::OnCancel() {

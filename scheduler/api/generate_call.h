@@ -49,6 +49,8 @@ class StreamedCall final
   void Enqueue(v1::GenerateResponse event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Cancels the call of a client that does not read.
+  void Break() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   struct Pending {
     v1::GenerateResponse event;

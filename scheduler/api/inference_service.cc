@@ -1,5 +1,7 @@
 #include "scheduler/api/inference_service.h"
 
+#include <spdlog/spdlog.h>
+
 #include <random>
 #include <utility>
 
@@ -24,7 +26,11 @@ template <typename Work>
 grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context,
                                     TaskPool& pool, Work work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  pool.Submit([reactor, work = std::move(work)] { reactor->Finish(work()); });
+  pool.Submit([reactor, work = std::move(work)] {
+    const grpc::Status status = work();
+    if (!status.ok()) spdlog::warn("refused: {}", status.error_message());
+    reactor->Finish(status);
+  });
   return reactor;
 }
 
@@ -80,7 +86,8 @@ void InferenceService::Begin(grpc::CallbackServerContext* context,
   }
   if (auto status = RequestReader::CheckRequestId(spec->request_id);
       !status.ok()) {
-    sink->OnEnd(status);
+    spec->request_id = "(unnamed)";  // What it was is not fit for a log.
+    Refuse(*spec, *sink, status);
     return;
   }
   context->AddInitialMetadata("invar-request-id", spec->request_id);
@@ -91,6 +98,13 @@ void InferenceService::Begin(grpc::CallbackServerContext* context,
   });
 }
 
+void InferenceService::Refuse(const RequestSpec& spec, AnswerSink& sink,
+                              const grpc::Status& status) {
+  spdlog::warn("request {} refused: {}", spec.request_id,
+               status.error_message());
+  sink.OnEnd(status);
+}
+
 void InferenceService::ReadAndSubmit(const v1::GenerateRequest& request,
                                      std::shared_ptr<RequestSpec> spec,
                                      std::shared_ptr<AnswerSink> sink) {
@@ -99,15 +113,16 @@ void InferenceService::ReadAndSubmit(const v1::GenerateRequest& request,
     return;
   }
   if (auto status = reader_.Read(request, spec.get()); !status.ok()) {
-    sink->OnEnd(status);
+    Refuse(*spec, *sink, status);
     return;
   }
   auto stops = StopMatcher::Create({spec->sampling.stop_strings().begin(),
                                     spec->sampling.stop_strings().end()},
                                    request.stopping().include_stop_text());
   if (!stops.ok()) {
-    sink->OnEnd(BadField("stopping.stop_strings",
-                         absl::string_view(stops.status().message())));
+    Refuse(*spec, *sink,
+           BadField("stopping.stop_strings",
+                    absl::string_view(stops.status().message())));
     return;
   }
   Answer::Options options;

@@ -68,6 +68,9 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   void ReadAndSubmit(const v1::GenerateRequest& request,
                      std::shared_ptr<RequestSpec> spec,
                      std::shared_ptr<AnswerSink> sink);
+  // Ends a request that the core never sees: one log line, and the status.
+  static void Refuse(const RequestSpec& spec, AnswerSink& sink,
+                     const grpc::Status& status);
   Abandon AbandonOf(RequestNumber number);
 
   Parts parts_;

@@ -113,6 +113,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_code_and_the_field(service, stub, case):
     request, code, field = CASES[case]
+    lines = service.scheduler.text().count("\n")
     for call in (
         lambda: list(stub.Generate(request, timeout=30)),
         lambda: stub.GenerateOnce(pb.GenerateOnceRequest(request=request), timeout=30),
@@ -122,6 +123,7 @@ def test_the_code_and_the_field(service, stub, case):
         assert caught.value.code() == code, caught.value.details()
         assert details(caught.value)[1] == [field]
         assert field in caught.value.details()
+    assert service.scheduler.text().count("\n") == lines + 2  # One a call.
     service.wait_idle()
 
 

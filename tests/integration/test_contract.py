@@ -4,6 +4,7 @@ alone, among strangers, as prefill and as decode, and after a restart."""
 import concurrent.futures
 import struct
 
+import pytest
 from invar.v1 import inference_pb2 as pb
 
 TEXT = "User: Ann has 3 bags with 14 apples each. How many apples?\n\nAssistant:"
@@ -93,6 +94,26 @@ def test_resume_writes_the_same_rest(stub):
             rest.answers[0].completion.receipt.output_digest
             == whole.answers[0].completion.receipt.output_digest
         )
+
+
+@pytest.mark.parametrize("dtype", ["FP8_E4M3", "BF16", "FP32"])
+def test_every_kv_dtype(deploy, stub, dtype):
+    """Each keeps the contract; each is another pool."""
+    import grpc
+    from invar.v1 import inference_pb2_grpc
+
+    one = deploy(kv_dtype=dtype).start()
+    with grpc.insecure_channel(one.address) as channel:
+        other = inference_pb2_grpc.InferenceServiceStub(channel)
+        ids, alone = reference(other)
+        output = list(alone.answers[0].token_ids)
+        scored = generate(other, ids + output, 0, prompt_logprobs=True)
+    assert bits(scored.prompt_logprobs) == bits(alone.prompt_logprobs) + bits(
+        alone.answers[0].logprobs
+    )
+    _, e5m2 = reference(stub)
+    ours = alone.answers[0].completion.receipt.fingerprint
+    assert ours != e5m2.answers[0].completion.receipt.fingerprint
 
 
 def test_after_a_restart_and_with_one_thread(deploy):
