@@ -121,6 +121,7 @@ int Run(const WorkerFlags& flags) {
                flags.device);
   const int code = Serve(links, &replica, &signals);
   for (const auto& link : links) link->Stop();
+  spdlog::info("stopped");
   return code;
 }
 

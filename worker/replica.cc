@@ -101,7 +101,7 @@ std::string Replica::config_digest() {
 
 std::optional<absl::Status> Replica::load_failure() {
   absl::MutexLock lock(&mutex_);
-  if (!loaded_.has_value() || loaded_->ok()) return std::nullopt;
+  if (!all_told_ || loaded_->ok()) return std::nullopt;
   return loaded_;
 }
 
@@ -129,6 +129,8 @@ void Replica::Load(const WorkerConfig& config) {
     waiting.swap(waiting_);
   }
   for (const LoadedCallback& done : waiting) done(status);
+  absl::MutexLock lock(&mutex_);
+  all_told_ = true;
 }
 
 absl::Status Replica::LoadEngine(const WorkerConfig& config) {

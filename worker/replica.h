@@ -48,7 +48,7 @@ class Replica {
 
   // Of the config it holds; empty without one.
   std::string config_digest();
-  // Why loading failed, which is final.
+  // Why loading failed, which is final; once every LoadedCallback knows.
   std::optional<absl::Status> load_failure();
   // Null until loaded.
   EngineThread* engine_if_loaded();
@@ -74,6 +74,7 @@ class Replica {
   // Absent while loading.
   std::optional<absl::Status> loaded_ ABSL_GUARDED_BY(mutex_);
   std::vector<LoadedCallback> waiting_ ABSL_GUARDED_BY(mutex_);
+  bool all_told_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread loading_thread_;
 };
 

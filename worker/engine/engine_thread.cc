@@ -83,13 +83,12 @@ void EngineThread::Run() {
       idle_ = false;
     }
     for (const Command& command : commands) command(*engine_);
-    if (!engine_->idle()) {
-      const absl::Time start = SteadyNow();
-      progress_->StepBegins(absl::ToUnixMillis(start));
-      const StepSummary summary = engine_->Step(start);
-      if (observer_) {
-        observer_(summary, absl::ToDoubleSeconds(SteadyNow() - start));
-      }
+    // Also with nothing left to compute: the commands may have ended sequences.
+    const absl::Time start = SteadyNow();
+    progress_->StepBegins(absl::ToUnixMillis(start));
+    const StepSummary summary = engine_->Step(start);
+    if (observer_) {
+      observer_(summary, absl::ToDoubleSeconds(SteadyNow() - start));
     }
     progress_->StepEnded(engine_->steps(), engine_->kv_blocks_used());
     absl::MutexLock lock(&mutex_);

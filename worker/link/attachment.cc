@@ -32,9 +32,10 @@ std::shared_ptr<Attachment> Attachment::Start(
   hello->set_config_digest(replica->config_digest());
 
   std::shared_ptr<Attachment> result(new Attachment(identity, replica));
-  result->stream_ = LinkStream::Create([result](AttachResponse response) {
-    result->OnMessage(std::move(response));
-  });
+  result->stream_ =
+      std::make_shared<LinkStream>([result](AttachResponse response) {
+        result->OnMessage(std::move(response));
+      });
   result->stream_->Start(stub, std::move(message));
   return result;
 }

@@ -32,7 +32,8 @@ struct LinkIdentity {
 // replica's, reports come from the engine's; none of them blocks.
 class Attachment : public std::enable_shared_from_this<Attachment> {
  public:
-  // `replica` must outlive this.
+  // `replica` must outlive this, and this must be kept until WaitDone has
+  // returned a status.
   static std::shared_ptr<Attachment> Start(
       const LinkIdentity& identity, Replica* replica,
       worker::v1::WorkerLinkService::Stub* stub);

@@ -11,7 +11,7 @@ namespace invar {
 namespace {
 
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
-constexpr absl::Duration kLongestPause = absl::Seconds(2);
+constexpr absl::Duration kLongestPause = absl::Seconds(1);
 constexpr absl::Duration kHangUp = absl::Seconds(2);
 
 // Before the config comes, nothing says how large its messages may be.
@@ -124,6 +124,7 @@ void LinkClient::LogEnd(Attachment* attachment, const grpc::Status& status) {
   const std::string failure =
       declined.empty() ? absl::StrCat("code ", status.error_code()) : declined;
   if (std::exchange(last_failure_, failure) == failure) return;
+  if (replica_->load_failure().has_value()) return;  // main says it, and exits
   if (declined.empty()) {
     spdlog::warn("no link to scheduler {} yet ({}); dialling on", scheduler,
                  reason);

@@ -5,10 +5,12 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "worker/engine/testing/engine_harness.h"
 #include "worker/engine/testing/fake_model.h"
 #include "worker/link/testing/fake_scheduler.h"
@@ -93,18 +95,19 @@ class LinkClientTest : public ::testing::Test {
     EXPECT_TRUE(scheduler_.Send(response));
   }
 
-  // Joins the reports of one attempt up to its terminal.
+  // Waits for an attempt's terminal; returns its reports, joined.
   AttemptReport Finish(int64_t request) {
-    AttemptReport joined;
-    while (!joined.has_terminal()) {
+    while (!joined_[request].has_terminal()) {
       const AttachRequest message = scheduler_.Take(AttachRequest::kStepReport);
-      if (!message.has_step_report()) return joined;
+      if (!message.has_step_report()) break;
       EXPECT_LE(message.ByteSizeLong(), 16384u);
       credits_ = message.step_report().credits();
       for (const AttemptReport& attempt : message.step_report().attempts()) {
-        if (attempt.key().request() == request) joined.MergeFrom(attempt);
+        joined_[attempt.key().request()].MergeFrom(attempt);
       }
     }
+    AttemptReport joined = std::move(joined_[request]);
+    joined_.erase(request);
     return joined;
   }
 
@@ -113,6 +116,7 @@ class LinkClientTest : public ::testing::Test {
   absl::Status load_status_;
   std::unique_ptr<Replica> replica_;
   std::unique_ptr<LinkClient> client_;
+  std::map<int64_t, AttemptReport> joined_;  // by request
   worker::v1::Credits credits_;
 };
 
@@ -263,7 +267,11 @@ TEST_F(LinkClientTest, LoadFailureIsReported) {
   EXPECT_EQ(failed.load_failed().message(), "no checkpoint");
   EXPECT_EQ(failed.load_failed().code(),
             static_cast<int>(absl::StatusCode::kNotFound));
-  EXPECT_TRUE(replica_->load_failure().has_value());
+  // Told to every scheduler before anyone else hears of it.
+  while (!replica_->load_failure().has_value()) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(replica_->load_failure()->message(), "no checkpoint");
 }
 
 TEST_F(LinkClientTest, LeavingFinishesWhatRunsAndTakesNoMore) {

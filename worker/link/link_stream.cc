@@ -14,14 +14,6 @@ constexpr int64_t kQueueMessages = 64;
 using worker::v1::AttachRequest;
 using worker::v1::AttachResponse;
 
-std::shared_ptr<LinkStream> LinkStream::Create(MessageHandler handler) {
-  // The constructor is private: no make_shared.
-  std::shared_ptr<LinkStream> stream(new LinkStream(std::move(handler)));
-  absl::MutexLock lock(&stream->mutex_);
-  stream->self_ = stream;
-  return stream;
-}
-
 void LinkStream::Start(worker::v1::WorkerLinkService::Stub* stub,
                        AttachRequest hello) {
   stub->async()->Attach(&context_, this);
@@ -135,12 +127,9 @@ void LinkStream::OnWriteDone(bool ok) {
 
 void LinkStream::OnDone(const grpc::Status& status) {
   handler_ = nullptr;
-  std::shared_ptr<LinkStream> self;
-  {
-    absl::MutexLock lock(&mutex_);
-    status_ = status;
-    self = std::move(self_);
-  }
+  // Whoever waits may destroy this once the lock is free.
+  absl::MutexLock lock(&mutex_);
+  status_ = status;
 }
 
 }  // namespace invar

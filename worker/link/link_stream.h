@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <optional>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -18,8 +18,10 @@
 
 namespace invar {
 
-// Thread-safe. Keeps itself alive until the stream is done, whoever lets go of
-// it; no call blocks but WaitDone.
+// Thread-safe; no call blocks but WaitDone. Once started, it must be kept until
+// WaitDone has returned a status: gRPC uses it until then. Nor may gRPC's own
+// threads be left to destroy it, as it may hold the last reference to the
+// channel, whose destructor joins them.
 class LinkStream : public grpc::ClientBidiReactor<worker::v1::AttachRequest,
                                                   worker::v1::AttachResponse> {
  public:
@@ -28,7 +30,7 @@ class LinkStream : public grpc::ClientBidiReactor<worker::v1::AttachRequest,
       std::function<void(worker::v1::AttachResponse message)>;
 
   // The handler is let go when the stream is done.
-  static std::shared_ptr<LinkStream> Create(MessageHandler handler);
+  explicit LinkStream(MessageHandler handler) : handler_(std::move(handler)) {}
 
   // Opens the stream and sends `hello` on it. Once, before anything else.
   void Start(worker::v1::WorkerLinkService::Stub* stub,
@@ -55,8 +57,6 @@ class LinkStream : public grpc::ClientBidiReactor<worker::v1::AttachRequest,
   void OnDone(const grpc::Status& status) override;
 
  private:
-  explicit LinkStream(MessageHandler handler) : handler_(std::move(handler)) {}
-
   // Starts the next write, or the half-close, if none is under way.
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -75,7 +75,6 @@ class LinkStream : public grpc::ClientBidiReactor<worker::v1::AttachRequest,
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // no operation may start
   std::optional<grpc::Status> status_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<LinkStream> self_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace invar
