@@ -2,17 +2,16 @@
 
 #include <unistd.h>
 
-#include <map>
-
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/flags.h"
 
 namespace invar {
 namespace {
 
-constexpr char kMoreHelp[] = "; see invar-worker --help";
+constexpr char kMoreHelp[] = ". See invar-worker --help";
 
 absl::Status Wrong(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(what, kMoreHelp));
@@ -74,89 +73,87 @@ absl::Status Resolve(WorkerFlags* flags) {
   return absl::OkStatus();
 }
 
+// Declares every flag. `schedulers` takes each occurrence as it is written.
+FlagSet MakeFlagSet(WorkerFlags* flags, std::vector<std::string>* schedulers) {
+  FlagSet set;
+  set.Section("Flags");
+  set.Add("scheduler", "HOST:PORT",
+          "The worker link of a scheduler (listen.worker_link in its config, "
+          "127.0.0.1:8471 by default). Required; may be repeated, or list "
+          "several with commas. Schedulers share the worker evenly.",
+          schedulers);
+  set.Add("device", "DEVICE", "cpu, or cuda:N. Default: cpu.", &flags->device);
+  set.Add("worker-id", "NAME",
+          "Names this worker to the schedulers. Must be unique and stay the "
+          "same over restarts. Default: host name/device/metrics port.",
+          &flags->worker_id);
+  set.Add("metrics", "HOST:PORT",
+          "Serves Prometheus metrics at /metrics; empty for none. A second "
+          "worker on one machine needs another port. Default: 127.0.0.1:9471.",
+          &flags->metrics);
+  set.Add("threads", "N",
+          "Threads that compute; 0 is one per core. Default: 0.",
+          &flags->threads);
+  set.Add("log-level", "LEVEL",
+          "trace, debug, info, warning or error. Default: info.",
+          &flags->log_level);
+  set.AddSwitch("help", "This text.", &flags->help);
+  set.AddSwitch("version", "The version of this program.", &flags->version);
+  return set;
+}
+
 }  // namespace
 
 absl::StatusOr<WorkerFlags> ParseWorkerFlags(
     const std::vector<std::string>& arguments) {
   WorkerFlags flags;
-  std::string threads = "0";
-  std::string schedulers;
-  const std::map<std::string, std::string*> values = {
-      {"--scheduler", &schedulers},      {"--device", &flags.device},
-      {"--worker-id", &flags.worker_id}, {"--metrics", &flags.metrics},
-      {"--threads", &threads},           {"--log-level", &flags.log_level}};
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const std::pair<std::string, std::string> parts =
-        absl::StrSplit(arguments[i], absl::MaxSplits('=', 1));
-    const auto& name = parts.first;
-    if (name == "--help" || name == "-h") {
-      flags.help = true;
-      return flags;
-    }
-    if (name == "--version") {
-      flags.version = true;
-      return flags;
-    }
-    const auto found = values.find(name);
-    if (found == values.end()) {
-      return Wrong(absl::StrCat("unknown argument \"", arguments[i], "\""));
-    }
-    if (name.size() < arguments[i].size()) {
-      *found->second = parts.second;
-    } else if (i + 1 < arguments.size()) {
-      *found->second = arguments[++i];
-    } else {
-      return Wrong(absl::StrCat(name, " needs a value"));
-    }
-    for (absl::string_view scheduler :
-         absl::StrSplit(schedulers, ',', absl::SkipEmpty())) {
-      flags.schedulers.emplace_back(scheduler);
-    }
-    schedulers.clear();
+  std::vector<std::string> schedulers;
+  FlagSet set = MakeFlagSet(&flags, &schedulers);
+  if (absl::Status status = ParseFlags("invar-worker", arguments, &set);
+      !status.ok()) {
+    return status;
   }
-  if (!absl::SimpleAtoi(threads, &flags.threads) || flags.threads < 0 ||
-      flags.threads > 1024) {
-    return Wrong(absl::StrCat("--threads is \"", threads,
-                              "\"; it must be a number in [0, 1024]"));
+  if (flags.help || flags.version) return flags;
+  for (const std::string& list : schedulers) {
+    for (absl::string_view one : absl::StrSplit(list, ',', absl::SkipEmpty())) {
+      flags.schedulers.emplace_back(one);
+    }
+  }
+  if (flags.threads < 0 || flags.threads > 1024) {
+    return Wrong(absl::StrCat("--threads is ", flags.threads,
+                              "; it must lie in [0, 1024]"));
   }
   if (absl::Status status = Resolve(&flags); !status.ok()) return status;
   return flags;
 }
 
 std::string WorkerHelp() {
-  return R"(invar-worker: runs one replica of the model for one or more schedulers.
+  WorkerFlags flags;
+  std::vector<std::string> schedulers;
+  return absl::StrCat(
+      R"(invar-worker runs one replica of the model for one or more schedulers.
 
 Usage: invar-worker --scheduler HOST:PORT [flags]
 
-The worker dials the schedulers' worker link and is sent its configuration,
-the checkpoint's path included; that path must exist on this machine too. It
-takes no requests of its own. Schedulers may start later: it keeps dialling.
+The worker dials the schedulers' worker link and is sent its configuration, the
+checkpoint's path included; that path must exist on this machine too. It takes
+no requests of its own. Schedulers may start later: it keeps dialling.
 
-  --scheduler HOST:PORT  The worker link of a scheduler (listen.worker_link in
-                         its config, 127.0.0.1:8471 by default). Required; may
-                         be repeated, or list several with commas. Schedulers
-                         share the worker evenly.
-  --device DEVICE        cpu, or cuda:N.                        Default: cpu
-  --worker-id NAME       Names this worker to the schedulers. Must be unique
-                         and stay the same over restarts.
-                         Default: host name/device/metrics port
-  --metrics HOST:PORT    Serves Prometheus metrics at /metrics; "" for none.
-                         A second worker on one machine needs another port.
-                                                      Default: 127.0.0.1:9471
-  --threads N            Threads that compute; 0: one per core.   Default: 0
-  --log-level LEVEL      trace, debug, info, warning or error. Default: info
-  --version              Prints the version.
-  --help                 Prints this.
-
+)",
+      MakeFlagSet(&flags, &schedulers).Help(),
+      R"(
 SIGTERM or SIGINT: takes no more work, finishes what runs for up to 10 seconds
 and exits 0; a second one exits at once.
 
-Exit codes: 0 told to stop; 1 cannot serve (the log says why); 2 wrong usage.
-
 Example:
-  invar-scheduler --config deploy/config/quickstart.textproto &
+  invar-scheduler --config deploy/config/embedded.textproto &
   invar-worker --scheduler 127.0.0.1:8471 --device cpu
-)";
+
+Exit codes:
+  0  told to stop
+  1  cannot serve; the log says why
+  2  wrong usage
+)");
 }
 
 }  // namespace invar

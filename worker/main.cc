@@ -1,6 +1,5 @@
 // invar-worker: dials its schedulers, loads what they say, and computes.
 #include <grpcpp/grpcpp.h>
-#include <signal.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
@@ -10,6 +9,7 @@
 
 #include "absl/time/time.h"
 #include "common/logging.h"
+#include "common/stop_signals.h"
 #include "common/version.h"
 #include "kernels/ops.h"
 #include "worker/engine/steady_clock.h"
@@ -25,27 +25,6 @@ constexpr int kExitCannotServe = 1;
 constexpr int kExitUsage = 2;
 constexpr absl::Duration kFinishRunning = absl::Seconds(10);
 constexpr absl::Duration kTick = absl::Milliseconds(100);
-
-// SIGTERM and SIGINT, taken by this thread alone: blocked before any other
-// thread starts, and so in all of them.
-class StopSignals {
- public:
-  StopSignals() {
-    sigemptyset(&set_);
-    sigaddset(&set_, SIGTERM);
-    sigaddset(&set_, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
-  }
-
-  // Whether one comes within `duration`.
-  bool Wait(absl::Duration duration) {
-    const timespec timeout = absl::ToTimespec(duration);
-    return sigtimedwait(&set_, nullptr, &timeout) > 0;
-  }
-
- private:
-  sigset_t set_;
-};
 
 using Links = std::vector<std::unique_ptr<LinkClient>>;
 

@@ -10,7 +10,6 @@
 #include "common/numerics.h"
 #include "common/tokenizer_digest.h"
 #include "worker/engine/steady_clock.h"
-#include "worker/tokenizer_ids.h"
 
 namespace invar {
 namespace {
@@ -137,16 +136,16 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   const std::string& path = config.model().path();
   absl::StatusOr<std::string> tokenizer_digest = TokenizerDigest(path);
   if (!tokenizer_digest.ok()) return tokenizer_digest.status();
-  const absl::StatusOr<int64_t> tokenizer_ids = TokenizerIds(path);
-  if (!tokenizer_ids.ok()) return tokenizer_ids.status();
   absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(
       {path, KvDtypeOf(config.kv_cache().dtype()), options_.threads});
   if (!model.ok()) return model.status();
   const ModelConfig& model_config = (*model)->config();
-  if (*tokenizer_ids > model_config.vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, ": tokenizer.json has ids up to ", *tokenizer_ids - 1,
-        ", but the model's vocabulary is [0, ", model_config.vocab_size, ")"));
+  const int64_t tokenizer_ids = config.tokenizer_vocab_size();
+  if (tokenizer_ids < 1 || tokenizer_ids > model_config.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the scheduler's tokenizer has ", tokenizer_ids,
+                     " ids, but the vocabulary of ", path, " is [0, ",
+                     model_config.vocab_size, ")"));
   }
   const absl::StatusOr<int64_t> kv_blocks = KvBlocks(config, model_config);
   if (!kv_blocks.ok()) return kv_blocks.status();
@@ -167,7 +166,7 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
                                                    limits.max_context_tokens());
   }
   options.max_top_logprobs = limits.max_top_logprobs();
-  options.tokenizer_ids = *tokenizer_ids;
+  options.tokenizer_ids = tokenizer_ids;
   options.schedulers = options_.schedulers;
   numerics_ = MakeNumerics(config, **model, *std::move(tokenizer_digest));
   engine_ = std::make_unique<EngineThread>(

@@ -30,8 +30,7 @@ using worker::v1::WorkerConfig;
 std::string ModelFolder() {
   const std::string folder = ::testing::TempDir() + "/link_client_model";
   std::filesystem::create_directories(folder);
-  std::ofstream(folder + "/tokenizer.json")
-      << R"({"model":{"vocab":{"a":0,"b":1}},"added_tokens":[{"id":89}]})";
+  std::ofstream(folder + "/tokenizer.json") << "{}";
   std::ofstream(folder + "/tokenizer_config.json") << "{}";
   return folder;
 }
@@ -45,7 +44,9 @@ WorkerConfig MakeConfig() {
           "         max_running_sequences: 8 }",
       "test");
   EXPECT_TRUE(config.ok()) << config.status();
-  return MakeWorkerConfig(*config);
+  WorkerConfig worker_config = MakeWorkerConfig(*config);
+  worker_config.set_tokenizer_vocab_size(90);  // of the model's 97
+  return worker_config;
 }
 
 class LinkClientTest : public ::testing::Test {
