@@ -19,12 +19,12 @@ CoreLoop::CoreLoop(Core::Options options, ActionHandler* handler)
       core_(std::move(options)),
       thread_([this] { Run(); }) {}
 
-CoreLoop::~CoreLoop() {
+void CoreLoop::Stop() {
   {
     absl::MutexLock lock(&inbox_mutex_);
     stopping_ = true;
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void CoreLoop::Post(Event event) {

@@ -26,8 +26,11 @@ class CoreLoop {
  public:
   // `handler` must outlive the loop.
   CoreLoop(Core::Options options, ActionHandler* handler);
-  // Stops the thread; events not yet taken are dropped.
-  ~CoreLoop();
+  ~CoreLoop() { Stop(); }
+
+  // Ends the thread; events not yet taken, or posted later, are dropped. Once
+  // it returns, the handler is not called any more.
+  void Stop();
 
   void Post(Event event);
 

@@ -154,6 +154,9 @@ class SchedulerProcess final : public Scheduler {
     for (auto* server : {&api_server_, &admin_server_, &link_server_}) {
       if (*server != nullptr) (*server)->Shutdown(deadline);
     }
+    // No call is left. Both threads use members that go before their owners.
+    pool_.Stop();
+    loop_.Stop();
   }
 
   absl::Status Listen() {

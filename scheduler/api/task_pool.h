@@ -12,12 +12,15 @@
 
 namespace invar::scheduler {
 
-// First in, first out. Thread-safe. The destructor runs what is queued.
+// First in, first out. Thread-safe.
 class TaskPool {
  public:
   explicit TaskPool(int threads);
-  ~TaskPool();
+  ~TaskPool() { Stop(); }
 
+  // Runs what is queued and ends the threads. Call from one thread, once no
+  // task is submitted any more.
+  void Stop();
   void Submit(std::function<void()> task);
 
  private:
