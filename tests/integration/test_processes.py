@@ -140,7 +140,8 @@ def test_a_damaged_checkpoint_is_refused_before_ready(deploy, tmp_path, damage):
     one.start_scheduler()
     worker = one.start_worker()
     assert worker.wait(60) == 1
-    assert name in lines(worker)[-1], worker.text()
+    errors = [line for line in lines(worker) if " error " in line]
+    assert len(errors) == 1 and name in errors[0], worker.text()
     assert one.invar("check").returncode == 1
     assert name in one.scheduler.text()  # The operator sees it there too.
 
