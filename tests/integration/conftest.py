@@ -13,7 +13,8 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = ROOT / "build" / "bin"
+# Another build's programs, for example those of -DINVAR_SANITIZE=address.
+BIN = pathlib.Path(os.environ.get("INVAR_BIN_DIR", ROOT / "build" / "bin"))
 MODEL = ROOT / "deploy" / "models" / "invar-gsm-20m"
 sys.path.insert(0, str(ROOT / "client" / "python"))
 
