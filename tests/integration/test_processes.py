@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import time
 
 import grpc
 import pytest
@@ -186,3 +187,43 @@ def test_scoring_prints_one_json_object(service):
         "generate", "--token-ids", "5,6,7", "--max-tokens", "0", "--prompt-logprobs")
     assert len(scored["prompt_logprobs"]) == 2
     assert all(isinstance(one, float) for one in scored["prompt_logprobs"])
+
+
+def test_two_schedulers_share_a_worker(deploy):
+    one, two = deploy(), deploy()
+    # Only where they listen differs: that is no part of a worker's config.
+    one.start_scheduler()
+    two.start_scheduler()
+    one.start_worker("w1", "--scheduler", two.link)
+    one.wait_ready()
+    two.wait_ready()
+    shares = [service.worker_info().free_sequences for service in (one, two)]
+    assert sum(shares) == 64 and min(shares) > 0
+    answers = [service.json("generate", "--chat", "What is 2 + 3?")
+               for service in (one, two)]
+    assert answers[0]["token_ids"] == answers[1]["token_ids"]
+    # One scheduler's end does not touch the other.
+    one.scheduler.stop()
+    again = two.json("generate", "--chat", "What is 2 + 3?")
+    assert again["token_ids"] == answers[0]["token_ids"]
+
+
+def test_a_scheduler_with_another_config_is_declined(deploy):
+    one, two = deploy(), deploy(kv_dtype="BF16")
+    one.start_scheduler()
+    worker = one.start_worker("w1", "--scheduler", two.link)
+    one.wait_ready()
+    two.start_scheduler()
+    deadline = time.monotonic() + 20
+    while "kv_cache.dtype" not in two.scheduler.text():
+        assert time.monotonic() < deadline, two.scheduler.text() + worker.text()
+        time.sleep(0.1)
+    assert one.invar("check").returncode == 0
+    assert two.invar("check").returncode == 1
+
+
+def test_mode_fast_is_another_pool(deploy, service):
+    fast = deploy(config="determinism { mode: FAST }").start()
+    theirs = fast.json("generate", "--chat", "What is 2 + 3?")["receipt"]
+    ours = service.json("generate", "--chat", "What is 2 + 3?")["receipt"]
+    assert theirs["fingerprint"] != ours["fingerprint"]
