@@ -116,14 +116,14 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
         from[t] = attended + (t * kv_b.heads + h) * latent;
         to[t] = out + (t * kv_b.heads + h) * kv_b.value;
       }
-      Dot({.weight = &v,
-           .row_begin = 0,
-           .row_end = kv_b.value,
-           .leaf = 0,
-           .scale = v.scale,
-           .x = from.data(),
-           .out = to.data(),
-           .tokens = tokens});
+      Dot(pool.isa(), {.weight = &v,
+                       .row_begin = 0,
+                       .row_end = kv_b.value,
+                       .leaf = 0,
+                       .scale = v.scale,
+                       .x = from.data(),
+                       .out = to.data(),
+                       .tokens = tokens});
     }
   });
 }

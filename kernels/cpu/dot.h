@@ -27,7 +27,11 @@ struct DotProducts {
   float* const* out = nullptr;      // one pointer a token: (rows)
   int64_t tokens = 0;
 };
-void Dot(const DotProducts& products);
+void Dot(Isa isa, const DotProducts& products);
+
+// Dot for each instruction set; the same bits.
+void DotAvx2(const DotProducts& products);
+void DotAvx512(const DotProducts& products);
 
 // Rows a thread takes at once: enough work to be worth a claim.
 int64_t DotGrain(const Weight& weight, int64_t tokens);

@@ -63,14 +63,14 @@ void RunUnits(ThreadPool& pool, const std::vector<Unit>& units, const float* x,
             from.push_back(x + slot / slots_per_row * unit.weight->columns);
             to.push_back(unit.out + slot * unit.weight->rows);
           }
-          Dot({.weight = unit.weight,
-               .row_begin = unit.begin,
-               .row_end = unit.end,
-               .leaf = 0,
-               .scale = OutputScale(*unit.weight),
-               .x = from.data(),
-               .out = to.data(),
-               .tokens = static_cast<int64_t>(from.size())});
+          Dot(pool.isa(), {.weight = unit.weight,
+                           .row_begin = unit.begin,
+                           .row_end = unit.end,
+                           .leaf = 0,
+                           .scale = OutputScale(*unit.weight),
+                           .x = from.data(),
+                           .out = to.data(),
+                           .tokens = static_cast<int64_t>(from.size())});
         }
       });
 }

@@ -23,14 +23,14 @@ void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
   }
   pool.ParallelFor(weight.rows, DotGrain(weight, tokens),
                    [&](int64_t begin, int64_t end) {
-                     Dot({.weight = &weight,
-                          .row_begin = begin,
-                          .row_end = end,
-                          .leaf = leaf,
-                          .scale = OutputScale(weight),
-                          .x = inputs.data(),
-                          .out = outputs.data(),
-                          .tokens = tokens});
+                     Dot(pool.isa(), {.weight = &weight,
+                                      .row_begin = begin,
+                                      .row_end = end,
+                                      .leaf = leaf,
+                                      .scale = OutputScale(weight),
+                                      .x = inputs.data(),
+                                      .out = outputs.data(),
+                                      .tokens = tokens});
                    });
 }
 

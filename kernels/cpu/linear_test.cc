@@ -63,6 +63,41 @@ TEST(LinearTest, GivesTheBitsOfTheWrittenOrderForEveryTokenCount) {
   }
 }
 
+// Every dtype, few tokens and many, rows and tokens that leave a rest.
+TEST(LinearTest, BothInstructionSetsGiveTheSameBits) {
+  if (BestIsa() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512 here";
+  ThreadPool avx2(2, Isa::kAvx2);
+  ThreadPool avx512(2, Isa::kAvx512);
+  constexpr int64_t kRows = 39;
+  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16,
+                                  WeightDtype::kFp16, WeightDtype::kFp32}) {
+    for (const int64_t columns : {16, 400, 2832, 9008}) {
+      std::vector<uint8_t> bytes(kRows * columns * WeightElementBytes(dtype));
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        // No infinities and no NaNs in any of the formats.
+        bytes[i] = static_cast<uint8_t>(i * 37 + i / 251) & 0xbb;
+      }
+      const Weight weight = {
+          .dtype = dtype,
+          .data = reinterpret_cast<const std::byte*>(bytes.data()),
+          .rows = kRows,
+          .columns = columns,
+          .scale = 0.03f};
+      for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 20}) {
+        const auto x = RandomValues(tokens * columns, 2);
+        std::vector<float> narrow(tokens * kRows);
+        std::vector<float> wide(tokens * kRows);
+        Linear(avx2, weight, x.data(), tokens, narrow.data());
+        Linear(avx512, weight, x.data(), tokens, wide.data());
+        EXPECT_TRUE(SameBits(narrow, wide)) << columns << " " << tokens;
+        LinearRowParallel(avx2, weight, x.data(), tokens, narrow.data());
+        LinearRowParallel(avx512, weight, x.data(), tokens, wide.data());
+        EXPECT_TRUE(SameBits(narrow, wide)) << columns << " " << tokens;
+      }
+    }
+  }
+}
+
 TEST(LinearTest, LeavesAreAtMostEightAndWholeBlocksOf128) {
   for (const int64_t columns : {16, 128, 512, 1024, 1040, 2816, 10944}) {
     const int64_t leaf = RowParallelLeaf(columns);

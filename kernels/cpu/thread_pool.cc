@@ -21,7 +21,7 @@ uint32_t ChunksLeft(uint64_t ticket) { return static_cast<uint32_t>(ticket); }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, Isa isa) : isa_(isa) {
   if (threads <= 0) {
     threads = std::max(1u, std::thread::hardware_concurrency());
   }

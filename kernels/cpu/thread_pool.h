@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "kernels/cpu/isa.h"
 
 namespace invar::cpu {
 
@@ -19,12 +20,16 @@ namespace invar::cpu {
 class ThreadPool {
  public:
   // threads: with the caller's; 0 is one per core.
-  explicit ThreadPool(int threads);
+  // isa: of the loops' bodies, where they have a choice; never moves a bit. At
+  // most BestIsa().
+  explicit ThreadPool(int threads, Isa isa = BestIsa());
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+
+  Isa isa() const { return isa_; }
 
   // Calls body(begin, end) over [0, count) in chunks of `grain` iterations,
   // the caller taking part, and returns when all are done. A helper that the
@@ -48,6 +53,7 @@ class ThreadPool {
   Body* body_ = nullptr;
   int64_t count_ = 0;
   int64_t grain_ = 0;
+  const Isa isa_;
   std::vector<std::thread> helpers_;
 };
 

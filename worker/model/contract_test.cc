@@ -56,14 +56,16 @@ struct Setting {
 
 class ContractTest : public ::testing::TestWithParam<Setting> {
  protected:
-  std::unique_ptr<Model> Load(int threads) {
+  std::unique_ptr<Model> Load(int threads, cpu::Isa isa = cpu::BestIsa()) {
     const std::string folder =
         ::testing::TempDir() + "/contract_" + GetParam().model;
     EXPECT_TRUE(testing::WriteRandomCheckpoint(folder, Config(GetParam().model),
                                                /*seed=*/7)
                     .ok());
-    auto model = Model::Load(
-        {.path = folder, .kv_dtype = GetParam().kv_dtype, .threads = threads});
+    auto model = Model::Load({.path = folder,
+                              .kv_dtype = GetParam().kv_dtype,
+                              .threads = threads,
+                              .isa = isa});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
   }
@@ -110,6 +112,19 @@ TEST_P(ContractTest, ChunksDecodeAndThreadsDoNotMoveABit) {
   }
   for (const int64_t chunk : {int64_t{7}, kLength}) {
     ExpectSameBits(Score(*two, ids, chunk), whole);
+  }
+}
+
+// What BestIsa() gives has the recorded digest by the test above.
+TEST_P(ContractTest, NoInstructionSetMovesABit) {
+  if (cpu::BestIsa() == cpu::Isa::kAvx2) GTEST_SKIP() << "no AVX-512 here";
+  const std::vector<int32_t> ids = Ids(kLength, 5);
+  const std::vector<float> wide =
+      Score(*Load(1, cpu::Isa::kAvx512), ids, kLength);
+  for (const int threads : {1, 2}) {
+    const auto narrow = Load(threads, cpu::Isa::kAvx2);
+    ExpectSameBits(Score(*narrow, ids, kLength), wide);
+    ExpectSameBits(Score(*narrow, ids, 7), wide);
   }
 }
 

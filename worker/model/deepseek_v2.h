@@ -18,7 +18,7 @@ namespace invar {
 class DeepseekV2 final : public Model {
  public:
   DeepseekV2(ModelConfig config, Checkpoint checkpoint, KvDtype kv_dtype,
-             int threads);
+             int threads, cpu::Isa isa);
 
   const ModelConfig& config() const override { return config_; }
   const std::string& weights_digest() const override {

@@ -130,7 +130,7 @@ DeepseekV2::Layer DeepseekV2::LoadLayer(int64_t index) const {
 }
 
 DeepseekV2::DeepseekV2(ModelConfig config, Checkpoint checkpoint,
-                       KvDtype kv_dtype, int threads)
+                       KvDtype kv_dtype, int threads, cpu::Isa isa)
     : config_(std::move(config)),
       checkpoint_(std::move(checkpoint)),
       kv_dtype_(kv_dtype),
@@ -144,7 +144,7 @@ DeepseekV2::DeepseekV2(ModelConfig config, Checkpoint checkpoint,
       lm_head_(config_.tie_word_embeddings ? embedding_
                                            : LoadWeight("lm_head")),
       final_norm_(LoadVector("model.norm.weight")),
-      pool_(threads) {
+      pool_(threads, isa) {
   for (int64_t i = 0; i < config_.layers; ++i) {
     layers_.push_back(LoadLayer(i));
   }

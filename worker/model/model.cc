@@ -28,7 +28,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
   if (!checkpoint.ok()) return checkpoint.status();
   return std::make_unique<DeepseekV2>(*std::move(config),
                                       *std::move(checkpoint), options.kv_dtype,
-                                      options.threads);
+                                      options.threads, options.isa);
 }
 
 }  // namespace invar

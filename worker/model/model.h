@@ -45,6 +45,8 @@ class Model {
     std::string path;  // folder with config.json and *.safetensors
     KvDtype kv_dtype = KvDtype::kFp8E5m2;
     int threads = 0;  // 0: one per core
+    // At most what the processor has; never moves a bit.
+    cpu::Isa isa = cpu::BestIsa();
   };
 
   // Checks every file before it is used. Errors name the file and the tensor:

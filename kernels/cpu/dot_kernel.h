@@ -1,0 +1,175 @@
+// Dot over any instruction set that has sixteen lanes: included by the file of
+// each, which is compiled for it. All is in an unnamed namespace, so that no
+// other file can be given code that its processor lacks.
+//
+// Simd: Vector of 16 lanes; Zero, Load, Store, MultiplyAdd, Sum as in lanes.h;
+// Decode<Code>; Rows(tokens), the rows that share registers with so many
+// tokens; kTokens and kPanelTokens, the most tokens that do.
+#ifndef INVAR_KERNELS_CPU_DOT_KERNEL_H_
+#define INVAR_KERNELS_CPU_DOT_KERNEL_H_
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cpu/codes.h"
+#include "kernels/cpu/dot.h"
+
+namespace invar::cpu {
+namespace {
+
+// Rows that are walked for one block of tokens before the next block, so that
+// both stay in the first-level cache.
+constexpr int64_t kPanelRows = 32;
+// Decoded weights of a panel: a share of the first-level cache.
+constexpr int64_t kPanelValues = 8192;
+
+// ((0+1)+(2+3))+((4+5)+(6+7)) over the places that exist.
+float FoldLeaves(float* leaves, int64_t count) {
+  for (int64_t stride = 1; stride < kMaxLeaves; stride *= 2) {
+    for (int64_t i = 0; i + stride < count; i += 2 * stride) {
+      leaves[i] = leaves[i] + leaves[i + stride];
+    }
+  }
+  return leaves[0];
+}
+
+// sums[r * kTokens + t] = W[row + r, begin:end] . x[t][begin:end]
+template <typename Simd, typename Code, int kRows, int kTokens>
+inline void DotRange(const std::byte* const* rows, const float* const* x,
+                     int64_t row_bytes, int64_t begin, int64_t end,
+                     float* sums) {
+  typename Simd::Vector sum[kRows][kTokens];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) sum[r][t] = Simd::Zero();
+  }
+  for (int64_t k = begin; k < end; k += kLanes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const auto w = Simd::template Decode<Code>(rows[r] + k * Code::kBytes);
+      if constexpr (kTokens == 1) {
+        // A lone token's weights come from memory: fetch the next block's.
+        _mm_prefetch(reinterpret_cast<const char*>(rows[r] + k * Code::kBytes +
+                                                   kRows * row_bytes),
+                     _MM_HINT_T0);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        sum[r][t] = Simd::MultiplyAdd(w, Simd::Load(x[t] + k), sum[r][t]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t)
+      sums[r * kTokens + t] = Simd::Sum(sum[r][t]);
+  }
+}
+
+template <typename Simd, typename Code, int kRows, int kTokens>
+void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
+              int64_t token) {
+  const int64_t columns = p.weight->columns;
+  const int64_t row_bytes = columns * Code::kBytes;
+  const std::byte* rows[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = data + r * row_bytes;
+  }
+  float sums[kRows * kTokens];
+  if (p.leaf == 0) {
+    DotRange<Simd, Code, kRows, kTokens>(rows, p.x + token, row_bytes, 0,
+                                         columns, sums);
+  } else {
+    float leaves[kRows * kTokens][kMaxLeaves];
+    int64_t count = 0;
+    for (int64_t k = 0; k < columns; k += p.leaf, ++count) {
+      DotRange<Simd, Code, kRows, kTokens>(rows, p.x + token, row_bytes, k,
+                                           std::min(k + p.leaf, columns), sums);
+      for (int i = 0; i < kRows * kTokens; ++i) leaves[i][count] = sums[i];
+    }
+    for (int i = 0; i < kRows * kTokens; ++i) {
+      sums[i] = FoldLeaves(leaves[i], count);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) {
+      p.out[token + t][row + r] = p.scale * sums[r * kTokens + t];
+    }
+  }
+}
+
+// Rows [begin, end), the first at `data`, for tokens [token, token + kTokens).
+template <typename Simd, typename Code, int kTokens>
+void DotRows(const DotProducts& p, const std::byte* data, int64_t begin,
+             int64_t end, int64_t token) {
+  constexpr int kRows = Simd::Rows(kTokens);
+  const int64_t row_bytes = p.weight->columns * Code::kBytes;
+  int64_t row = begin;
+  for (; row + kRows <= end; row += kRows, data += kRows * row_bytes) {
+    DotBlock<Simd, Code, kRows, kTokens>(p, data, row, token);
+  }
+  for (; row < end; ++row, data += row_bytes) {
+    DotBlock<Simd, Code, 1, kTokens>(p, data, row, token);
+  }
+}
+
+// Rows [begin, end), the first at `data`, for all tokens, kTokens at a time and
+// the rest of them in one go.
+template <typename Simd, typename Code, int kTokens>
+void DotTokens(const DotProducts& p, const std::byte* data, int64_t begin,
+               int64_t end, int64_t token) {
+  for (; token + kTokens <= p.tokens; token += kTokens) {
+    DotRows<Simd, Code, kTokens>(p, data, begin, end, token);
+  }
+  if constexpr (kTokens > 1) {
+    if (token < p.tokens) {
+      DotTokens<Simd, Code, kTokens - 1>(p, data, begin, end, token);
+    }
+  }
+}
+
+// Many tokens: a panel's weights are decoded once for all of them.
+template <typename Simd, typename Code>
+void DotDecoded(const DotProducts& p) {
+  const int64_t columns = p.weight->columns;
+  const int64_t panel_rows =
+      std::clamp<int64_t>(kPanelValues / columns / 4 * 4, 1, kPanelRows);
+  alignas(64) float panel[kPanelValues];
+  for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
+    const int64_t end = std::min(row + panel_rows, p.row_end);
+    const std::byte* data = p.weight->data + row * columns * Code::kBytes;
+    for (int64_t k = 0; k < (end - row) * columns; k += kLanes) {
+      Simd::Store(Simd::template Decode<Code>(data + k * Code::kBytes),
+                  panel + k);
+    }
+    DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
+        p, reinterpret_cast<const std::byte*>(panel), row, end, 0);
+  }
+}
+
+template <typename Simd>
+void DotAll(const DotProducts& p) {
+  DispatchWeight(p.weight->dtype, [&](auto code) {
+    using Code = decltype(code);
+    const int64_t columns = p.weight->columns;
+    if constexpr (!std::is_same_v<Code, Fp32Code>) {
+      if (p.tokens > Simd::kTokens && columns <= kPanelValues) {
+        return DotDecoded<Simd, Code>(p);
+      }
+    }
+    for (int64_t row = p.row_begin; row < p.row_end; row += kPanelRows) {
+      DotTokens<Simd, Code, Simd::kTokens>(
+          p, p.weight->data + row * columns * Code::kBytes, row,
+          std::min(row + kPanelRows, p.row_end), 0);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace invar::cpu
+
+#endif  // INVAR_KERNELS_CPU_DOT_KERNEL_H_

@@ -1,0 +1,18 @@
+// The instruction sets that the hottest loops are compiled for. Both give the
+// same bits: sixteen lanes are two AVX2 registers or one of AVX-512.
+#ifndef INVAR_KERNELS_CPU_ISA_H_
+#define INVAR_KERNELS_CPU_ISA_H_
+
+namespace invar::cpu {
+
+enum class Isa {
+  kAvx2,    // x86-64-v3
+  kAvx512,  // x86-64-v4
+};
+
+// The widest that this processor has.
+Isa BestIsa();
+
+}  // namespace invar::cpu
+
+#endif  // INVAR_KERNELS_CPU_ISA_H_
