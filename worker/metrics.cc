@@ -39,7 +39,10 @@ WorkerMetrics::WorkerMetrics()
       waiting_(MakeGauge(registry_.get(), "invar_worker_sequences_waiting",
                          "Sequences that wait for a place.")),
       kv_blocks_used_(MakeGauge(registry_.get(), "invar_worker_kv_blocks_used",
-                                "KV blocks that hold tokens.")),
+                                "KV blocks that a sequence refers to.")),
+      kv_blocks_cached_(MakeGauge(
+          registry_.get(), "invar_worker_kv_blocks_cached",
+          "KV blocks that no sequence refers to, kept for their text.")),
       kv_blocks_total_(MakeGauge(registry_.get(),
                                  "invar_worker_kv_blocks_total",
                                  "KV blocks there are.")),
@@ -75,6 +78,7 @@ void WorkerMetrics::ObserveStep(const StepSummary& step, double seconds) {
   running_.Set(static_cast<double>(step.running));
   waiting_.Set(static_cast<double>(step.waiting));
   kv_blocks_used_.Set(static_cast<double>(step.kv_blocks_used));
+  kv_blocks_cached_.Set(static_cast<double>(step.kv_blocks_cached));
   kv_blocks_total_.Set(static_cast<double>(step.kv_blocks_total));
 }
 

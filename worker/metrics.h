@@ -35,6 +35,7 @@ class WorkerMetrics {
   prometheus::Gauge& running_;
   prometheus::Gauge& waiting_;
   prometheus::Gauge& kv_blocks_used_;
+  prometheus::Gauge& kv_blocks_cached_;
   prometheus::Gauge& kv_blocks_total_;
   prometheus::Histogram& step_seconds_;
   std::unique_ptr<prometheus::Exposer> exposer_;

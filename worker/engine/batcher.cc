@@ -1,6 +1,7 @@
 #include "worker/engine/batcher.h"
 
 #include <algorithm>
+#include <span>
 
 namespace invar {
 
@@ -18,8 +19,33 @@ void Batcher::StartWaiting() {
     const int64_t blocks = BlocksFor(sequence->max_size);
     if (!pool_->Reserve(blocks)) return;
     sequence->reserved_blocks = blocks;
+    // A scored prompt needs the logits of every position.
+    if (!sequence->prompt_logprobs) {
+      sequence->block_ids = pool_->TakePrefix(sequence->tokens);
+      sequence->shared_blocks =
+          static_cast<int64_t>(sequence->block_ids.size());
+      sequence->cached_tokens = sequence->shared_blocks * kBlockTokens;
+      sequence->computed = sequence->cached_tokens;
+    }
     waiting_.pop_front();
     running_.push_back(sequence);
+  }
+}
+
+void Batcher::ShareWritten(Sequence* sequence) {
+  while (sequence->shares_blocks &&
+         sequence->shared_blocks < sequence->computed / kBlockTokens) {
+    const int64_t i = sequence->shared_blocks;
+    const int32_t parent = i == 0 ? kNoBlock : sequence->block_ids[i - 1];
+    const int32_t shared = pool_->Share(
+        sequence->block_ids[i], parent,
+        std::span(sequence->tokens).subspan(i * kBlockTokens, kBlockTokens));
+    if (shared == kNoBlock) {
+      sequence->shares_blocks = false;
+      return;
+    }
+    sequence->block_ids[i] = shared;
+    ++sequence->shared_blocks;
   }
 }
 
@@ -60,6 +86,9 @@ void Batcher::PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan) {
   while (static_cast<int64_t>(sequence->block_ids.size()) <
          BlocksFor(first + count)) {
     sequence->block_ids.push_back(pool_->Take());
+  }
+  for (int64_t i = first / kBlockTokens; i < BlocksFor(first + count); ++i) {
+    pool_->AssertWritable(sequence->block_ids[i]);
   }
   plan->push_back({sequence, count, rows});
 }

@@ -26,7 +26,8 @@ struct PlannedSlice {
 };
 
 // Sequences wait in the order of their arrival. One starts when its worst case
-// of blocks can be reserved and a running place is free; nobody overtakes.
+// of blocks can be reserved and a running place is free; nobody overtakes. It
+// starts behind the shared blocks that its tokens begin with.
 // A step computes every decode first, then prefill in the order of starting.
 // None of this may show in a bit of any answer. Not thread-safe: the engine's.
 class Batcher {
@@ -41,6 +42,10 @@ class Batcher {
   void Add(Sequence* sequence) { waiting_.push_back(sequence); }
   // Frees its blocks and its reservation.
   void Remove(Sequence* sequence);
+
+  // Shares the blocks that are full up to `computed`, whose values must all be
+  // finite.
+  void ShareWritten(Sequence* sequence);
 
   // Starts what can start, chooses the next step's slices and gives each the
   // blocks that it writes to. Empty: nothing to compute.

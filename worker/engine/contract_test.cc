@@ -129,6 +129,59 @@ TEST_P(ContractTest, ResumedElsewhere) {
   }
 }
 
+TEST_P(ContractTest, ColdAndWithHitsOfEveryBlockCount) {
+  constexpr int32_t kTokens = 4 * kBlockTokens + 11;
+  Submit submit = MakeSubmit(1, Prompt(kTokens, 0), 20);
+  submit.mutable_sampling()->set_temperature(0.8f);
+  submit.set_seed(5);
+  submit.set_logprobs(true);
+  const Answer cold = NewWorker()->Run(submit);
+  ASSERT_EQ(cold.cached_tokens, 0);
+  for (int32_t hit = 1; hit <= 4; ++hit) {
+    auto worker = NewWorker();
+    Submit first = MakeSubmit(2, Prompt(hit * kBlockTokens, 0), 3);
+    worker->Run(first);
+    const Answer warm = worker->Run(submit);
+    EXPECT_EQ(warm.cached_tokens, hit * kBlockTokens);
+    ExpectSame(warm, cold);
+  }
+}
+
+TEST_P(ContractTest, HitsOfDecodedBlocks) {
+  // The second prompt is the first with its answer: blocks that decode wrote.
+  auto worker = NewWorker();
+  Submit submit = MakeSubmit(1, Prompt(30, 0), 120);
+  submit.mutable_sampling()->set_temperature(0.8f);
+  const Answer first = worker->Run(submit);
+  std::vector<int32_t> text = Prompt(30, 0);
+  text.insert(text.end(), first.token_ids.begin(), first.token_ids.end());
+  Submit next = MakeSubmit(2, text, 20);
+  next.set_logprobs(true);
+  const Answer warm = worker->Run(next);
+  EXPECT_EQ(warm.cached_tokens, 2 * kBlockTokens);
+  ExpectSame(warm, NewWorker()->Run(next));
+}
+
+TEST_P(ContractTest, ManyThatShareAtOnce) {
+  const Answer alone = NewWorker()->Run(Scored(1, 0.8f));
+  Submit submit = Scored(0, 0.8f);
+  submit.set_prompt_logprobs(false);
+  auto worker = NewWorker();
+  for (int i = 0; i < 24; ++i) {
+    submit.mutable_key()->set_request(100 + i);
+    worker->Submit(submit);
+    if (i % 3 == 0) worker->Step();
+  }
+  worker->Drain();
+  for (int i = 0; i < 24; ++i) {
+    EXPECT_EQ(worker->answer(100 + i).token_ids, alone.token_ids);
+    EXPECT_EQ(worker->answer(100 + i).logprobs, alone.logprobs);
+  }
+  EXPECT_EQ(worker->engine().kv_blocks_used(), 0);
+  // One text of 135 tokens, whose last one is never computed: two full blocks.
+  EXPECT_EQ(worker->engine().kv_blocks_cached(), 2);
+}
+
 std::string DtypeName(const ::testing::TestParamInfo<KvDtype>& dtype) {
   static constexpr const char* kNames[] = {"Fp8E5m2", "Fp8E4m3", "Bf16",
                                            "Fp32"};

@@ -143,6 +143,7 @@ StepSummary Engine::Step(absl::Time now) {
   summary.running = batcher_.running();
   summary.waiting = batcher_.waiting();
   summary.kv_blocks_used = pool_.used();
+  summary.kv_blocks_cached = pool_.cached();
   summary.kv_blocks_total = pool_.total();
   return summary;
 }
@@ -179,6 +180,7 @@ int64_t Engine::Advance(const PlannedSlice& slice,
   if (sequence->prompt_logprobs && sequence->computed < sequence->prompt_tokens)
     ScorePrompt(*sequence, first_row, rows);
   sequence->computed += slice.tokens;
+  batcher_.ShareWritten(sequence);
   int64_t sampled = 0;
   if (sequence->wants_output() && sequence->computed == sequence->size()) {
     SampleNext(sequence, rows.last(vocab_size_));
@@ -218,6 +220,10 @@ void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
     report->set_position(static_cast<int32_t>(position));
   }
   report->add_token_ids(token);
+  if (position == sequence->submitted_tokens) {
+    report->set_cached_tokens(static_cast<int32_t>(
+        std::min(sequence->cached_tokens, sequence->prompt_tokens)));
+  }
   if (sequence->logprobs || sequence->top_logprobs > 0) {
     const double log_sum_exp = cpu::LogSumExp(logits);
     if (sequence->logprobs) {

@@ -32,7 +32,8 @@ struct StepSummary {
   int64_t generated_tokens = 0;  // sampled
   int64_t running = 0;
   int64_t waiting = 0;
-  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_used = 0;    // of a sequence that runs
+  int64_t kv_blocks_cached = 0;  // of none, kept for their text
   int64_t kv_blocks_total = 0;
 };
 
@@ -60,6 +61,7 @@ class Engine {
   const SubmitLimits& submit_limits() const { return submit_limits_; }
   int64_t steps() const { return steps_; }
   int64_t kv_blocks_used() const { return pool_.used(); }
+  int64_t kv_blocks_cached() const { return pool_.cached(); }
   int64_t kv_blocks_reserved() const { return pool_.reserved(); }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
   // Nothing to compute and nothing to report.

@@ -357,6 +357,83 @@ TEST_F(PoisonTest, NotFiniteEndsThatRequestAlone) {
   ExpectBaseline(2);
 }
 
+TEST_F(PoisonTest, WhatIsNotFiniteIsNotShared) {
+  std::vector<int32_t> poisoned = Prompt(64);
+  poisoned.resize(150, 3);
+  poisoned[100] = 89;
+  harness_.Run(MakeSubmit(1, poisoned, 10));
+  EXPECT_EQ(harness_.engine().kv_blocks_cached(), 1);
+  const Answer again = harness_.Run(MakeSubmit(2, poisoned, 10));
+  EXPECT_EQ(again.reason(), Terminal::NOT_FINITE);
+  EXPECT_EQ(harness_.engine().kv_blocks_cached(), 1);
+  std::vector<int32_t> healthy = Prompt(64);
+  healthy.push_back(5);
+  const Answer answer = harness_.Run(MakeSubmit(3, healthy, 1));
+  EXPECT_EQ(answer.cached_tokens, 64);
+  EXPECT_EQ(answer.token_ids, Expected(healthy, 1));
+}
+
+TEST_F(EngineTest, CachedTokensComeWithTheFirstToken) {
+  for (const int tokens : {63, 64, 65, 128, 129, 300}) {
+    const int32_t hit = (tokens - 1) / 64 * 64;
+    harness_.Run(MakeSubmit(1, Prompt(tokens, tokens), 70));
+    EXPECT_EQ(harness_.answer(1).cached_tokens, 0);
+    const size_t before = harness_.reports().size();
+    const Answer warm = harness_.Run(MakeSubmit(1, Prompt(tokens, tokens), 70));
+    EXPECT_EQ(warm.token_ids, Expected(Prompt(tokens, tokens), 70));
+    EXPECT_EQ(warm.cached_tokens, hit);
+    const auto& first = harness_.reports()[before].attempts(0);
+    EXPECT_EQ(first.token_ids_size(), 1);
+    EXPECT_EQ(first.cached_tokens(), hit);
+  }
+}
+
+TEST_F(EngineTest, AResumedAttemptReadsOutputButReportsPromptOnly) {
+  const std::vector<int32_t> whole = Expected(Prompt(100), 100);
+  harness_.Run(MakeSubmit(1, Prompt(100), 100));
+  std::vector<int32_t> tokens = Prompt(100);
+  tokens.insert(tokens.end(), whole.begin(), whole.begin() + 90);
+  Submit submit = MakeSubmit(2, tokens, 100);
+  submit.set_prompt_tokens(100);
+  const int64_t steps = harness_.engine().steps();
+  const Answer rest = harness_.Run(submit);
+  EXPECT_EQ(rest.token_ids,
+            std::vector<int32_t>(whole.begin() + 90, whole.end()));
+  EXPECT_EQ(rest.cached_tokens, 100);
+  // 128 of 190 tokens are there: 62 in chunks of 16, then 9 more.
+  EXPECT_EQ(harness_.engine().steps() - steps, 4 + 9);
+}
+
+TEST_F(EngineTest, AScoredPromptReadsNoSharedBlock) {
+  harness_.Run(MakeSubmit(1, Prompt(150), 1));
+  Submit submit = MakeSubmit(2, Prompt(150), 5);
+  submit.set_prompt_logprobs(true);
+  const Answer answer = harness_.Run(submit);
+  EXPECT_EQ(answer.prompt_logprobs.size(), 149u);
+  EXPECT_EQ(answer.cached_tokens, 0);
+  EXPECT_EQ(answer.token_ids, Expected(Prompt(150), 5));
+}
+
+TEST_F(EngineTest, CachedBlocksGiveWayUnderPressure) {
+  // 40 blocks, and more than 100 blocks of texts, some of which come again.
+  for (int i = 0; i < 30; ++i) {
+    const int32_t salt = i % 7 * (i % 3);
+    harness_.Submit(MakeSubmit(i, Prompt(100 + 17 * (i % 9), salt), 80));
+    for (int step = 0; step < 40; ++step) harness_.Step();
+  }
+  harness_.Drain();
+  int32_t cached = 0;
+  for (int i = 0; i < 30; ++i) {
+    const int32_t salt = i % 7 * (i % 3);
+    EXPECT_EQ(harness_.answer(i).token_ids,
+              Expected(Prompt(100 + 17 * (i % 9), salt), 80));
+    cached += harness_.answer(i).cached_tokens;
+  }
+  EXPECT_GT(cached, 0);
+  EXPECT_GT(harness_.engine().kv_blocks_cached(), 0);
+  ExpectBaseline(30);
+}
+
 TEST_F(EngineTest, MalformedSubmitsAreInvalid) {
   ExpectInvalid(MakeSubmit(1, {}, 4), "prompt_tokens");
   ExpectInvalid(MakeSubmit(2, {1, 97}, 4), "token_ids[1] is 97");

@@ -44,6 +44,7 @@ struct Sequence {
   // Prompt, output delivered before, output of this attempt.
   std::vector<int32_t> tokens;
   int64_t prompt_tokens = 0;
+  int64_t submitted_tokens = 0;  // All but the output of this attempt.
   // Tokens at most: the prompt and max_tokens, or the context.
   int64_t max_size = 0;
   bool stopped = false;  // The last token is a stop id.
@@ -60,6 +61,10 @@ struct Sequence {
   int64_t computed = 0;
   std::vector<int32_t> block_ids;
   int64_t reserved_blocks = 0;  // 0: not started
+  // Leading blocks that are shared, and positions that were so at the start.
+  int64_t shared_blocks = 0;
+  int64_t cached_tokens = 0;
+  bool shares_blocks = true;  // False after a collision of names.
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t output_tokens() const { return size() - prompt_tokens; }
@@ -68,8 +73,11 @@ struct Sequence {
   bool finished() const {
     return !wants_output() && (!prompt_logprobs || computed >= prompt_tokens);
   }
-  // One token to compute: all else is in the cache.
-  bool decoding() const { return computed > 0 && computed + 1 == size(); }
+  // One token to compute: this attempt has computed all else, or found it. One
+  // that found all else has yet to compete with the prompts for its first step.
+  bool decoding() const {
+    return computed > cached_tokens && computed + 1 == size();
+  }
 
   // Sets `stopped` from the last token, if it is output.
   void CheckStop() {

@@ -119,6 +119,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(
   }
   sequence->tokens.assign(submit.token_ids().begin(), submit.token_ids().end());
   sequence->prompt_tokens = submit.prompt_tokens();
+  sequence->submitted_tokens = submit.total_tokens();
   sequence->max_size =
       std::min(int64_t{submit.prompt_tokens()} + submit.max_tokens(),
                limits.context_tokens);

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 namespace invar {
 namespace {
@@ -17,7 +18,8 @@ void Assert(bool holds, const char* invariant) {
 
 }  // namespace
 
-BlockPool::BlockPool(int64_t blocks) : taken_(blocks, false) {
+BlockPool::BlockPool(int64_t blocks, PrefixCache::NameFunction name)
+    : references_(blocks, 0), prefixes_(blocks, std::move(name)) {
   free_.reserve(blocks);
   for (int64_t block = blocks - 1; block >= 0; --block) {
     free_.push_back(static_cast<int32_t>(block));
@@ -33,34 +35,86 @@ bool BlockPool::Reserve(int64_t blocks) {
 }
 
 int32_t BlockPool::Take() {
-  Assert(used_ < reserved_, "a block taken was reserved");
+  Assert(all_references_ < reserved_, "a block taken was reserved");
+  if (free_.empty()) free_.push_back(prefixes_.EvictOldest());
   const int32_t block = free_.back();
   free_.pop_back();
-  taken_[block] = true;
-  ++used_;
+  AddReference(block);
   AssertAccounts();
   return block;
+}
+
+std::vector<int32_t> BlockPool::TakePrefix(std::span<const int32_t> token_ids) {
+  const size_t most = (token_ids.size() - 1) / kBlockTokens;
+  std::vector<int32_t> taken;
+  while (taken.size() < most) {
+    const int32_t parent = taken.empty() ? kNoBlock : taken.back();
+    const int32_t block = prefixes_.Find(
+        parent, token_ids.subspan(taken.size() * kBlockTokens, kBlockTokens));
+    if (block == kNoBlock) break;
+    if (references_[block] == 0) prefixes_.Unpark(block);
+    AddReference(block);
+    taken.push_back(block);
+  }
+  AssertAccounts();
+  return taken;
+}
+
+int32_t BlockPool::Share(int32_t block, int32_t parent,
+                         std::span<const int32_t> token_ids) {
+  Assert(token_ids.size() == kBlockTokens, "a shared block is full");
+  AssertWritable(block);
+  Assert(parent == kNoBlock ||
+             (prefixes_.contains(parent) && references_[parent] > 0),
+         "a shared block follows one that its sequence refers to");
+  const int32_t shared = prefixes_.Add(block, parent, token_ids);
+  if (shared != kNoBlock && shared != block) {
+    if (references_[shared] == 0) prefixes_.Unpark(shared);
+    AddReference(shared);
+    DropReference(block);
+  }
+  AssertAccounts();
+  return shared;
+}
+
+void BlockPool::AssertWritable(int32_t block) const {
+  Assert(references_[block] == 1 && !prefixes_.contains(block),
+         "a block is written before it is shared");
 }
 
 void BlockPool::Release(std::span<const int32_t> taken, int64_t reserved) {
   Assert(static_cast<int64_t>(taken.size()) <= reserved,
          "a sequence takes at most what it reserved");
-  for (const int32_t block : taken) {
-    Assert(block >= 0 && block < total() && taken_[block],
-           "a block given back was taken");
-    taken_[block] = false;
-    free_.push_back(block);
-  }
-  used_ -= static_cast<int64_t>(taken.size());
+  // Backwards: the end of a text is evicted before its beginning.
+  for (size_t i = taken.size(); i-- > 0;) DropReference(taken[i]);
   reserved_ -= reserved;
   AssertAccounts();
 }
 
+void BlockPool::AddReference(int32_t block) {
+  if (references_[block]++ == 0) ++used_;
+  ++all_references_;
+}
+
+void BlockPool::DropReference(int32_t block) {
+  Assert(block >= 0 && block < total() && references_[block] > 0,
+         "a block given back was taken");
+  --all_references_;
+  if (--references_[block] > 0) return;
+  --used_;
+  if (prefixes_.contains(block)) {
+    prefixes_.Park(block);
+  } else {
+    free_.push_back(block);
+  }
+}
+
 void BlockPool::AssertAccounts() const {
-  Assert(static_cast<int64_t>(free_.size()) + used_ == total(),
-         "free + used == total");
-  Assert(used_ <= reserved_ && reserved_ <= total(),
-         "used <= reserved <= total");
+  Assert(static_cast<int64_t>(free_.size()) + used_ + cached() == total(),
+         "free + used + cached == total");
+  Assert(used_ <= all_references_ && all_references_ <= reserved_ &&
+             reserved_ <= total(),
+         "used <= references <= reserved <= total");
 }
 
 }  // namespace invar

@@ -20,6 +20,7 @@ struct Answer {
   std::vector<worker::v1::Alternatives> alternatives;
   std::vector<float> prompt_logprobs;
   std::vector<int32_t> positions;  // of each of token_ids
+  int32_t cached_tokens = 0;
   std::optional<worker::v1::Terminal> terminal;
 
   worker::v1::Terminal::Reason reason() const {
@@ -98,6 +99,7 @@ class EngineHarness {
         answer.token_ids.push_back(attempt.token_ids(i));
         answer.positions.push_back(attempt.position() + i);
       }
+      answer.cached_tokens += attempt.cached_tokens();
       for (const float value : attempt.logprobs()) {
         answer.logprobs.push_back(value);
       }
