@@ -104,6 +104,11 @@ std::optional<absl::Status> Replica::load_failure() {
   return loaded_;
 }
 
+bool Replica::load_failed() {
+  absl::MutexLock lock(&mutex_);
+  return loaded_.has_value() && !loaded_->ok();
+}
+
 EngineThread* Replica::engine_if_loaded() {
   absl::MutexLock lock(&mutex_);
   return loaded_.has_value() && loaded_->ok() ? engine_.get() : nullptr;

@@ -50,6 +50,8 @@ class Replica {
   std::string config_digest();
   // Why loading failed, which is final; once every LoadedCallback knows.
   std::optional<absl::Status> load_failure();
+  // Whether the load has failed, told or not.
+  bool load_failed();
   // Null until loaded.
   EngineThread* engine_if_loaded();
   const Progress& progress() const { return progress_; }

@@ -124,7 +124,7 @@ void LinkClient::LogEnd(Attachment* attachment, const grpc::Status& status) {
   const std::string failure =
       declined.empty() ? absl::StrCat("code ", status.error_code()) : declined;
   if (std::exchange(last_failure_, failure) == failure) return;
-  if (replica_->load_failure().has_value()) return;  // main says it, and exits
+  if (replica_->load_failed()) return;  // main says it, and exits
   if (declined.empty()) {
     spdlog::warn("no link to scheduler {} yet ({}); dialling on", scheduler,
                  reason);
