@@ -1,0 +1,62 @@
+// Every operation of the model on the GPU, with its shapes and its equation.
+//
+// Symbols are those of kernels/ops.h: T tokens of a step, H heads; L, N, R, V
+// the widths of latent, nope, rope and value; E experts, K of them a token.
+// All pointers are to device memory, rows are dense and row-major; activations
+// are fp32 unless an operation says otherwise, and every row is computed as if
+// it were alone. Each call only enqueues on its stream; errors of the launch
+// end the process (check.h).
+#ifndef INVAR_KERNELS_CUDA_OPS_H_
+#define INVAR_KERNELS_CUDA_OPS_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace invar::cuda {
+
+// ---- Attention --------------------------------------------------------------
+
+// The family's widths, which the attention's tiles are cut for. The loader
+// refuses others.
+inline constexpr int kLatent = 512;  // L
+inline constexpr int kRope = 64;     // R
+inline constexpr int kRow = kLatent + kRope;
+
+// Where the step's tokens lie: token t is position positions[t] of the sequence
+// whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...
+struct TokenPlaces {
+  int64_t tokens = 0;                  // T
+  const int32_t* positions = nullptr;  // (T)
+  const int32_t* tables = nullptr;     // (T)
+  const int32_t* block_ids = nullptr;
+};
+
+// One layer of the paged cache: (blocks, kBlockTokens, kRow) of `dtype`, which
+// is not fp32.
+struct KvLayer {
+  KvDtype dtype = KvDtype::kFp8E5m2;
+  std::byte* data = nullptr;
+};
+
+// cos and sin of every position, (positions, R / 2), as cpu::RopeAngles has
+// them.
+struct RopeAngles {
+  const float* cosines = nullptr;
+  const float* sines = nullptr;
+};
+
+// cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])]),
+// nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) * gain.
+// kv_a (T, L + R), gain (L).
+// finite[t] = 0 if an element was infinite or not a number, else unchanged.
+void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
+              const float* gain, float eps, const RopeAngles& angles,
+              const KvLayer& cache, uint8_t* finite);
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_OPS_H_
