@@ -240,6 +240,8 @@ GemmTile ChooseTile(const Arguments& a) {
                 : a.tokens <= 32 ? 32
                 : a.tokens <= 64 ? 64
                                  : 128;
+  // Sums that are shared or stacked fit registers up to 64 tokens.
+  if (a.leaves > 1) tile.tokens = tile.tokens < 64 ? tile.tokens : 64;
   // Enough tiles to fill the GPU without clusters.
   const int64_t tiles =
       static_cast<int64_t>((a.rows + 127) / 128) * ((a.tokens + 63) / 64);

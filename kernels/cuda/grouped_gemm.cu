@@ -252,11 +252,11 @@ void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
                 const LaunchOptions& options, int tile) {
   if (tokens == 0) return;
   if (tile == 0) {
-    tile = tokens <= 8    ? 8
-           : tokens <= 16 ? 16
-           : tokens <= 32 ? 32
-           : tokens <= 64 ? 64
-                          : 128;
+    tile = tokens <= 8     ? 8
+           : tokens <= 16  ? 16
+           : tokens <= 32  ? 32
+           : tokens <= 512 ? 64
+                           : 128;
   }
   RunDtype<true>(gate_up, x.map,
                  {.tokens = static_cast<int>(tokens),

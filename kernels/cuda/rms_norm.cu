@@ -22,17 +22,24 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t from = a.row_ids == nullptr ? row : a.row_ids[row];
   float* hidden = a.hidden + from * a.hidden_stride;
   float value[kPerThread];
-  float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int k = threadIdx.x + i * kThreads;
-    value[i] = 0.0f;
-    if (k >= a.size) continue;
-    value[i] = hidden[k];
-    if (a.addend.shared != nullptr) {
-      value[i] += Combined(a.addend, row, a.size, k);
-      hidden[k] = value[i];
+    value[i] = k < a.size ? hidden[k] : 0.0f;
+  }
+  if (a.addend.shared != nullptr) {
+    float addend[kPerThread];
+    CombinedRow<kPerThread, kThreads>(a.addend, row, a.size, addend);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int k = threadIdx.x + i * kThreads;
+      value[i] += addend[i];
+      if (k < a.size) hidden[k] = value[i];
     }
+  }
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
     squares = fmaf(value[i], value[i], squares);
   }
   const float sum = BlockSum<kThreads>(squares);

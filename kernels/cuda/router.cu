@@ -8,10 +8,12 @@
 namespace invar::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxExperts = 512;
 constexpr int kPerLane = kMaxExperts / 32;
+// Blocks that share the experts of the same tokens.
+constexpr int kCluster = 8;
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Arguments {
@@ -26,19 +28,37 @@ struct Arguments {
   int tile;
 };
 
-__device__ float ToFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float ToFloat(float x) { return x; }
+__device__ float4 Load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+__device__ float4 Load4(const __nv_bfloat16* p) {
+  const uint2 pair = *reinterpret_cast<const uint2*>(p);
+  return {__uint_as_float(pair.x << 16), __uint_as_float(pair.x & 0xffff0000u),
+          __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
+}
 
-// Lane j of the warp sums k = 2j, 2j + 1, 64 + 2j, ...; then a butterfly.
-template <typename Element>
-__device__ float Logit(const Element* row, const float* x, int64_t hidden) {
-  float sum = 0.0f;
-#pragma unroll 8
-  for (int64_t k = threadIdx.x % 32 * 2; k < hidden; k += 64) {
-    sum = fmaf(ToFloat(row[k]), x[k], sum);
-    sum = fmaf(ToFloat(row[k + 1]), x[k + 1], sum);
+// One expert's logits of kTokens tokens. Lane j of the warp sums k = 4j to
+// 4j + 3, then 128 on; then a butterfly: hidden alone decides the order.
+template <typename Element, int kTokens>
+__device__ void Logits(const Element* row, const float* x, int64_t hidden,
+                       int tokens, float (&sum)[kTokens]) {
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) sum[t] = 0.0f;
+#pragma unroll 4
+  for (int64_t k = threadIdx.x % 32 * 4; k < hidden; k += 128) {
+    const float4 w = Load4(row + k);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= tokens) break;
+      const float4 v = Load4(x + t * hidden + k);
+      sum[t] = fmaf(w.x, v.x, sum[t]);
+      sum[t] = fmaf(w.y, v.y, sum[t]);
+      sum[t] = fmaf(w.z, v.z, sum[t]);
+      sum[t] = fmaf(w.w, v.w, sum[t]);
+    }
   }
-  return WarpSum(sum);
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) sum[t] = WarpSum(sum[t]);
 }
 
 // (score, id) as one integer: larger is better, a NaN the worst.
@@ -132,6 +152,44 @@ __device__ void Choose(const Arguments& a, int token, const float* scores) {
   }
 }
 
+// total[e] slots of each expert -> the first place of each, and the work. By
+// one warp; lane j has a run of neighbouring experts.
+__device__ void CutIntoTiles(const Arguments& a, int32_t* total) {
+  const int lane = threadIdx.x % 32;
+  const int experts = static_cast<int>(a.options.experts);
+  const int run = (experts + 31) / 32;
+  const int first = min(lane * run, experts);
+  const int last = min(first + run, experts);
+  int sum = 0;
+  int items = 0;
+  for (int e = first; e < last; ++e) {
+    sum += total[e];
+    items += (total[e] + a.tile - 1) / a.tile;
+  }
+  const int my_sum = sum;
+  const int my_items = items;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int more = __shfl_up_sync(kAll, sum, offset);
+    const int more_items = __shfl_up_sync(kAll, items, offset);
+    if (lane >= offset) {
+      sum += more;
+      items += more_items;
+    }
+  }
+  if (lane == 31) a.plan.counts[0] = items;
+  sum -= my_sum;
+  items -= my_items;
+  for (int e = first; e < last; ++e) {
+    const int count = total[e];
+    total[e] = sum;
+    for (int i = 0; i < count; i += a.tile) {
+      a.plan.work[items++] = {e, sum + i, min(a.tile, count - i), 0};
+    }
+    sum += count;
+  }
+}
+
 // Groups the slots by expert, stably, and cuts the groups into tiles. By one
 // block: warp w owns a run of slots and counts it, then places it.
 __device__ void Plan(const Arguments& a) {
@@ -172,49 +230,54 @@ __device__ void Plan(const Arguments& a) {
       total[e] = sum;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int sum = 0;
-      int items = 0;
-      for (int e = 0; e < experts; ++e) {
-        const int count = total[e];
-        total[e] = sum;
-        for (int i = 0; i < count; i += a.tile) {
-          a.plan.work[items++] = {e, sum + i, min(a.tile, count - i), 0};
-        }
-        sum += count;
-      }
-      a.plan.counts[0] = items;
-    }
+    if (warp == 0) CutIntoTiles(a, total);
     __syncthreads();
     for (int e = lane; e < experts; e += 32) begin[warp][e] += total[e];
     __syncwarp();
   }
 }
 
-// One token a block: its logits, one expert a warp at a time; its choice; and
-// in the block that finishes last the plan of all.
-template <typename Element>
+// A cluster has kTokens tokens: its blocks share the experts, one a warp at a
+// time; then block t chooses for token t. The block that finishes last of all
+// makes the plan.
+template <typename Element, int kTokens>
 __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
+  static_assert(kTokens <= kCluster);
+  __shared__ float part[kTokens][kMaxExperts / kCluster];
   __shared__ float scores[kMaxExperts];
   __shared__ bool last;
   AllowNextKernel();
   WaitForPriorKernel();
-  const int token = blockIdx.x;
+  const int first = blockIdx.x / kCluster * kTokens;
+  const int tokens = min(kTokens, a.tokens - first);
+  const int rank = static_cast<int>(ClusterRank());
   const int warp = threadIdx.x / 32;
   const int experts = static_cast<int>(a.options.experts);
-  for (int e = warp; e < experts; e += kWarps) {
-    const float logit =
-        Logit(static_cast<const Element*>(a.weight) + e * a.hidden,
-              a.x + token * a.hidden, a.hidden);
-    if (threadIdx.x % 32 == 0) scores[e] = logit;
+  for (int i = warp; i * kCluster + rank < experts; i += kWarps) {
+    float sum[kTokens];
+    Logits<Element, kTokens>(static_cast<const Element*>(a.weight) +
+                                 (i * kCluster + rank) * a.hidden,
+                             a.x + first * a.hidden, a.hidden, tokens, sum);
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) part[t][i] = sum[t];
+    }
   }
-  __syncthreads();
+  ClusterSync();
+  const bool chooses = rank < tokens;
+  if (chooses) {
+    for (int e = threadIdx.x; e < experts; e += kThreads) {
+      scores[e] = LoadFromRank(&part[rank][e / kCluster], e % kCluster);
+    }
+  }
+  ClusterSync();  // no block leaves while its logits are being read
+  if (!chooses) return;
   if (warp == 0) {
     Softmax(scores, experts);
     if (a.options.method == cpu::RouterMethod::kGroupLimitedGreedy) {
       KeepBestGroups(a.options, scores);
     }
-    Choose(a, token, scores);
+    Choose(a, first + rank, scores);
     if (threadIdx.x == 0) {
       __threadfence();
       last = atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1;
@@ -227,6 +290,19 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   Plan(a);
 }
 
+template <typename Element>
+void Run(const Arguments& a, const LaunchOptions& options) {
+  // Several tokens a cluster read the weights once; few tokens spread.
+  constexpr int kTokens = 8;
+  const bool few = a.tokens <= 2 * kTokens;
+  const int clusters = few ? a.tokens : (a.tokens + kTokens - 1) / kTokens;
+  Launch(few ? RouterKernel<Element, 1> : RouterKernel<Element, kTokens>,
+         {.grid = dim3(clusters * kCluster),
+          .threads = kThreads,
+          .cluster = kCluster},
+         options, "Router", a);
+}
+
 }  // namespace
 
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,
@@ -237,11 +313,10 @@ void Router(const cpu::RouterOptions& router, WeightDtype dtype,
   if (tile == 0) tile = ExpertTile(tokens, router.top_k, router.experts);
   const Arguments a = {router, weight,  hidden, x,   static_cast<int>(tokens),
                        ids,    weights, plan,   tile};
-  const LaunchShape shape = {.grid = dim3(tokens), .threads = kThreads};
   if (dtype == WeightDtype::kBf16) {
-    Launch(RouterKernel<__nv_bfloat16>, shape, options, "Router", a);
+    Run<__nv_bfloat16>(a, options);
   } else {
-    Launch(RouterKernel<float>, shape, options, "Router", a);
+    Run<float>(a, options);
   }
 }
 
