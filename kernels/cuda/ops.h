@@ -57,6 +57,20 @@ void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
               const float* gain, float eps, const RopeAngles& angles,
               const KvLayer& cache, uint8_t* finite);
 
+// out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
+// over the rows s of the token's sequence up to and with its own position,
+// none of which is past max_position.
+// query (T, H, L + R) -> out (T, H, L).
+// workspace: AttentionWorkspaceFloats of the same arguments, or more.
+void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out);
+
+// 0 where each block walks a whole sequence, since enough blocks run then.
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position);
+
 }  // namespace invar::cuda
 
 #endif  // INVAR_KERNELS_CUDA_OPS_H_
