@@ -28,8 +28,9 @@ constexpr int kSums = kSumTiles * 4;  // fp32 sums a thread has
 // A split's result: every thread's sums, then 16 maxima and 16 row sums.
 constexpr int kPartialFloats = kSums * kThreads + 2 * kHeads;
 
-// Below this many (token, 16 heads), a block a split.
-constexpr int64_t kWholeUnits = 96;
+// Below this many (token, 16 heads) a block has one split, from here on a whole
+// sequence: measured, and free, since the bits are the same.
+constexpr int64_t kWholeUnits = 100;
 
 template <typename Code>
 struct Shared {
@@ -38,7 +39,6 @@ struct Shared {
   uint4 weights[kWarps][32];
   float warp_max[kWarps][kHeads];
   float score_factor[kHeads];
-  float total[kSums][kThreads];
 };
 
 // Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so
@@ -279,17 +279,16 @@ __device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
   AddValues<Code>(shared, rows, softmax);
 }
 
-// What a thread carries from split to split beside its sums, which the caller
-// keeps: `total`, `kThreads` apart.
+// A thread's part of the splits merged so far.
 struct Merged {
   float max[2];
   float sum[2];
+  float total[kSums];
 
   // total = total and split over one maximum; the first is taken as it is.
   template <typename SplitSum>
   __device__ void Add(bool is_first, const float (&split_max)[2],
-                      const float (&split_sum)[2], SplitSum split_out,
-                      float* total) {
+                      const float (&split_sum)[2], SplitSum split_out) {
     float old_factor[2] = {0.0f, 0.0f};
     float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
@@ -308,7 +307,7 @@ struct Merged {
 #pragma unroll
     for (int k = 0; k < kSums; ++k) {
       const int i = k % 4 / 2;
-      float& to = total[k * kThreads];
+      float& to = total[k];
       to = is_first ? split_out(k)
                     : fmaf(split_out(k), new_factor[i], to * old_factor[i]);
     }
@@ -316,7 +315,7 @@ struct Merged {
 
   // out (heads, L) = total / sum
   template <typename Code>
-  __device__ void StoreRow(const float* total, int heads, float* out) const {
+  __device__ void StoreRow(int heads, float* out) const {
     const int lane = threadIdx.x % 32;
     const int first = threadIdx.x / 32 * 128;
 #pragma unroll
@@ -328,7 +327,7 @@ struct Merged {
               ? first + tile / 2 * 16 + lane % 4 * 4 + k % 2 * 2 + tile % 2
               : first + tile * 8 + lane % 4 * 2 + k % 2;
       if (head < heads) {
-        out[head * kLatent + latent] = total[k * kThreads] / sum[k % 4 / 2];
+        out[head * kLatent + latent] = total[k] / sum[k % 4 / 2];
       }
     }
   }
@@ -337,7 +336,7 @@ struct Merged {
 // grid (T, groups of 16 heads, 1 or splits). With `partials` a block has one
 // split, else all of them.
 template <typename Code>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, float* partials,
                     float* out) {
@@ -364,7 +363,6 @@ __global__ void __launch_bounds__(kThreads)
   Softmax split;
   split.Clear();
   Merged merged;
-  float* total = &shared.total[0][threadIdx.x];
   for (; tile <= last_tile; ++tile) {
     WaitForCopies();
     __syncthreads();  // The tile is here, and nobody reads the other any more.
@@ -372,13 +370,12 @@ __global__ void __launch_bounds__(kThreads)
     AddTile<Code>(shared, shared.rows[tile % 2], tile * kTile, position, split);
     if (tile != last_tile && (tile + 1) % (kSplit / kTile) != 0) continue;
     if (partials != nullptr) break;
-    merged.Add(
-        tile < kSplit / kTile, split.max, {split.sum[0], split.sum[2]},
-        [&](int k) { return split.out[k / 4][k % 4]; }, total);
+    merged.Add(tile < kSplit / kTile, split.max, {split.sum[0], split.sum[2]},
+               [&](int k) { return split.out[k / 4][k % 4]; });
     split.Clear();
   }
   if (partials == nullptr) {
-    merged.StoreRow<Code>(total, block_heads,
+    merged.StoreRow<Code>(block_heads,
                           out + (t * heads + first_head) * kLatent);
     return;
   }
@@ -403,7 +400,6 @@ template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
                 const float* partials, float* out) {
-  __shared__ float total[kSums][kThreads];
   const int64_t t = blockIdx.x;
   const int splits = places.positions[t] / kSplit + 1;
   const float* partial = partials + (t * gridDim.y + blockIdx.y) * max_splits *
@@ -412,14 +408,12 @@ __global__ void __launch_bounds__(kThreads)
   Merged merged;
   for (int s = 0; s < splits; ++s, partial += kPartialFloats) {
     const float* row = partial + kSums * kThreads;
-    merged.Add(
-        s == 0, {row[head], row[head + 8]},
-        {row[kHeads + head], row[kHeads + head + 8]},
-        [&](int k) { return partial[k * kThreads + threadIdx.x]; },
-        &total[0][threadIdx.x]);
+    merged.Add(s == 0, {row[head], row[head + 8]},
+               {row[kHeads + head], row[kHeads + head + 8]},
+               [&](int k) { return partial[k * kThreads + threadIdx.x]; });
   }
   const int first_head = blockIdx.y * kHeads;
-  merged.StoreRow<Code>(&total[0][threadIdx.x], min(kHeads, heads - first_head),
+  merged.StoreRow<Code>(min(kHeads, heads - first_head),
                         out + (t * heads + first_head) * kLatent);
 }
 
