@@ -48,6 +48,12 @@ struct Fp8Code {
 using E5m2 = Fp8Code<__NV_E5M2>;
 using E4m3 = Fp8Code<__NV_E4M3>;
 
+// A weight's alone.
+struct Fp16 {
+  static constexpr int kBytes = 2;
+  using Operand = __half;
+};
+
 struct Bf16 {
   static constexpr int kBytes = 2;
   using Operand = __nv_bfloat16;

@@ -8,6 +8,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/codes.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace invar::cuda {
@@ -69,50 +70,14 @@ __device__ void LoadTile(const std::byte* block, int first, int position,
   CommitCopies();
 }
 
-// 2^e such that the largest of a row comes to [2^14, 2^15): fp16 then has the
-// range of what is far smaller, too.
-__device__ float QueryScale(float max) {
-  if (!(max > 0.0f) || isinf(max)) return 1.0f;
-  const int exponent = (__float_as_int(max) >> 23) - 127;
-  return __int_as_float((127 + min(14 - exponent, 100)) << 23);
-}
-
 // The block's query as operands, and what its scores are multiplied with.
 template <typename Code>
 __device__ void LoadQuery(const float* query, int heads, float scale_log2,
                           Shared<Code>& shared) {
-  using Operand = typename Code::Operand;
-  constexpr int kElements = 16 / Code::kBytes;  // of a chunk
-  const int lane = threadIdx.x % 32;
   for (int h = threadIdx.x / 32; h < kHeads; h += kWarps) {
-    const bool real = h < heads;
-    float2 q[kRow / 64];
-    float max = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kRow / 64; ++i) {
-      q[i] =
-          real
-              ? reinterpret_cast<const float2*>(query + h * kRow)[32 * i + lane]
-              : float2{0.0f, 0.0f};
-      max = fmaxf(max, fmaxf(fabsf(q[i].x), fabsf(q[i].y)));
-    }
-#pragma unroll
-    for (int step = 16; step >= 1; step /= 2) {
-      max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, step));
-    }
-    const float scale =
-        std::is_same_v<Operand, __half> ? QueryScale(max) : 1.0f;
-#pragma unroll
-    for (int i = 0; i < kRow / 64; ++i) {
-      const int k = 64 * i + 2 * lane;
-      const int step =
-          k / (4 * kElements) * (kElements / 4) + k % kElements / 4;
-      const int to_lane = h % 8 * 4 + k % (4 * kElements) / kElements;
-      const int part = k % 4 / 2 * 2 + h / 8;
-      reinterpret_cast<uint32_t*>(&shared.query[step][to_lane])[part] =
-          Pack<Operand>(q[i].x * scale, q[i].y * scale);
-    }
-    if (lane == 0) shared.score_factor[h] = scale_log2 / scale;
+    const float scale = PackRow<Code, kRow>(
+        h < heads ? query + h * kRow : nullptr, h, shared.query);
+    if (threadIdx.x % 32 == 0) shared.score_factor[h] = scale_log2 / scale;
   }
 }
 
@@ -161,12 +126,7 @@ __device__ void Scores(const Shared<Code>& shared, const std::byte* rows,
       const uint4 q = shared.query[c * kChunkSteps + j][lane];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        uint2 b;
-        if constexpr (Code::kBytes == 1) {
-          b = Code::Decode4(reinterpret_cast<const uint32_t*>(&codes[n])[j]);
-        } else {
-          b = reinterpret_cast<const uint2*>(&codes[n])[j];
-        }
+        const uint2 b = RightOperand<Code>(codes[n], j);
         Mma<Operand>(sums[n][j % 2], q, b.x, b.y);
       }
     }
