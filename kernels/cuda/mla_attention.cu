@@ -239,11 +239,13 @@ __device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
   AddValues<Code>(shared, rows, softmax);
 }
 
-// A thread's part of the splits merged so far.
+// A thread's part of the splits merged so far: kCount of its sums, a multiple
+// of four. How many does not show in any of them.
+template <int kCount>
 struct Merged {
   float max[2];
   float sum[2];
-  float total[kSums];
+  float total[kCount];
 
   // total = total and split over one maximum; the first is taken as it is.
   template <typename SplitSum>
@@ -265,7 +267,7 @@ struct Merged {
       sum[i] = fmaf(split_sum[i], new_factor[i], sum[i] * old_factor[i]);
     }
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
+    for (int k = 0; k < kCount; ++k) {
       const int i = k % 4 / 2;
       float& to = total[k];
       to = is_first ? split_out(k)
@@ -273,14 +275,14 @@ struct Merged {
     }
   }
 
-  // out (heads, L) = total / sum
+  // out (heads, L) = total / sum, of sums [first_sum, first_sum + kCount).
   template <typename Code>
-  __device__ void StoreRow(int heads, float* out) const {
+  __device__ void StoreRow(int first_sum, int heads, float* out) const {
     const int lane = threadIdx.x % 32;
     const int first = threadIdx.x / 32 * 128;
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
-      const int tile = k / 4;
+    for (int k = 0; k < kCount; ++k) {
+      const int tile = (first_sum + k) / 4;
       const int head = lane / 4 + k % 4 / 2 * 8;
       const int latent =
           Code::kBytes == 1
@@ -322,7 +324,7 @@ __global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
 
   Softmax split;
   split.Clear();
-  Merged merged;
+  Merged<kSums> merged;
   for (; tile <= last_tile; ++tile) {
     WaitForCopies();
     __syncthreads();  // The tile is here, and nobody reads the other any more.
@@ -335,8 +337,8 @@ __global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
     split.Clear();
   }
   if (partials == nullptr) {
-    merged.StoreRow<Code>(block_heads,
-                          out + (t * heads + first_head) * kLatent);
+    merged.template StoreRow<Code>(0, block_heads,
+                                   out + (t * heads + first_head) * kLatent);
     return;
   }
   float* partial =
@@ -355,26 +357,33 @@ __global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
   }
 }
 
-// The same merge from memory. grid (T, groups of 16 heads)
+// The same merge from memory, eight sums a thread, so that the memory's latency
+// is waited for once a split by many.
+// grid (T, groups of 16 heads, kSums / kMergeSums)
+constexpr int kMergeSums = 8;
+
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
                 const float* partials, float* out) {
   const int64_t t = blockIdx.x;
+  const int first_sum = blockIdx.z * kMergeSums;
   const int splits = places.positions[t] / kSplit + 1;
   const float* partial = partials + (t * gridDim.y + blockIdx.y) * max_splits *
                                         int64_t{kPartialFloats};
   const int head = threadIdx.x % 32 / 4;
-  Merged merged;
+  Merged<kMergeSums> merged;
+#pragma unroll 4
   for (int s = 0; s < splits; ++s, partial += kPartialFloats) {
     const float* row = partial + kSums * kThreads;
     merged.Add(s == 0, {row[head], row[head + 8]},
-               {row[kHeads + head], row[kHeads + head + 8]},
-               [&](int k) { return partial[k * kThreads + threadIdx.x]; });
+               {row[kHeads + head], row[kHeads + head + 8]}, [&](int k) {
+                 return partial[(first_sum + k) * kThreads + threadIdx.x];
+               });
   }
   const int first_head = blockIdx.y * kHeads;
-  merged.StoreRow<Code>(min(kHeads, heads - first_head),
-                        out + (t * heads + first_head) * kLatent);
+  merged.template StoreRow<Code>(first_sum, min(kHeads, heads - first_head),
+                                 out + (t * heads + first_head) * kLatent);
 }
 
 int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
@@ -411,8 +420,9 @@ void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
         whole ? nullptr : workspace, out);
     CheckLaunch("mla_attention");
     if (whole) return;
-    MergeKernel<Code><<<dim3(grid.x, grid.y), kThreads, 0, stream>>>(
-        places, static_cast<int>(heads), splits, workspace, out);
+    MergeKernel<Code>
+        <<<dim3(grid.x, grid.y, kSums / kMergeSums), kThreads, 0, stream>>>(
+            places, static_cast<int>(heads), splits, workspace, out);
     CheckLaunch("mla_attention's merge");
   });
 }
