@@ -1,0 +1,23 @@
+// ((shared + w_0 slots_0) + w_1 slots_1) + ...: shared experts first, then the
+// slots by rank, each step one fused multiply-add, as on the CPU.
+#ifndef INVAR_KERNELS_CUDA_COMBINE_H_
+#define INVAR_KERNELS_CUDA_COMBINE_H_
+
+#include "kernels/cuda/ops_linear.h"
+
+namespace invar::cuda {
+
+__device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
+                                 int64_t k) {
+  float sum = a.shared[token * size + k];
+  if (a.slots == nullptr) return sum;
+  for (int64_t rank = 0; rank < a.top_k; ++rank) {
+    const int64_t slot = token * a.top_k + rank;
+    sum = fmaf(a.weights[slot], a.slots[slot * size + k], sum);
+  }
+  return sum;
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_COMBINE_H_
