@@ -1,6 +1,6 @@
 // The latent's norm, the rotation of k_pe, quantisation and the write to the
-// cache in one pass: a block of one warp's width times four a token, each
-// thread four latents, the first sixteen threads four elements of k_pe too.
+// cache in one pass: one block a token, four latents a thread; the first
+// sixteen threads take four elements of k_pe each as well.
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/block_sum.cuh"

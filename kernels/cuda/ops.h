@@ -25,6 +25,8 @@ namespace invar::cuda {
 inline constexpr int kLatent = 512;  // L
 inline constexpr int kRope = 64;     // R
 inline constexpr int kRow = kLatent + kRope;
+inline constexpr int kNope = 128;   // N
+inline constexpr int kValue = 128;  // V
 
 // Where the step's tokens lie: token t is position positions[t] of the sequence
 // whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...
@@ -56,6 +58,41 @@ struct RopeAngles {
 void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
               const float* gain, float eps, const RopeAngles& angles,
               const KvLayer& cache, uint8_t* finite);
+
+// One half of kv_b_proj, a matrix a head: W_h = scale * data[h]. e4m3, fp16 or
+// bf16; the loader refuses fp32.
+struct HeadProjection {
+  WeightDtype dtype = WeightDtype::kBf16;
+  const std::byte* data = nullptr;
+  float scale = 1.0f;
+  int64_t heads = 0;  // H
+};
+
+// query[t, h] = [K_h q[t, h, 0:N], rotate(q[t, h, N:])].
+// K (H, L, N), transposed from the checkpoint's (H, N, L); q (T, H, N + R)
+// -> query (T, H, L + R). Inputs are rounded to fp16 (bf16 for bf16 weights).
+void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
+                 const TokenPlaces& places, const RopeAngles& angles,
+                 const float* q, float* query);
+
+// out[t, h] = V_h attended[t, h].
+// V (H, V, L); attended (T, H, L) -> out (T, H, V)
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, float* out);
+
+// out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
+// over the rows s of the token's sequence up to and with its own position,
+// none of which is past max_position.
+// query (T, H, L + R) -> out (T, H, L).
+// workspace: AttentionWorkspaceFloats of the same arguments, or more.
+void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out);
+
+// 0 where each block walks a whole sequence, since enough blocks run then.
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position);
 
 }  // namespace invar::cuda
 
