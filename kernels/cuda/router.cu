@@ -293,8 +293,8 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
 template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   // Several tokens a cluster read the weights once; few tokens spread.
-  constexpr int kTokens = 8;
-  const bool few = a.tokens <= 2 * kTokens;
+  constexpr int kTokens = 4;
+  const bool few = a.tokens <= 64;
   const int clusters = few ? a.tokens : (a.tokens + kTokens - 1) / kTokens;
   Launch(few ? RouterKernel<Element, 1> : RouterKernel<Element, kTokens>,
          {.grid = dim3(clusters * kCluster),
