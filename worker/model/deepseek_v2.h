@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 
 namespace invar {

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "kernels/ops.h"
+#include "worker/model/checkpoint/safetensors.h"
 #include "worker/model/model.h"
-#include "worker/model/safetensors.h"
 
 namespace invar {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
 

@@ -11,7 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "worker/model/architecture.h"
+#include "worker/model/checkpoint/architecture.h"
 
 namespace invar::testing {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar::testing {
 

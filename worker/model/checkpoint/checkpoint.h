@@ -1,6 +1,6 @@
 // A checkpoint's tensors in memory, every one of them checked.
-#ifndef INVAR_WORKER_MODEL_CHECKPOINT_H_
-#define INVAR_WORKER_MODEL_CHECKPOINT_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "worker/model/architecture.h"
-#include "worker/model/safetensors.h"
+#include "worker/model/checkpoint/architecture.h"
+#include "worker/model/checkpoint/safetensors.h"
 
 namespace invar {
 
@@ -58,4 +58,4 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path);
 
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_CHECKPOINT_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_

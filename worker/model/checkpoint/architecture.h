@@ -1,12 +1,12 @@
 // The tensors that a DeepSeek-V2 checkpoint has, as its config implies them.
-#ifndef INVAR_WORKER_MODEL_ARCHITECTURE_H_
-#define INVAR_WORKER_MODEL_ARCHITECTURE_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_ARCHITECTURE_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_ARCHITECTURE_H_
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar {
 
@@ -28,4 +28,4 @@ std::vector<TensorSpec> ArchitectureTensors(const ModelConfig& config);
 
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_ARCHITECTURE_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_ARCHITECTURE_H_

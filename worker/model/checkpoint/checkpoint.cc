@@ -1,4 +1,4 @@
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 
 #include <unistd.h>
 

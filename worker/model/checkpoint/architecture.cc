@@ -1,4 +1,4 @@
-#include "worker/model/architecture.h"
+#include "worker/model/checkpoint/architecture.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 #include <cmath>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,6 @@
 // What config.json says about a model.
-#ifndef INVAR_WORKER_MODEL_CONFIG_H_
-#define INVAR_WORKER_MODEL_CONFIG_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_
 
 #include <cstdint>
 #include <string>
@@ -56,4 +56,4 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json,
 
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_CONFIG_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_

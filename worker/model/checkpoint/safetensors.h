@@ -3,8 +3,8 @@
 // Layout: header length (8 bytes, little endian), header (JSON: name ->
 // {dtype, shape, data_offsets}), data. The data is exactly the tensors, back to
 // back: what overlaps, leaves a gap or runs past the end is refused.
-#ifndef INVAR_WORKER_MODEL_SAFETENSORS_H_
-#define INVAR_WORKER_MODEL_SAFETENSORS_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_SAFETENSORS_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_SAFETENSORS_H_
 
 #include <cstdint>
 #include <map>
@@ -77,4 +77,4 @@ class SafetensorsFile {
 
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_SAFETENSORS_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_SAFETENSORS_H_
