@@ -13,11 +13,14 @@ namespace {
 constexpr int kGroups = 2;  // of kLanes columns
 
 // out[t][column ...] = scale * sum_n q[t][n] K[n, column ...], n ascending.
-template <typename Code, int kTokens>
-void AbsorbColumns(const KvUpProjection& kv_b, const std::byte* k_nope,
-                   int64_t column, const float* const* q, float* const* out) {
+// A scale of row n, or of its block at the column, multiplies q[t][n] instead.
+template <typename Code, int kTokens, bool kRowScales>
+void AbsorbColumns(const Weight& k_nope, int64_t column, const float* const* q,
+                   float* const* out) {
   constexpr int kColumnGroups = kTokens == 1 ? 2 * kGroups : kGroups;
-  const int64_t latent = kv_b.weight.columns;
+  static_assert(kScaleBlock % (kColumnGroups * kLanes) == 0,
+                "columns that are summed together share a block");
+  const int64_t latent = k_nope.columns;
   const int64_t groups =
       std::min<int64_t>(kColumnGroups, (latent - column) / kLanes);
   Lanes sum[kTokens][kColumnGroups];
@@ -25,14 +28,21 @@ void AbsorbColumns(const KvUpProjection& kv_b, const std::byte* k_nope,
     for (int g = 0; g < kColumnGroups; ++g) sum[t][g] = Zero();
   }
   const auto accumulate = [&](int count) {
-    for (int64_t n = 0; n < kv_b.nope; ++n) {
-      const std::byte* row = k_nope + (n * latent + column) * Code::kBytes;
+    for (int64_t n = 0; n < k_nope.rows; ++n) {
+      const std::byte* row = k_nope.data + (n * latent + column) * Code::kBytes;
+      float scale = 1.0f;
+      if constexpr (kRowScales) {
+        scale = k_nope.block_scales != nullptr
+                    ? k_nope.BlockScales(n)[column / kScaleBlock]
+                    : k_nope.row_scales[n];
+      }
 #pragma GCC unroll 4
       for (int g = 0; g < count; ++g) {
         const Lanes w = Code::Decode(row + g * kLanes * Code::kBytes);
 #pragma GCC unroll 4
         for (int t = 0; t < kTokens; ++t) {
-          sum[t][g] = MultiplyAdd(Broadcast(q[t][n]), w, sum[t][g]);
+          const float value = kRowScales ? q[t][n] * scale : q[t][n];
+          sum[t][g] = MultiplyAdd(Broadcast(value), w, sum[t][g]);
         }
       }
     }
@@ -42,7 +52,7 @@ void AbsorbColumns(const KvUpProjection& kv_b, const std::byte* k_nope,
   } else {
     accumulate(static_cast<int>(groups));
   }
-  const Lanes scale = Broadcast(kv_b.weight.scale);
+  const Lanes scale = Broadcast(kRowScales ? 1.0f : k_nope.scale);
   for (int t = 0; t < kTokens; ++t) {
     for (int64_t g = 0; g < groups; ++g) {
       Store(Multiply(sum[t][g], scale), out[t] + column + g * kLanes);
@@ -51,17 +61,18 @@ void AbsorbColumns(const KvUpProjection& kv_b, const std::byte* k_nope,
 }
 
 template <typename Code, int kTokens>
-void AbsorbTokens(const KvUpProjection& kv_b, const std::byte* k_nope,
-                  const float* const* q, float* const* out) {
+void AbsorbTokens(const Weight& k_nope, const float* const* q,
+                  float* const* out) {
   constexpr int kColumns = (kTokens == 1 ? 2 * kGroups : kGroups) * kLanes;
-  for (int64_t c = 0; c < kv_b.weight.columns; c += kColumns) {
-    AbsorbColumns<Code, kTokens>(kv_b, k_nope, c, q, out);
+  const bool row_scales =
+      k_nope.row_scales != nullptr || k_nope.block_scales != nullptr;
+  for (int64_t c = 0; c < k_nope.columns; c += kColumns) {
+    if (row_scales) {
+      AbsorbColumns<Code, kTokens, true>(k_nope, c, q, out);
+    } else {
+      AbsorbColumns<Code, kTokens, false>(k_nope, c, q, out);
+    }
   }
-}
-
-const std::byte* Rows(const KvUpProjection& kv_b, int64_t row) {
-  return kv_b.weight.data +
-         row * kv_b.weight.columns * WeightElementBytes(kv_b.weight.dtype);
 }
 
 }  // namespace
@@ -77,7 +88,8 @@ void AbsorbQuery(ThreadPool& pool, const KvUpProjection& kv_b, const float* q,
     const int64_t h = unit % kv_b.heads;
     const int64_t first = unit / kv_b.heads * kChunk;
     const int64_t end = std::min(first + kChunk, tokens);
-    const std::byte* k_nope = Rows(kv_b, h * (kv_b.nope + kv_b.value));
+    const Weight k_nope =
+        kv_b.weight.Slice(h * (kv_b.nope + kv_b.value), kv_b.nope);
     const float* from[kChunk];
     float* to[kChunk];
     for (int64_t t = first; t < end; ++t) {
@@ -90,10 +102,10 @@ void AbsorbQuery(ThreadPool& pool, const KvUpProjection& kv_b, const float* q,
       using Code = decltype(code);
       int64_t t = 0;
       for (; t + 3 <= end - first; t += 3) {
-        AbsorbTokens<Code, 3>(kv_b, k_nope, from + t, to + t);
+        AbsorbTokens<Code, 3>(k_nope, from + t, to + t);
       }
       for (; t < end - first; ++t) {
-        AbsorbTokens<Code, 1>(kv_b, k_nope, from + t, to + t);
+        AbsorbTokens<Code, 1>(k_nope, from + t, to + t);
       }
     });
   };
@@ -109,9 +121,8 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
     std::vector<const float*> from(tokens);
     std::vector<float*> to(tokens);
     for (int64_t h = begin; h < end; ++h) {
-      Weight v = kv_b.weight;
-      v.data = Rows(kv_b, h * (kv_b.nope + kv_b.value) + kv_b.nope);
-      v.rows = kv_b.value;
+      const Weight v = kv_b.weight.Slice(
+          h * (kv_b.nope + kv_b.value) + kv_b.nope, kv_b.value);
       for (int64_t t = 0; t < tokens; ++t) {
         from[t] = attended + (t * kv_b.heads + h) * latent;
         to[t] = out + (t * kv_b.heads + h) * kv_b.value;
@@ -120,7 +131,7 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
                        .row_begin = 0,
                        .row_end = kv_b.value,
                        .leaf = 0,
-                       .scale = v.scale,
+                       .input_scale = kv_b.latent_scale,
                        .x = from.data(),
                        .out = to.data(),
                        .tokens = tokens});

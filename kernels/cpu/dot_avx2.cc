@@ -19,6 +19,9 @@ struct Avx2 {
   static Lanes MultiplyAdd(Lanes a, Lanes b, Lanes c) {
     return cpu::MultiplyAdd(a, b, c);
   }
+  static Lanes Scale(Lanes a, float scale) {
+    return Multiply(a, Broadcast(scale));
+  }
   static float Sum(Lanes a) { return cpu::Sum(a); }
   template <typename Code>
   static Lanes Decode(const std::byte* p) {

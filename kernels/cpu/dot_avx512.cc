@@ -18,6 +18,9 @@ struct Avx512 {
   static __m512 MultiplyAdd(__m512 a, __m512 b, __m512 c) {
     return _mm512_fmadd_ps(a, b, c);
   }
+  static __m512 Scale(__m512 a, float scale) {
+    return _mm512_mul_ps(a, _mm512_set1_ps(scale));
+  }
   // Lane j + lane j+8, then j+4, j+2, j+1.
   static float Sum(__m512 a) {
     const __m256 eight =
@@ -31,7 +34,7 @@ struct Avx512 {
   static __m512 Decode(const std::byte* p) {
     if constexpr (std::is_same_v<Code, Fp32Code>) {
       return _mm512_loadu_ps(p);
-    } else if constexpr (std::is_same_v<Code, Fp8E4m3Code>) {
+    } else if constexpr (std::is_base_of_v<Fp8E4m3Code, Code>) {
       // As in codes.h: an fp16 of value * 2^-8.
       const __m256i codes = _mm256_cvtepi8_epi16(
           _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -12,7 +12,8 @@ struct Choice {
   std::vector<float> weights;
 };
 
-Choice Route(const RouterOptions& options, std::vector<float> logits) {
+Choice Route(const RouterOptions& options, std::vector<float> logits,
+             const float* correction = nullptr) {
   ThreadPool pool(1);
   const int64_t columns = 32;
   logits.resize(columns);
@@ -23,7 +24,8 @@ Choice Route(const RouterOptions& options, std::vector<float> logits) {
   Choice choice{std::vector<int32_t>(options.top_k),
                 std::vector<float>(options.top_k)};
   Router(pool, options, Fp32Weight(identity, options.experts, columns),
-         logits.data(), 1, choice.ids.data(), choice.weights.data());
+         correction, logits.data(), 1, choice.ids.data(),
+         choice.weights.data());
   return choice;
 }
 

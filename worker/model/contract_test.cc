@@ -22,7 +22,7 @@ constexpr int64_t kBlocks = (kLength + kBlockTokens) / kBlockTokens;
 
 ModelConfig Config(const std::string& name) {
   ModelConfig config = testing::TinyModelConfig();
-  if (name == "fp8") config.quantization = Quantization::kFp8Static;
+  if (name == "fp8") config.quantization = testing::StaticFp8();
   if (name == "q_lora_groups_tied") {
     config.q_lora_rank = 32;
     config.tie_word_embeddings = true;

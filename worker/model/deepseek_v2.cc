@@ -129,8 +129,9 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
                 cache, s.finite.data());
 
   cpu::AbsorbQuery(pool_, layer.kv_b, s.q.data(), tokens, s.query.data());
-  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads, attention_scale_,
-                    cache, s.attended.data());
+  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads,
+                    attention_scale_ * layer.kv_scale, cache,
+                    s.attended.data());
   cpu::AbsorbValue(pool_, layer.kv_b, s.attended.data(), tokens,
                    s.values.data());
   cpu::LinearRowParallel(pool_, layer.o, s.values.data(), tokens,
@@ -161,8 +162,10 @@ void DeepseekV2::FeedForward(const Layer& layer) {
                  s.hidden.data());
     return;
   }
-  cpu::Router(pool_, c.router, layer.router, s.normed.data(), tokens,
-              s.expert_ids.data(), s.expert_weights.data());
+  cpu::Router(pool_, c.router, layer.router,
+              layer.correction.empty() ? nullptr : layer.correction.data(),
+              s.normed.data(), tokens, s.expert_ids.data(),
+              s.expert_weights.data());
   cpu::Experts(pool_, layer.experts, s.normed.data(), tokens,
                s.expert_ids.data(), c.router.top_k, s.slots.data());
   cpu::Combine(pool_, s.projected.data(), s.slots.data(),
@@ -220,7 +223,8 @@ std::vector<SliceHealth> DeepseekV2::Forward(
     Attention(layers_[i], {.dtype = kv_dtype_,
                            .data = cache.Block(static_cast<int64_t>(i), 0),
                            .latent = config_.kv_lora_rank,
-                           .rope = config_.qk_rope_head_dim});
+                           .rope = config_.qk_rope_head_dim,
+                           .scale = layers_[i].kv_scale});
     FeedForward(layers_[i]);
   }
   Logits(slices, logits);

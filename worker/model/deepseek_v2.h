@@ -52,7 +52,9 @@ class DeepseekV2 final : public Model {
     std::vector<float> attention_norm;  // (hidden)
     // A dense layer's MLP, or the shared experts of a MoE layer.
     Mlp mlp;
+    float kv_scale = 1.0f;             // of the cache's rows
     Weight router;                     // (experts, hidden)
+    std::vector<float> correction;     // (experts) or empty
     std::vector<cpu::Expert> experts;  // empty: a dense layer
   };
 

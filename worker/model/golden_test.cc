@@ -16,9 +16,10 @@ namespace invar {
 namespace {
 
 template <typename T>
-std::vector<T> Values(const Tensor& tensor) {
-  std::vector<T> values(tensor.bytes.size() / sizeof(T));
-  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+std::vector<T> Values(const SafetensorsFile& file, const std::string& name) {
+  const std::string bytes = file.ReadTensor(file.tensors().at(name)).value();
+  std::vector<T> values(bytes.size() / sizeof(T));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
 
@@ -44,8 +45,8 @@ TEST_P(GoldenTest, LogitsMatchTheReferenceImplementation) {
   ASSERT_TRUE(golden.ok()) << golden.status();
   auto model = Model::Load({.path = folder, .kv_dtype = KvDtype::kFp32});
   ASSERT_TRUE(model.ok()) << model.status();
-  const auto ids = Values<int32_t>((*golden)->tensors().at("input_ids"));
-  const auto expected = Values<float>((*golden)->tensors().at("logits"));
+  const auto ids = Values<int32_t>(**golden, "input_ids");
+  const auto expected = Values<float>(**golden, "logits");
   const auto logits = Score(**model, ids);
   ASSERT_EQ(logits.size(), expected.size());
 
@@ -77,14 +78,14 @@ TEST(EmbeddedGoldenTest, LogProbabilitiesMatchTheEmulatedCheckpoint) {
   auto golden =
       SafetensorsFile::Open("tests/goldens/embedded/golden.safetensors");
   ASSERT_TRUE(golden.ok()) << golden.status();
-  const auto ids = Values<int32_t>((*golden)->tensors().at("input_ids"));
+  const auto ids = Values<int32_t>(**golden, "input_ids");
   for (const auto& [kv_dtype, name] :
        {std::pair(KvDtype::kFp32, "logprobs_fp32_kv"),
         std::pair(KvDtype::kFp8E5m2, "logprobs_e5m2_kv")}) {
     auto model = Model::Load(
         {.path = "deploy/models/invar-gsm-20m", .kv_dtype = kv_dtype});
     ASSERT_TRUE(model.ok()) << model.status();
-    const auto expected = Values<float>((*golden)->tensors().at(name));
+    const auto expected = Values<float>(**golden, name);
     ASSERT_EQ(expected.size(), ids.size() - 1);
     const auto logits = Score(**model, ids);
     const int64_t vocab = (*model)->config().vocab_size;

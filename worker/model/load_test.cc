@@ -30,7 +30,7 @@ class LoadTest : public ::testing::Test {
     folder_ = ::testing::TempDir() + "/load_" +
               ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(folder_);
-    config_.quantization = Quantization::kFp8Static;
+    config_.quantization = testing::StaticFp8();
   }
 
   absl::Status Load() {
@@ -215,7 +215,7 @@ TEST_F(LoadTest, MissingLeftOverOrMisshapenTensor) {
   WriteChanged([](auto& tensors) { Find(tensors, kQ).dtype = "F8_E5M2"; });
   ExpectInvalid({kQ, "F8_E5M2"});
   // A quantised weight where the config knows of no quantisation.
-  config_.quantization = Quantization::kNone;
+  config_.quantization = Quantization();
   WriteChanged([](auto& tensors) {
     Find(tensors, kQ).dtype = "F8_E4M3";
     Find(tensors, kQ).bytes.resize(96 * 32);
@@ -294,7 +294,9 @@ TEST_F(LoadTest, ConfigFieldsAreChecked) {
       {"\"hidden_act\"",
        "\"rope_scaling\": {\"type\": \"llama3\"}, \"hidden_act\"",
        kUnimplemented, "llama3"},
-      {"\"static\"", "\"dynamic\"", kUnimplemented, "activation_scheme"},
+      {"\"static\"", "\"per_channel\"", kUnimplemented, "activation_scheme"},
+      {"\"fp8\"", "\"compressed-tensors\"", kInvalidArgument,
+       "quantization_config.format is missing"},
       {"\"fp8\"", "\"awq\"", kUnimplemented, "quant_method"},
   };
   for (const Case& c : cases) {

@@ -1,279 +1,205 @@
 #include "worker/model/checkpoint/checkpoint.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <set>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
+#include "worker/model/checkpoint/shards.h"
 
 namespace invar {
 namespace {
 
-using nlohmann::json;
-
-constexpr char kSingleFile[] = "model.safetensors";
-constexpr char kIndexFile[] = "model.safetensors.index.json";
 constexpr size_t kAlignment = 64;
+// Read, hashed and checked while it is in the second-level cache.
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
-// Tensors by name, and the files that keep them mapped.
-struct Shards {
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
-  // name -> (file, tensor)
-  std::map<std::string, std::pair<const SafetensorsFile*, const Tensor*>>
-      tensors;
-};
+absl::Status Allocate(int64_t bytes, LoadedTensor& tensor) {
+  const size_t capacity =
+      (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  tensor.bytes = bytes;
+  tensor.data.reset(
+      static_cast<std::byte*>(std::aligned_alloc(kAlignment, capacity)));
+  if (tensor.data != nullptr) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("needs ", bytes, " bytes that memory does not have"));
+}
 
-absl::Status AddFile(const std::string& path, Shards& shards) {
-  auto file = SafetensorsFile::Open(path);
-  if (!file.ok()) return file.status();
-  for (const auto& [name, tensor] : (*file)->tensors()) {
-    const auto [it, added] =
-        shards.tensors.emplace(name, std::pair(file->get(), &tensor));
-    if (!added) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ": tensor ", name, " is also in ", it->second.first->path()));
+float HalfValue(uint16_t half) {
+  const int exponent = half >> 10 & 0x1f;
+  const int fraction = half & 0x3ff;
+  const float sign = half & 0x8000 ? -1.0f : 1.0f;
+  if (exponent == 0x1f) {
+    return fraction == 0 ? sign * INFINITY : NAN;
+  }
+  return sign * (exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                               : std::ldexp(static_cast<float>(1024 + fraction),
+                                            exponent - 25));
+}
+
+// A scale's elements become fp32, and are checked.
+absl::Status ConvertScales(LoadedTensor& tensor) {
+  if (tensor.dtype != TensorDtype::kF32) {
+    LoadedTensor wide;
+    wide.dtype = TensorDtype::kF32;
+    wide.shape = tensor.shape;
+    if (auto s = Allocate(tensor.bytes * 2, wide); !s.ok()) return s;
+    for (int64_t i = 0; i < tensor.bytes / 2; ++i) {
+      uint16_t code;
+      std::memcpy(&code, tensor.data.get() + 2 * i, sizeof(code));
+      const float value =
+          tensor.dtype == TensorDtype::kF16
+              ? HalfValue(code)
+              : std::bit_cast<float>(static_cast<uint32_t>(code) << 16);
+      std::memcpy(wide.data.get() + 4 * i, &value, sizeof(value));
     }
+    tensor = std::move(wide);
   }
-  shards.files.push_back(*std::move(file));
-  return absl::OkStatus();
-}
-
-// name -> file name, from the index's weight_map.
-absl::StatusOr<std::map<std::string, std::string>> ReadIndex(
-    const std::string& path) {
-  absl::StatusOr<std::string> text = ReadTextFile(path);
-  if (!text.ok()) return text.status();
-  const json index = json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!index.is_object() || !index.contains("weight_map") ||
-      !index["weight_map"].is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": is not a JSON object with a weight_map"));
-  }
-  std::map<std::string, std::string> map;
-  for (const auto& [name, file] : index["weight_map"].items()) {
-    // A plain name: an index must not lead out of its folder.
-    if (!file.is_string() || file.get_ref<const std::string&>().empty() ||
-        file.get_ref<const std::string&>().find('/') != std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": tensor ", name, " is mapped to ", file.dump(),
-                       ", which is no file name"));
-    }
-    map[name] = file.get<std::string>();
-  }
-  return map;
-}
-
-absl::Status OpenIndexed(const std::filesystem::path& folder, Shards& shards) {
-  const std::string index_path = folder / kIndexFile;
-  auto index = ReadIndex(index_path);
-  if (!index.ok()) return index.status();
-  std::set<std::string> files;
-  for (const auto& [name, file] : *index) files.insert(file);
-  for (const std::string& file : files) {
-    if (auto s = AddFile(folder / file, shards); !s.ok()) return s;
-  }
-  for (const auto& [name, file] : *index) {
-    const auto it = shards.tensors.find(name);
-    if (it == shards.tensors.end() ||
-        it->second.first->path() != std::string(folder / file)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(index_path, ": says that tensor ", name, " is in ", file,
-                       ", which does not have it"));
-    }
-  }
-  for (const auto& [name, place] : shards.tensors) {
-    if (!index->contains(name)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(index_path, ": does not list tensor ", name, " of ",
-                       place.first->path()));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<Shards> OpenShards(const std::string& folder_name) {
-  const std::filesystem::path folder(folder_name);
-  std::error_code error;
-  const bool single = std::filesystem::exists(folder / kSingleFile, error);
-  const bool indexed = std::filesystem::exists(folder / kIndexFile, error);
-  if (single && indexed) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(folder_name, ": has both ", kSingleFile, " and ",
-                     kIndexFile, "; remove the one that is not meant"));
-  }
-  if (!single && !indexed) {
-    return absl::NotFoundError(absl::StrCat(folder_name, ": has neither ",
-                                            kSingleFile, " nor ", kIndexFile));
-  }
-  Shards shards;
-  const absl::Status opened = indexed ? OpenIndexed(folder, shards)
-                                      : AddFile(folder / kSingleFile, shards);
-  if (!opened.ok()) return opened;
-  return shards;
-}
-
-const char* KindName(TensorKind kind) {
-  switch (kind) {
-    case TensorKind::kFloat:
-      return "BF16, F16 or F32";
-    case TensorKind::kFp8:
-      return "F8_E4M3";
-    case TensorKind::kScale:
-      return "F32";
-  }
-  return "";
-}
-
-bool DtypeFits(TensorKind kind, TensorDtype dtype) {
-  switch (kind) {
-    case TensorKind::kFloat:
-      return dtype == TensorDtype::kBf16 || dtype == TensorDtype::kF16 ||
-             dtype == TensorDtype::kF32;
-    case TensorKind::kFp8:
-      return dtype == TensorDtype::kF8E4m3;
-    case TensorKind::kScale:
-      return dtype == TensorDtype::kF32;
-  }
-  return false;
-}
-
-// What is wrong with a tensor that should be as `spec` says; OK if nothing.
-absl::Status CheckTensor(const TensorSpec& spec, const Tensor& tensor) {
-  const bool shape_fits =
-      tensor.shape == spec.shape || (spec.kind == TensorKind::kScale &&
-                                     tensor.shape == std::vector<int64_t>{1});
-  if (!shape_fits || !DtypeFits(spec.kind, tensor.dtype)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("is ", TensorDtypeName(tensor.dtype), " ",
-                     ShapeString(tensor.shape), ", config.json asks for ",
-                     KindName(spec.kind), " ", ShapeString(spec.shape)));
-  }
-  if (spec.kind == TensorKind::kScale) {
+  for (int64_t i = 0; i < tensor.bytes / 4; ++i) {
     float scale;
-    std::memcpy(&scale, tensor.bytes.data(), sizeof(scale));
+    std::memcpy(&scale, tensor.data.get() + 4 * i, sizeof(scale));
     if (!(scale > 0.0f) || !std::isfinite(scale)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("is ", scale, ", a scale is finite and above 0"));
+          absl::StrCat("has ", scale, ", a scale is finite and above 0"));
     }
   }
-  if (spec.kind == TensorKind::kFp8) {
-    const int64_t nans =
-        std::count_if(tensor.bytes.begin(), tensor.bytes.end(),
-                      [](char code) { return (code & 0x7f) == 0x7f; });
+  return absl::OkStatus();
+}
+
+// One tensor's way into memory.
+struct Task {
+  const TensorSpec* spec;
+  Shards::Place place;
+  LoadedTensor loaded;
+  std::string digest;  // SHA-256 (hex) of the file's bytes
+  absl::Status status;
+};
+
+class Loader {
+ public:
+  Loader(std::vector<Task>& tasks, const Checkpoint::Options& options)
+      : tasks_(tasks), options_(options) {
+    for (const Task& task : tasks_) total_ += task.place.tensor->bytes;
+  }
+
+  // All tasks, in their order but side by side; the first that failed.
+  absl::Status Run() {
+    const int threads =
+        options_.threads > 0
+            ? options_.threads
+            : std::max(4,
+                       static_cast<int>(std::thread::hardware_concurrency()));
+    std::vector<std::thread> helpers;
+    for (int i = 1; i < threads; ++i) {
+      helpers.emplace_back([this] { Work(); });
+    }
+    Work();
+    for (std::thread& helper : helpers) helper.join();
+    for (const Task& task : tasks_) {
+      if (task.status.ok()) continue;
+      return absl::Status(
+          task.status.code(),
+          absl::StrCat(task.place.file->path(), ": tensor ", task.spec->name,
+                       " ", task.status.message()));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  void Work() {
+    while (!failed_) {
+      const size_t index = next_++;
+      if (index >= tasks_.size()) return;
+      tasks_[index].status = Load(tasks_[index]);
+      if (!tasks_[index].status.ok()) failed_ = true;
+    }
+  }
+
+  absl::Status Load(Task& task) {
+    const Tensor& tensor = *task.place.tensor;
+    task.loaded.dtype = tensor.dtype;
+    task.loaded.shape = tensor.shape;
+    if (auto s = Allocate(tensor.bytes, task.loaded); !s.ok()) return s;
+    // What is hashed and checked is the copy: it is what will be used.
+    Sha256 digest;
+    int64_t nans = 0;
+    for (int64_t begin = 0; begin < tensor.bytes; begin += kChunkBytes) {
+      const int64_t size = std::min(kChunkBytes, tensor.bytes - begin);
+      char* chunk = reinterpret_cast<char*>(task.loaded.data.get()) + begin;
+      absl::Status read =
+          task.place.file->Read(tensor.offset + begin, size, chunk);
+      if (!read.ok()) return read;
+      digest.Update({chunk, static_cast<size_t>(size)});
+      if (task.spec->kind == TensorKind::kFp8) {
+        nans += std::count_if(chunk, chunk + size,
+                              [](char code) { return (code & 0x7f) == 0x7f; });
+      }
+      done_ += size;
+      if (options_.progress) options_.progress(done_, total_);
+    }
     if (nans != 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("has ", nans, " values that are not numbers"));
     }
+    task.digest = digest.HexDigest();
+    return task.spec->kind == TensorKind::kScale ? ConvertScales(task.loaded)
+                                                 : absl::OkStatus();
   }
-  return absl::OkStatus();
-}
 
-LoadedTensor Copy(const Tensor& tensor) {
-  LoadedTensor copy;
-  copy.dtype = tensor.dtype;
-  copy.shape = tensor.shape;
-  copy.bytes = static_cast<int64_t>(tensor.bytes.size());
-  const size_t capacity =
-      (std::max<size_t>(tensor.bytes.size(), 1) + kAlignment - 1) / kAlignment *
-      kAlignment;
-  copy.data.reset(
-      static_cast<std::byte*>(std::aligned_alloc(kAlignment, capacity)));
-  if (copy.data == nullptr) return copy;
-  std::memcpy(copy.data.get(), tensor.bytes.data(), tensor.bytes.size());
-  return copy;
-}
-
-// A tensor that no one expects, first in name order.
-absl::Status CheckNoneLeft(const Shards& shards,
-                           const std::vector<TensorSpec>& expected) {
-  if (shards.tensors.size() == expected.size()) return absl::OkStatus();
-  std::set<std::string_view> known;
-  for (const TensorSpec& spec : expected) known.insert(spec.name);
-  for (const auto& [name, place] : shards.tensors) {
-    if (!known.contains(name)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          place.first->path(), ": tensor ", name,
-          " has no place in the model that config.json describes"));
-    }
-  }
-  return absl::OkStatus();
-}
+  std::vector<Task>& tasks_;
+  const Checkpoint::Options& options_;
+  int64_t total_ = 0;
+  std::atomic<int64_t> done_{0};
+  std::atomic<size_t> next_{0};
+  std::atomic<bool> failed_{false};
+};
 
 }  // namespace
 
 void LoadedTensor::Free::operator()(std::byte* p) const { std::free(p); }
 
 absl::StatusOr<Checkpoint> Checkpoint::Load(
-    const std::string& folder, const std::vector<TensorSpec>& expected) {
+    const std::string& folder, const std::vector<TensorSpec>& expected,
+    const Options& options) {
   absl::StatusOr<Shards> shards = OpenShards(folder);
   if (!shards.ok()) return shards.status();
-  Checkpoint checkpoint;
+  const auto problems = CheckTable(*shards, folder, expected);
+  if (!problems.empty()) return problems.front();
+  std::vector<Task> tasks;
   for (const TensorSpec& spec : expected) {
     const auto it = shards->tensors.find(spec.name);
-    if (it == shards->tensors.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(folder, ": tensor ", spec.name, " is missing"));
-    }
-    const auto [file, tensor] = it->second;
-    LoadedTensor copy = Copy(*tensor);
-    if (copy.data == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(file->path(), ": no memory for the ", copy.bytes,
-                       " bytes of tensor ", spec.name));
-    }
-    // The copy is what is checked and hashed: it is what will be used.
-    const Tensor kept{copy.dtype,
-                      copy.shape,
-                      {reinterpret_cast<const char*>(copy.data.get()),
-                       static_cast<size_t>(copy.bytes)}};
-    if (absl::Status status = CheckTensor(spec, kept); !status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          file->path(), ": tensor ", spec.name, " ", status.message()));
-    }
-    checkpoint.tensors_.emplace(spec.name, std::move(copy));
+    if (it == shards->tensors.end()) continue;  // optional
+    tasks.push_back({.spec = &spec, .place = it->second});
   }
-  if (auto s = CheckNoneLeft(*shards, expected); !s.ok()) return s;
+  // In the order of the storage.
+  std::sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+    const auto key = [](const Task& task) {
+      return std::pair<const std::string&, int64_t>(task.place.file->path(),
+                                                    task.place.tensor->offset);
+    };
+    return key(a) < key(b);
+  });
+  if (auto s = Loader(tasks, options).Run(); !s.ok()) return s;
+
+  Checkpoint checkpoint;
+  std::map<std::string, std::string> lines;
+  for (Task& task : tasks) {
+    const Tensor& tensor = *task.place.tensor;
+    lines[task.spec->name] =
+        absl::StrCat(task.spec->name, " ", TensorDtypeName(tensor.dtype), " ",
+                     ShapeString(tensor.shape), " ", task.digest, "\n");
+    checkpoint.tensors_.emplace(task.spec->name, std::move(task.loaded));
+  }
   Sha256 digest;
-  for (const auto& [name, tensor] : checkpoint.tensors_) {
-    digest.Update(absl::StrCat(
-        name, " ", TensorDtypeName(tensor.dtype), " ",
-        ShapeString(tensor.shape), " ",
-        Sha256Hex({reinterpret_cast<const char*>(tensor.data.get()),
-                   static_cast<size_t>(tensor.bytes)}),
-        "\n"));
-  }
+  for (const auto& [name, line] : lines) digest.Update(line);
   checkpoint.digest_ = digest.HexDigest();
   return checkpoint;
-}
-
-absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
-  constexpr std::streamoff kMaxBytes = 64 << 20;
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  }
-  const std::streamoff size = file.tellg();
-  if (size < 0 || size > kMaxBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": is larger than ", kMaxBytes, " bytes"));
-  }
-  std::string text(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  file.read(text.data(), size);
-  if (!file) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
-  }
-  return text;
 }
 
 }  // namespace invar

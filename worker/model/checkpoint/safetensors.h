@@ -17,6 +17,9 @@
 
 namespace invar {
 
+// Bytes of the header's length, before the header.
+inline constexpr int64_t kSafetensorsPrefix = 8;
+
 enum class TensorDtype {
   kBool,
   kU8,
@@ -42,8 +45,9 @@ int64_t TensorElementBytes(TensorDtype dtype);
 struct Tensor {
   TensorDtype dtype;
   std::vector<int64_t> shape;
-  // In the file's mapping: valid while the file is.
-  std::string_view bytes;
+  // Where its bytes are in the file; the file has them all.
+  int64_t offset = 0;
+  int64_t bytes = 0;
 };
 
 // "[4, 16]"
@@ -51,28 +55,42 @@ std::string ShapeString(const std::vector<int64_t>& shape);
 
 class SafetensorsFile {
  public:
-  // NOT_FOUND or INVALID_ARGUMENT, naming file and tensor.
+  using Tensors = std::map<std::string, Tensor, std::less<>>;
+
+  // Reads and checks the header alone. NOT_FOUND or INVALID_ARGUMENT, naming
+  // file and tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(
       const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
+  // The tensors of a header's text, which begins at byte kSafetensorsPrefix of
+  // a file of `file_bytes`. `path` is for messages.
+  static absl::StatusOr<Tensors> ParseHeader(std::string_view header,
+                                             int64_t file_bytes,
+                                             const std::string& path);
+
   const std::string& path() const { return path_; }
-  const std::map<std::string, Tensor, std::less<>>& tensors() const {
-    return tensors_;
-  }
+  const Tensors& tensors() const { return tensors_; }
+  // SHA-256 (hex) of all that stands before the data.
+  const std::string& header_digest() const { return header_digest_; }
+
+  // Bytes [offset, offset + size) of the file. INVALID_ARGUMENT if it has
+  // become shorter. Thread-safe.
+  absl::Status Read(int64_t offset, int64_t size, void* out) const;
+  absl::StatusOr<std::string> ReadTensor(const Tensor& tensor) const;
 
  private:
-  SafetensorsFile(std::string path, std::string_view mapping)
-      : path_(std::move(path)), mapping_(mapping) {}
+  SafetensorsFile(std::string path, int descriptor)
+      : path_(std::move(path)), descriptor_(descriptor) {}
 
   absl::Status ReadHeader();
-  absl::Status CheckLayout(std::string_view data) const;
 
   std::string path_;
-  std::string_view mapping_;
-  std::map<std::string, Tensor, std::less<>> tensors_;
+  int descriptor_;
+  std::string header_digest_;
+  Tensors tensors_;
 };
 
 }  // namespace invar
