@@ -88,13 +88,16 @@ Weight DeepseekV2::LoadWeight(const std::string& module) const {
 
 std::vector<float> DeepseekV2::LoadVector(const std::string& name) const {
   const LoadedTensor& tensor = checkpoint_.tensor(name);
-  std::vector<float> values(tensor.shape[0]);
+  // Whole lanes: a loaded tensor's memory reaches to their end.
+  const int64_t padded = (tensor.shape[0] + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> values(padded);
   const std::array<int32_t, 1> first_row = {0};
   const Weight row = {.dtype = ToWeightDtype(tensor.dtype),
                       .data = tensor.data.get(),
                       .rows = 1,
-                      .columns = tensor.shape[0]};
+                      .columns = padded};
   cpu::Embedding(row, first_row, values.data());
+  values.resize(tensor.shape[0]);
   return values;
 }
 
