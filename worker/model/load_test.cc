@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -308,6 +309,54 @@ TEST_F(LoadTest, ConfigFieldsAreChecked) {
     EXPECT_THAT(std::string(config.status().message()),
                 AllOf(HasSubstr("config.json"), HasSubstr(c.word)));
   }
+}
+
+TEST_F(LoadTest, QuantisationsThatAreNotSupportedAreNamed) {
+  config_.quantization = {.format = CheckpointFormat::kCompressedTensors,
+                          .weights = WeightScaling::kChannel,
+                          .inputs = InputScaling::kToken,
+                          .ignored = {"re:.*lm_head$"}};
+  const std::string good = testing::ConfigJson(config_);
+  ASSERT_TRUE(ParseModelConfig(good, "config.json").ok());
+  const std::vector<std::array<std::string, 3>> cases = {
+      {"\"channel\"", "\"group\"", "weights.strategy"},
+      {"\"token\"", "\"group\"", "input_activations.strategy"},
+      {"\"num_bits\": 8", "\"num_bits\": 4", "num_bits is 4"},
+      {"float-quantized", "pack-quantized", "format is \"pack-quantized\""},
+      {"\"Linear\"", "\"Conv\"", "targets"},
+      {"re:.*lm_head$", "re:(a|b)", "re:(a|b)"},
+  };
+  for (const auto& [from, to, word] : cases) {
+    std::string text = good;
+    ASSERT_NE(text.find(from), std::string::npos) << from;
+    text.replace(text.find(from), from.size(), to);
+    const auto config = ParseModelConfig(text, "config.json");
+    EXPECT_EQ(config.status().code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(config.status().message()), HasSubstr(word));
+  }
+}
+
+TEST_F(LoadTest, IgnoredModulesByNameParentAndPattern) {
+  Quantization quantization = testing::StaticFp8();
+  quantization.ignored = {"model.layers.0.self_attn", "lm_head",
+                          "re:.*experts.\\d+.up_proj$"};
+  EXPECT_FALSE(quantization.Covers("lm_head"));
+  EXPECT_FALSE(quantization.Covers("model.layers.0.self_attn.o_proj"));
+  EXPECT_FALSE(quantization.Covers("model.layers.1.mlp.experts.12.up_proj"));
+  EXPECT_TRUE(quantization.Covers("model.layers.0.self_attn2.o_proj"));
+  EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.12.up_proj2"));
+  EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.x.up_proj"));
+}
+
+TEST_F(LoadTest, EachProblemOfAConfigIsListed) {
+  std::string text = testing::ConfigJson(config_);
+  for (const auto& [from, to] :
+       {std::pair("\"silu\"", "\"gelu\""), std::pair("\"fp8\"", "\"awq\"")}) {
+    text.replace(text.find(from), std::string(from).size(), to);
+  }
+  std::vector<absl::Status> problems;
+  EXPECT_FALSE(ParseModelConfig(text, "config.json", &problems).ok());
+  EXPECT_EQ(problems.size(), 2u);
 }
 
 TEST_F(LoadTest, RopeParametersAndRopeScalingMeanTheSame) {
