@@ -37,7 +37,8 @@ class CoreTest : public ::testing::Test {
   // Attaches and loads a worker; `weights` makes the fingerprint.
   std::vector<Action> AddWorker(LinkNumber link, const std::string& id,
                                 int64_t sequences = 2,
-                                const std::string& weights = "w") {
+                                const std::string& weights = "w",
+                                int64_t schedulers = 1) {
     worker::v1::Hello hello;
     hello.set_protocol_version(kLinkProtocolVersion);
     hello.set_worker_id(id);
@@ -48,9 +49,10 @@ class CoreTest : public ::testing::Test {
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
     loaded.mutable_capacity()->set_block_tokens(64);
     loaded.mutable_capacity()->set_sequences(sequences);
+    loaded.mutable_capacity()->set_kv_blocks(sequences * 2);
     loaded.set_max_context_tokens(1024);
     loaded.mutable_credits()->set_sequences(sequences);
-    loaded.mutable_credits()->set_kv_tokens(sequences * 128);
+    loaded.mutable_credits()->set_kv_tokens(sequences * 128 / schedulers);
     return Step(WorkerLoaded{link, loaded});
   }
 
@@ -162,10 +164,35 @@ TEST_F(CoreTest, RefusesWhatCannotFit) {
   finished = Only<Finish>(Arrive(2, 500, 4));
   ASSERT_EQ(finished.size(), 1u);
   EXPECT_EQ(finished[0].error_reason, "KV_CACHE_TOO_SMALL");
+  EXPECT_THAT(std::string(finished[0].status.message()),
+              HasSubstr("504 tokens of KV cache; a whole worker has 256"));
   Arrive(3);
   finished = Only<Finish>(Arrive(3));
   ASSERT_EQ(finished.size(), 1u);
   EXPECT_TRUE(absl::IsAlreadyExists(finished[0].status));
+}
+
+TEST_F(CoreTest, ASubmitCostsItsPromptAndWhatWasDelivered) {
+  AddWorker(1, "a");  // 2 sequences, 256 tokens
+  // Each could grow to 204 tokens; the worker preempts if both do.
+  const auto first = Only<SendSubmit>(Arrive(1, 200, 4));
+  ASSERT_EQ(first.size(), 1u);
+  ASSERT_EQ(Only<SendSubmit>(Arrive(2, 200, 4)).size(), 1u);
+  EXPECT_EQ(core_.Workers(now_)[0].free_kv_tokens(), 128);
+  Report(1, first[0], std::vector<int32_t>(100, 7));
+  Step(WorkerLost{1, "killed"});
+  // Resubmitted with 104 tokens, which are two blocks, and with 4: one.
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(2, "b")).size(), 2u);
+  EXPECT_EQ(core_.Workers(now_)[0].free_kv_tokens(), 64);
+}
+
+TEST_F(CoreTest, APromptBeyondTheSharedCacheEndsAndDoesNotBlockTheQueue) {
+  AddWorker(1, "a", 2, "w", /*schedulers=*/2);  // A share of 128 of 256.
+  EXPECT_EQ(Only<SendSubmit>(Arrive(1, 100, 100)).size(), 1u);
+  const auto finished = Only<Finish>(Arrive(2, 10, 130));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsOutOfRange(finished[0].status));
+  EXPECT_EQ(finished[0].error_reason, "KV_SHARE_TOO_SMALL");
 }
 
 TEST_F(CoreTest, ALostWorkersRequestGoesOnElsewhereWhereItStopped) {

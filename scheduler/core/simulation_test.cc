@@ -141,6 +141,7 @@ class Simulation {
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
     loaded.mutable_capacity()->set_block_tokens(64);
     loaded.mutable_capacity()->set_sequences(kSequences);
+    loaded.mutable_capacity()->set_kv_blocks(kSequences * 3);
     loaded.set_max_context_tokens(4096);
     auto* credits = &workers_[link].credits;
     credits->set_sequences(kSequences);
@@ -205,8 +206,8 @@ class Simulation {
   }
 
   static int64_t Cost(const SendSubmit& submit) {
-    const int64_t tokens =
-        static_cast<int64_t>(submit.request->prompt.size()) + submit.max_tokens;
+    const int64_t tokens = static_cast<int64_t>(submit.request->prompt.size()) +
+                           static_cast<int64_t>(submit.delivered.size());
     return (tokens + 63) / 64 * 64;
   }
 
