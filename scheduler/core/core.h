@@ -5,7 +5,7 @@
 //   * every request that arrived ends in exactly one Finish;
 //   * its tokens are delivered in order, none lost, repeated or changed, over
 //     any number of lost workers;
-//   * the tokens of one answer come from workers of one fingerprint;
+//   * the answers of one request come from workers of one fingerprint;
 //   * no worker is sent more than its credits.
 //
 // core.cc holds the step and what time does, core_requests.cc the life of a
@@ -56,6 +56,7 @@ class Core {
  private:
   void On(const RequestArrived& event);
   void On(const RequestAbandoned& event);
+  void On(const AnswerStopped& event);
   void On(const WorkerAttached& event);
   void On(const WorkerLoaded& event);
   void On(const WorkerLoadFailed& event);
@@ -71,17 +72,34 @@ class Core {
 
   // Says why a request cannot be taken, or nothing.
   std::optional<Finish> WhyNot(const RequestSpec& spec) const;
+  // Its max_tokens, or the default for one that names none.
+  int32_t MaxOutput(const RequestSpec& spec) const;
   // Sends queued requests, first come first served, while credits last.
   void Dispatch();
-  // False: the request has to wait, and so has its whole queue.
+  // Sends a queue's requests; false if one of them has to wait.
+  bool DispatchQueue(const std::list<RequestNumber>& queue,
+                     const std::string& pool);
+  // Sends a request's waiting answers; false if one has to wait.
   bool TryDispatch(Request* request, const std::string& pool);
-  void Submit(Request* request, Worker* worker);
+  // The worker to send it to; null: none has room. If none ever will, the
+  // request has been finished.
+  Worker* Choose(Request* request, const Sequence& sequence,
+                 const std::string& pool);
+  void Submit(Request* request, Sequence* sequence, Worker* worker);
   void OnAttempt(Worker* worker, const worker::v1::AttemptReport& report);
-  bool DeliverNew(Request* request, const Worker& worker,
+  bool DeliverNew(Request* request, Sequence* sequence,
                   worker::v1::AttemptReport report);
-  void EndAttempt(Request* request, const worker::v1::Terminal& terminal);
-  // Its worker died: the request waits for another, or has had enough.
-  void OnLoss(Request* request);
+  void EndAttempt(Request* request, Sequence* sequence,
+                  const worker::v1::Terminal& terminal);
+  // Stops a running sequence at its worker.
+  void Cancel(const Request& request, Sequence* sequence);
+  // Finishes a request whose last answer has just ended.
+  void FinishIfEnded(Request* request);
+  // Puts a request whose worker gave it back at the head of its queue.
+  void Requeue(Request* request);
+  // A worker died with these: each request waits for another, or has had
+  // enough.
+  void OnLoss(const std::set<SequenceNumber>& running);
   void FinishRequest(Request* request, Finish finish);
   Finish Failed(absl::StatusCode code, std::string reason,
                 std::string message) const;

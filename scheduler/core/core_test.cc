@@ -57,12 +57,13 @@ class CoreTest : public ::testing::Test {
   }
 
   std::vector<Action> Arrive(RequestNumber number, int32_t max_tokens = 8,
-                             size_t prompt = 4) {
+                             size_t prompt = 4, int32_t answers = 1) {
     auto spec = std::make_shared<RequestSpec>();
     spec->number = number;
     spec->request_id = std::to_string(number);
     spec->prompt.assign(prompt, 1);
     spec->max_tokens = max_tokens;
+    spec->answers = answers;
     spec->deadline = deadline_;
     return Step(RequestArrived{spec});
   }
@@ -142,7 +143,7 @@ TEST_F(CoreTest, CreditsBoundWhatIsSentAndTheQueueIsFirstComeFirstServed) {
   const auto actions = Step(WorkerReported{1, report});
   EXPECT_EQ(Only<Finish>(actions).size(), 1u);
   ASSERT_EQ(Only<SendSubmit>(actions).size(), 1u);
-  EXPECT_EQ(Only<SendSubmit>(actions)[0].key.request(), 2);
+  EXPECT_EQ(Only<SendSubmit>(actions)[0].key.request(), SequenceOf(2, 0));
 }
 
 TEST_F(CoreTest, AFullQueueAnswersWithAComputedRetry) {
@@ -333,6 +334,63 @@ TEST_F(CoreTest, DrainStopsRoutingAndResumeStartsIt) {
   EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(1))[0].status));
   Step(WorkerResumed{"a"});
   EXPECT_EQ(Only<SendSubmit>(Arrive(2)).size(), 1u);
+}
+
+TEST_F(CoreTest, SeveralAnswersAreSequencesOfOneRequest) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  const auto arrived = Arrive(1, 8, 4, /*answers=*/3);
+  const auto submits = Only<SendSubmit>(arrived);
+  ASSERT_EQ(submits.size(), 3u);
+  EXPECT_EQ(Only<Begin>(arrived).size(), 1u);
+  EXPECT_EQ(submits[1].index, 1);
+  EXPECT_NE(submits[0].key.request(), submits[1].key.request());
+  const auto delivered =
+      Only<Deliver>(Report(submits[2].link, submits[2], {7}));
+  ASSERT_EQ(delivered.size(), 1u);
+  EXPECT_EQ(delivered[0].index, 2);
+  auto actions = Report(submits[2].link, submits[2], {}, Terminal::LENGTH);
+  ASSERT_EQ(Only<AnswerEnded>(actions).size(), 1u);
+  EXPECT_EQ(Only<AnswerEnded>(actions)[0].index, 2);
+  EXPECT_TRUE(Only<Finish>(actions).empty());
+  // A stop string ends one answer, at its worker too; the last ends it all.
+  actions = Step(AnswerStopped{1, 0});
+  EXPECT_EQ(Only<SendCancel>(actions).size(), 1u);
+  EXPECT_TRUE(Only<Finish>(actions).empty());
+  actions = Report(submits[1].link, submits[1], {}, Terminal::STOP);
+  ASSERT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_TRUE(Only<Finish>(actions)[0].status.ok());
+}
+
+TEST_F(CoreTest, AnErrorOrACancelEndsEveryAnswer) {
+  AddWorker(1, "a", 3);
+  const auto first = Only<SendSubmit>(Arrive(1, 8, 4, 3));
+  auto actions = Report(1, first[1], {}, Terminal::NOT_FINITE);
+  EXPECT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendCancel>(actions).size(), 2u);
+  worker::v1::StepReport report;
+  report.mutable_credits()->set_sequences(6);
+  report.mutable_credits()->set_kv_tokens(1000);
+  Step(WorkerReported{1, report});
+  EXPECT_EQ(Only<SendSubmit>(Arrive(2, 8, 4, 3)).size(), 3u);
+  EXPECT_EQ(Only<SendCancel>(Step(RequestAbandoned{2})).size(), 3u);
+  EXPECT_EQ(core_.queued() + core_.running(), 0);
+}
+
+TEST_F(CoreTest, AnswersThatFindNoRoomWaitAndStayInTheirPool) {
+  AddWorker(1, "a");
+  AddWorker(2, "b", 2, "other weights");
+  const auto some = Only<SendSubmit>(Arrive(1, 8, 4, /*answers=*/3));
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_TRUE(Only<SendSubmit>(Arrive(2)).empty());
+  EXPECT_EQ(core_.queued(), 2);
+  // Their pool drains: the other one's free places are not theirs.
+  EXPECT_EQ(Only<SendSubmit>(Step(WorkerDrained{"a"})).size(), 1u);
+  // Lost before it wrote anything, the request may change its pool.
+  const auto again = Step(WorkerLost{1, "killed"});
+  ASSERT_EQ(Only<Begin>(again).size(), 1u);
+  EXPECT_EQ(Only<Begin>(again)[0].request, 1);
+  EXPECT_EQ(Only<SendSubmit>(again).size(), 1u);
 }
 
 TEST_F(CoreTest, ARejectedAttemptIsQueuedAgain) {

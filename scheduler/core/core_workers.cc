@@ -133,11 +133,8 @@ void Core::Lose(LinkNumber link, const std::string& reason) {
   const std::optional<Worker> worker = workers_.Remove(link);
   if (!worker.has_value()) return;
   Info(absl::StrCat("worker ", worker->id(), " is gone (", reason, "), ",
-                    worker->running.size(), " requests with it"));
-  // Last first, each to the head: the order of arrival is kept.
-  for (auto at = worker->running.rbegin(); at != worker->running.rend(); ++at) {
-    OnLoss(requests_.Find(*at));
-  }
+                    worker->running.size(), " sequences with it"));
+  OnLoss(worker->running);
 }
 
 void Core::LoseSilent() {

@@ -1,11 +1,34 @@
 #include "scheduler/core/request_table.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace invar::scheduler {
 
+Sequence* Request::NextWaiting() {
+  for (Sequence& sequence : sequences) {
+    if (sequence.state == Sequence::State::kWaiting) return &sequence;
+  }
+  return nullptr;
+}
+
+bool Request::Ended() const {
+  return std::all_of(sequences.begin(), sequences.end(),
+                     [](const Sequence& sequence) {
+                       return sequence.state == Sequence::State::kEnded;
+                     });
+}
+
+bool Request::Begun() const {
+  return std::any_of(sequences.begin(), sequences.end(),
+                     [](const Sequence& sequence) {
+                       return sequence.state != Sequence::State::kWaiting ||
+                              !sequence.delivered.empty();
+                     });
+}
+
 void RequestTable::Add(Request request) {
-  const RequestNumber number = request.spec->number;
+  const RequestNumber number = request.number();
   ids_in_flight_.insert(request.spec->request_id);
   Enqueue(&requests_.emplace(number, std::move(request)).first->second,
           End::kTail);
@@ -14,7 +37,7 @@ void RequestTable::Add(Request request) {
 void RequestTable::Remove(RequestNumber number) {
   const auto found = requests_.find(number);
   if (found == requests_.end()) return;
-  if (found->second.link == 0) Dequeue(&found->second);
+  Dequeue(&found->second);
   ids_in_flight_.erase(found->second.spec->request_id);
   requests_.erase(found);
 }
@@ -25,15 +48,19 @@ Request* RequestTable::Find(RequestNumber number) {
 }
 
 void RequestTable::Enqueue(Request* request, End end) {
-  auto& queue = queues_[request->fingerprint];
-  request->link = 0;
+  Dequeue(request);
+  auto& queue = queues_[request->pool];
+  request->queue = request->pool;
   request->place = queue.insert(end == End::kHead ? queue.begin() : queue.end(),
-                                request->spec->number);
+                                request->number());
+  request->queued = true;
   ++queued_;
 }
 
 void RequestTable::Dequeue(Request* request) {
-  queues_[request->fingerprint].erase(request->place);
+  if (!request->queued) return;
+  queues_[request->queue].erase(request->place);
+  request->queued = false;
   --queued_;
 }
 

@@ -61,7 +61,7 @@ class Simulation {
     std::string id;
     int pool;
     bool loaded = false;
-    std::map<RequestNumber, Running> running;
+    std::map<SequenceNumber, Running> running;
     worker::v1::Credits credits;
     std::deque<Event> up;  // not yet at the scheduler
   };
@@ -183,7 +183,7 @@ class Simulation {
 
   void Compute(SimWorker* worker) {
     worker::v1::StepReport report;
-    std::vector<RequestNumber> ended;
+    std::vector<SequenceNumber> ended;
     for (auto& [number, running] : worker->running) {
       auto* attempt = report.add_attempts();
       *attempt->mutable_key() = running.submit.key;
@@ -193,14 +193,15 @@ class Simulation {
           static_cast<int64_t>(running.submit.request->prompt.size()) +
           running.submit.max_tokens;
       for (int i = 0; i < count && running.next < end; ++i) {
-        attempt->add_token_ids(TokenAt(worker->pool, number, running.next++));
+        attempt->add_token_ids(
+            TokenAt(worker->pool, RequestOf(number), running.next++));
       }
       if (plant_ == Plant::kRepeatToken && Random(50) == 0) --running.next;
       if (running.next < end) continue;
       attempt->mutable_terminal()->set_reason(Terminal::LENGTH);
       ended.push_back(number);
     }
-    for (const RequestNumber number : ended) Return(worker, number);
+    for (const SequenceNumber number : ended) Return(worker, number);
     *report.mutable_credits() = worker->credits;
     worker->up.push_back(WorkerReported{worker->link, report});
   }
@@ -211,7 +212,7 @@ class Simulation {
     return (tokens + 63) / 64 * 64;
   }
 
-  void Return(SimWorker* worker, RequestNumber number) {
+  void Return(SimWorker* worker, SequenceNumber number) {
     const int64_t cost = Cost(worker->running.at(number).submit);
     worker->credits.set_sequences(worker->credits.sequences() + 1);
     worker->credits.set_kv_tokens(worker->credits.kv_tokens() + cost);

@@ -31,7 +31,7 @@ struct Worker {
   int64_t share_kv_tokens = 0;  // the most it can ever grant at once
   worker::v1::Heartbeat heartbeat;
   absl::Time last_beat;
-  std::set<RequestNumber> running;
+  std::set<SequenceNumber> running;
 
   const std::string& id() const { return hello.worker_id(); }
   const std::string& fingerprint() const { return numerics.fingerprint(); }
