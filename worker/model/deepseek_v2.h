@@ -33,6 +33,9 @@ class DeepseekV2 final : public Model {
   std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
                                    KvCache& cache,
                                    std::span<float> logits) override;
+  void Observe(OpObserver observer) override {
+    observer_ = std::move(observer);
+  }
 
  private:
   struct Mlp {
@@ -96,6 +99,11 @@ class DeepseekV2 final : public Model {
   void CheckSlices(std::span<const SequenceSlice> slices, const KvCache& cache,
                    std::span<const float> logits) const;
   void BeginStep(std::span<const SequenceSlice> slices);
+  // Shows an operation's (rows, row_size) to the observer, if there is one.
+  void Show(std::string_view op, int64_t rows, int64_t row_size,
+            const float* values) const {
+    if (observer_) observer_({shown_layer_, op, rows, row_size, values});
+  }
   // hidden += attention(norm(hidden))
   void Attention(const Layer& layer, const cpu::KvLayer& cache);
   // hidden += mlp(norm(hidden))
@@ -117,6 +125,8 @@ class DeepseekV2 final : public Model {
   std::vector<Layer> layers_;
   mutable cpu::ThreadPool pool_;
   Step step_;
+  OpObserver observer_;
+  int64_t shown_layer_ = -1;
 };
 
 }  // namespace invar
