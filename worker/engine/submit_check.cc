@@ -134,7 +134,8 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(
   sequence->CheckStop();
   sequence->logprobs = submit.logprobs();
   sequence->top_logprobs = submit.top_logprobs();
-  sequence->prompt_logprobs = submit.prompt_logprobs();
+  sequence->scored_tokens =
+      submit.prompt_logprobs() ? 1 : sequence->prompt_tokens;
   return sequence;
 }
 

@@ -2,6 +2,8 @@
 #ifndef INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
 #define INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -13,7 +15,7 @@
 
 namespace invar {
 
-// All that was reported of one attempt.
+// All that was reported of one request.
 struct Answer {
   std::vector<int32_t> token_ids;
   std::vector<float> logprobs;
@@ -22,6 +24,7 @@ struct Answer {
   std::vector<int32_t> positions;  // of each of token_ids
   int32_t cached_tokens = 0;
   std::optional<worker::v1::Terminal> terminal;
+  int terminals = 0;
 
   worker::v1::Terminal::Reason reason() const {
     return terminal.has_value() ? terminal->reason()
@@ -71,15 +74,27 @@ class EngineHarness {
   void Cancel(int64_t request) {
     engine_.Cancel(1, MakeSubmit(request, {}, 0).key());
   }
-  StepSummary Step() { return engine_.Step(now_); }
+  void Preempt(int64_t request) {
+    engine_.Preempt(1, MakeSubmit(request, {}, 0).key());
+  }
+  // Also checks the accounts of the cache.
+  StepSummary Step() {
+    const StepSummary summary = engine_.Step(now_);
+    EXPECT_EQ(summary.kv_blocks_used + engine_.kv_blocks_available(),
+              summary.kv_blocks_total);
+    EXPECT_LE(summary.kv_blocks_cached, engine_.kv_blocks_available());
+    return summary;
+  }
   void Advance(absl::Duration duration) { now_ += duration; }
-  // Steps until nothing is left; returns how many steps that took.
-  int Drain() {
+  // Steps until nothing is left; returns how many steps that took. Fails the
+  // test where `most` do not do.
+  int Drain(int most = 100000) {
     int steps = 0;
-    while (!engine_.idle()) {
+    while (!engine_.idle() && steps < most) {
       Step();
       ++steps;
     }
+    EXPECT_TRUE(engine_.idle()) << "not idle after " << steps << " steps";
     return steps;
   }
   // Submits, drains, and returns the answer.
@@ -106,10 +121,16 @@ class EngineHarness {
       for (const auto& value : attempt.alternatives()) {
         answer.alternatives.push_back(value);
       }
+      if (attempt.prompt_logprobs_size() > 0) {
+        EXPECT_EQ(attempt.prompt_position(), answer.prompt_logprobs.size() + 1);
+      }
       for (const float value : attempt.prompt_logprobs()) {
         answer.prompt_logprobs.push_back(value);
       }
-      if (attempt.has_terminal()) answer.terminal = attempt.terminal();
+      if (attempt.has_terminal()) {
+        answer.terminal = attempt.terminal();
+        ++answer.terminals;
+      }
     }
     reports_.push_back(std::move(report));
   }
