@@ -18,8 +18,8 @@ constexpr int kRestartEvery = 8;
 constexpr const char* kKvNames[] = {"e5m2", "e4m3", "bf16", "fp32"};
 constexpr const char* kWeightsNames[] = {"bf16", "fp8"};
 constexpr const char* kPreemptionNames[] = {
-    "none",       "before-start", "in-prompt",  "first-token", "block-end",
-    "block-full", "block-start",  "last-token", "often",       "neighbours"};
+    "none",        "in-prompt",  "first-token", "block-end",  "block-full",
+    "block-start", "last-token", "often",       "neighbours", "pressure"};
 
 // The value of a name in an array of them; -1: none.
 template <size_t kCount>
@@ -77,7 +77,8 @@ void AddBatchCells(const Setting& setting, int variants, Random& random,
     const Place& place = places[i % places.size()];
     Way way = ways[i % ways.size()];
     // Nobody else is there to be preempted.
-    if (place.batch == 1 && way.preemption == Preemption::kNeighbours) {
+    if (place.batch == 1 && (way.preemption == Preemption::kNeighbours ||
+                             way.preemption == Preemption::kPressure)) {
       way.preemption = Preemption::kOften;
     }
     cells.push_back({.setting = setting,

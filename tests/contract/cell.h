@@ -40,15 +40,15 @@ enum class Kind {
 // of the KV cache; sizes are of prompt and output together.
 enum class Preemption {
   kNone,
-  kBeforeStart,  // submitted, nothing computed
-  kInPrompt,     // after the prompt's first chunk
-  kFirstToken,   // after the first output token
-  kBlockEnd,     // one token before a block is full
-  kBlockFull,    // with a full last block
-  kBlockStart,   // with one token in the last block
-  kLastToken,    // with one token left to write
-  kOften,        // after every 16th output token
-  kNeighbours,   // strangers, at random
+  kInPrompt,    // after the prompt's first chunk
+  kFirstToken,  // after the first output token
+  kBlockEnd,    // one token before a block is full
+  kBlockFull,   // with a full last block
+  kBlockStart,  // with one token in the last block
+  kLastToken,   // with one token left to write
+  kOften,       // after every 16th output token
+  kNeighbours,  // strangers, at random
+  kPressure,    // whom the engine chooses: there are too few blocks for all
 };
 
 // A prefix of kScored also asks for the prompt's log-probabilities, for which
@@ -63,7 +63,8 @@ struct Cell {
   // probe: its row among the decodes of a step.
   int batch = 1;
   int slot = 0;
-  // Tokens a step has for prompts when all others decode.
+  // Tokens that a step has for a prompt when all others decode; at least 2
+  // beside others, since the engine keeps one more than it has places.
   int chunk = 512;
   int prefix = kScored;
   Preemption preemption = Preemption::kNone;

@@ -19,14 +19,8 @@ constexpr int64_t kResumeBatch = 16;
 
 std::string SkipReason(const Cell& cell, const Backend& backend) {
   const Variant& variant = backend.variants[cell.variant];
-  if (!variant.missing.empty()) {
-    return absl::StrCat(variant.name, ": ", variant.missing);
-  }
-  if (cell.preemption != Preemption::kNone && !CanPreempt()) {
-    return absl::StrCat("preempt=", PreemptionName(cell.preemption),
-                        ": this engine cannot be told to preempt");
-  }
-  return "";
+  if (variant.missing.empty()) return "";
+  return absl::StrCat(variant.name, ": ", variant.missing);
 }
 
 Comparison CellRunner::Run(const Cell& cell) {

@@ -130,6 +130,7 @@ void Comparison::operator+=(const Comparison& other) {
   log_probs += other.log_probs;
   tokens += other.tokens;
   differing += other.differing;
+  preemptions += other.preemptions;
   findings.insert(findings.end(), other.findings.begin(), other.findings.end());
 }
 

@@ -17,6 +17,7 @@ struct Comparison {
   int64_t log_probs = 0;  // of output tokens, alternatives and prompts
   int64_t tokens = 0;     // output tokens and alternatives
   int64_t differing = 0;  // of both
+  int64_t preemptions = 0;
   // The first difference of each request, and whatever else was wrong.
   std::vector<std::string> findings;
 

@@ -20,9 +20,6 @@ namespace invar::contract {
 int64_t CrowdBlocks(const Cell& cell);
 int64_t CrowdStepTokens(const Cell& cell);
 
-// Whether this engine can be told to preempt.
-bool CanPreempt();
-
 // Strangers before the probe keep their rows until it ends; those behind it
 // come and go, each place taken again at once. Everybody's answer is compared.
 class Crowd {
@@ -51,7 +48,6 @@ class Crowd {
   // Preempts whom the cell says, if it is time.
   void PreemptSomebody();
   bool TimeToPreemptProbe();
-  void Preempt(int64_t id);
   void Finish();
   void CheckSituation();
   void Wrong(const std::string& finding) {
@@ -68,7 +64,6 @@ class Crowd {
   int64_t next_stranger_ = 0;
   int64_t steps_ = 0;  // since the probe came
   int64_t most_running_ = 0;
-  int64_t preemptions_ = 0;
   size_t preempted_at_ = 0;  // tokens of the probe
   Comparison result_;
 };
