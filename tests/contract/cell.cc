@@ -116,7 +116,7 @@ void AddPositionCells(const Setting& setting, int variants, Random& random,
 // Sets one dimension of a cell; false if the pair says nothing.
 bool SetDimension(const std::string& key, const std::string& value,
                   Cell& cell) {
-  int number = -1;
+  int number = 0;
   const bool numeric = absl::SimpleAtoi(value, &number) && number >= 0;
   if (key == "kv") {
     const int index = IndexOf(kKvNames, value);
@@ -134,10 +134,9 @@ bool SetDimension(const std::string& key, const std::string& value,
     return index >= 0;
   }
   if (key == "prefix") {
-    if (value == "scored") number = kScored;
-    if (value == "cold") number = 0;
-    cell.prefix = number;
-    return value == "scored" || (number >= 0 && number <= kMaxPrefixBlocks);
+    const bool named = value == "scored" || value == "cold";
+    cell.prefix = value == "scored" ? kScored : value == "cold" ? 0 : number;
+    return named || (numeric && number <= kMaxPrefixBlocks);
   }
   if (!numeric) return false;
   if (key == "batch") {

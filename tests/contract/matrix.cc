@@ -27,7 +27,7 @@ namespace invar::contract {
 namespace {
 
 // The slice is this part of all cells.
-constexpr int kSliceOf = 32;
+constexpr int kSliceOf = 16;
 constexpr uint64_t kDefaultSeed = 1;
 constexpr int kMaxFindings = 4;  // printed of a cell
 constexpr int64_t kProgressEvery = 1000;
