@@ -130,8 +130,8 @@ StepSummary Engine::Step(absl::Time now) {
     size_t row = 0;
     for (size_t i = 0; i < plan.size(); ++i) {
       Sequence* sequence = plan[i].sequence;
-      const std::span<const float> rows(logits_.data() + row * vocab_size_,
-                                        plan[i].logit_rows * vocab_size_);
+      const std::span<float> rows(logits_.data() + row * vocab_size_,
+                                  plan[i].logit_rows * vocab_size_);
       row += plan[i].logit_rows;
       if (!sequence->decoding()) summary.prompt_tokens += plan[i].tokens;
       if (health[i] == SliceHealth::kFinite) {
@@ -180,8 +180,7 @@ std::vector<SliceHealth> Engine::Compute(
   return model_->Forward(slices, *cache_, std::span(logits_));
 }
 
-int64_t Engine::Advance(const PlannedSlice& slice,
-                        std::span<const float> rows) {
+int64_t Engine::Advance(const PlannedSlice& slice, std::span<float> rows) {
   Sequence* sequence = slice.sequence;
   sequence->hold.computed += slice.tokens;
   if (sequence->wants_scores()) {
@@ -218,11 +217,11 @@ void Engine::ScorePrompt(Sequence* sequence, int64_t first_position,
   }
 }
 
-void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
+void Engine::SampleNext(Sequence* sequence, std::span<float> logits) {
   const int64_t position = sequence->size();
   const int64_t limit = std::min(options_.tokenizer_ids, vocab_size_);
-  const int32_t token =
-      cpu::Sample(logits, limit, sequence->sampling, sequence->seed, position);
+  const int32_t token = sequence->uses.Sample(logits, limit, sequence->sampling,
+                                              sequence->seed, position);
   AttemptReport* report = Report(*sequence);
   if (report->token_ids_size() == 0) {
     report->set_position(static_cast<int32_t>(position));
@@ -243,6 +242,7 @@ void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
     }
   }
   sequence->tokens.push_back(token);
+  sequence->uses.AddOutput(token);
   sequence->CheckStop();
 }
 

@@ -114,10 +114,10 @@ class Engine {
   void EndExpired(absl::Time now);
   std::vector<SliceHealth> Compute(const std::vector<PlannedSlice>& plan);
   // `rows`: the slice's (logit_rows, vocab_size). Returns tokens sampled.
-  int64_t Advance(const PlannedSlice& slice, std::span<const float> rows);
+  int64_t Advance(const PlannedSlice& slice, std::span<float> rows);
   void ScorePrompt(Sequence* sequence, int64_t first_position,
                    std::span<const float> rows);
-  void SampleNext(Sequence* sequence, std::span<const float> logits);
+  void SampleNext(Sequence* sequence, std::span<float> logits);
   void SendReports();
 
   const Options options_;

@@ -434,9 +434,24 @@ TEST_F(InvalidSubmitTest, SamplingOutOfRange) {
   ExpectInvalid(with([](auto* s) { s->set_min_tokens(-1); }), "min_tokens");
   ExpectInvalid(with([](auto* s) { s->add_stop_token_ids(97); }),
                 "stop_token_ids[0] is 97");
-  ExpectInvalid(with([](auto* s) { s->set_presence_penalty(1); }), "penalty");
-  ExpectInvalid(with([](auto* s) { (*s->mutable_logit_bias())[1] = 1; }),
-                "logit_bias");
+  for (const float value : {-2.1f, 2.1f, nan}) {
+    ExpectInvalid(with([&](auto* s) { s->set_presence_penalty(value); }),
+                  "presence_penalty");
+    ExpectInvalid(with([&](auto* s) { s->set_frequency_penalty(value); }),
+                  "frequency_penalty");
+  }
+  for (const float value : {0.0f, -1.0f, 2.1f, nan}) {
+    ExpectInvalid(with([&](auto* s) { s->set_repetition_penalty(value); }),
+                  "repetition_penalty");
+  }
+  for (const float value : {-101.0f, 101.0f, nan}) {
+    ExpectInvalid(with([&](auto* s) { (*s->mutable_logit_bias())[1] = value; }),
+                  "logit_bias[1]");
+  }
+  for (const int32_t id : {-1, 97, std::numeric_limits<int32_t>::max()}) {
+    ExpectInvalid(with([&](auto* s) { (*s->mutable_logit_bias())[id] = 1; }),
+                  "is of no token");
+  }
 }
 
 TEST_F(EngineTest, MoreThanTheWholeCacheIsInvalid) {

@@ -12,6 +12,7 @@
 #include "invar/worker/v1/link.pb.h"
 #include "kernels/ops.h"
 #include "worker/engine/credits.h"
+#include "worker/engine/token_uses.h"
 
 namespace invar {
 
@@ -61,6 +62,7 @@ struct Sequence {
   bool stopped = false;  // The last token is a stop id.
 
   cpu::SamplingParameters sampling;
+  TokenUses uses;
   uint64_t seed = 0;
   int64_t min_tokens = 0;
   std::vector<int32_t> stop_token_ids;  // ascending

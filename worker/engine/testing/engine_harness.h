@@ -32,6 +32,35 @@ struct Answer {
   }
 };
 
+// Also checks that nothing is reported twice.
+inline void AddTo(const worker::v1::AttemptReport& report, Answer* answer) {
+  EXPECT_EQ(answer->terminals, 0) << report.DebugString();
+  for (int i = 0; i < report.token_ids_size(); ++i) {
+    if (!answer->positions.empty()) {
+      EXPECT_EQ(report.position() + i, answer->positions.back() + 1);
+    }
+    answer->token_ids.push_back(report.token_ids(i));
+    answer->positions.push_back(report.position() + i);
+  }
+  answer->cached_tokens += report.cached_tokens();
+  const auto& logprobs = report.logprobs();
+  answer->logprobs.insert(answer->logprobs.end(), logprobs.begin(),
+                          logprobs.end());
+  answer->alternatives.insert(answer->alternatives.end(),
+                              report.alternatives().begin(),
+                              report.alternatives().end());
+  const auto& page = report.prompt_logprobs();
+  if (!page.empty()) {
+    EXPECT_EQ(report.prompt_position(), answer->prompt_logprobs.size() + 1);
+  }
+  answer->prompt_logprobs.insert(answer->prompt_logprobs.end(), page.begin(),
+                                 page.end());
+  if (report.has_terminal()) {
+    answer->terminal = report.terminal();
+    ++answer->terminals;
+  }
+}
+
 // A submit of session 1 with neutral sampling.
 inline worker::v1::Submit MakeSubmit(int64_t request,
                                      const std::vector<int32_t>& prompt,
@@ -109,28 +138,7 @@ class EngineHarness {
   void Collect(worker::v1::StepReport report) {
     credits_ = report.credits();
     for (const worker::v1::AttemptReport& attempt : report.attempts()) {
-      Answer& answer = answers_[attempt.key().request()];
-      for (int i = 0; i < attempt.token_ids_size(); ++i) {
-        answer.token_ids.push_back(attempt.token_ids(i));
-        answer.positions.push_back(attempt.position() + i);
-      }
-      answer.cached_tokens += attempt.cached_tokens();
-      for (const float value : attempt.logprobs()) {
-        answer.logprobs.push_back(value);
-      }
-      for (const auto& value : attempt.alternatives()) {
-        answer.alternatives.push_back(value);
-      }
-      if (attempt.prompt_logprobs_size() > 0) {
-        EXPECT_EQ(attempt.prompt_position(), answer.prompt_logprobs.size() + 1);
-      }
-      for (const float value : attempt.prompt_logprobs()) {
-        answer.prompt_logprobs.push_back(value);
-      }
-      if (attempt.has_terminal()) {
-        answer.terminal = attempt.terminal();
-        ++answer.terminals;
-      }
+      AddTo(attempt, &answers_[attempt.key().request()]);
     }
     reports_.push_back(std::move(report));
   }
