@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
@@ -83,15 +84,15 @@ void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
   const int64_t inner = experts[0].gate.rows;
   const int64_t count = tokens * top_k;
   const std::vector<Group> groups = GroupByExpert(experts, ids, count);
-  std::vector<float> quantized;
+  AlignedVector<float> quantized;
   const float input_scale = experts[0].gate.input_scale;
   if (input_scale > 0.0f) {
     quantized.resize(tokens * hidden);
     QuantizeInput(pool, x, input_scale, tokens * hidden, quantized.data());
     x = quantized.data();
   }
-  std::vector<float> gate(count * inner);
-  std::vector<float> up(count * inner);
+  AlignedVector<float> gate(count * inner);
+  AlignedVector<float> up(count * inner);
   std::vector<Unit> units;
   for (const Group& group : groups) {
     AddUnits(group, group.expert->gate, gate.data(), units);

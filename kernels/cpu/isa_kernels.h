@@ -51,6 +51,8 @@ struct KvTile {
   int64_t rows = 0;
   int64_t row_elements = 0;  // L + R
   int64_t latent = 0;        // L
+  // The rows that will be walked after these: tile_values fetches them.
+  const std::byte* next = nullptr;
 };
 
 struct IsaKernels {

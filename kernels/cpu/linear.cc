@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
@@ -8,7 +9,7 @@ namespace {
 
 void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
          int64_t tokens, float* out) {
-  std::vector<float> quantized;
+  AlignedVector<float> quantized;
   if (weight.input_scale > 0.0f) {
     quantized.resize(tokens * weight.columns);
     QuantizeInput(pool, x, weight.input_scale, tokens * weight.columns,

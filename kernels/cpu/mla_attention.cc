@@ -95,13 +95,18 @@ void Merge(const Softmax& split, int64_t latent, Softmax& total) {
   }
 }
 
-// Up to kHeadsAtOnce heads of one token. query (heads, L + R) -> out (heads, L)
+const std::byte* BlockRows(const KvLayer& cache, const TokenPlace& place,
+                           int64_t position) {
+  return cache.data + place.block_ids[position / kBlockTokens] * kBlockTokens *
+                          cache.row_elements() * KvElementBytes(cache.dtype);
+}
+
+// Up to kHeadsAtOnce heads of one token, `next` being the rows that are walked
+// after this token's. query (heads, L + R) -> out (heads, L)
 void Attend(const IsaKernels& kernels, const TokenPlace& place,
             const float* query, int heads, float scale, const KvLayer& cache,
-            Scratch& scratch, float* out) {
+            const std::byte* next, Scratch& scratch, float* out) {
   const int64_t visible = place.position + 1;
-  const int64_t block_bytes =
-      kBlockTokens * cache.row_elements() * KvElementBytes(cache.dtype);
   static_assert(kAttentionTile == kBlockTokens, "a tile is a block's rows");
   float* latents[kHeadsAtOnce];
   for (int h = 0; h < heads; ++h) {
@@ -114,11 +119,13 @@ void Attend(const IsaKernels& kernels, const TokenPlace& place,
     for (int64_t start = split; start < end; start += kAttentionTile) {
       const KvTile tile = {
           .dtype = cache.dtype,
-          .data =
-              cache.data + place.block_ids[start / kBlockTokens] * block_bytes,
+          .data = BlockRows(cache, place, start),
           .rows = std::min(kAttentionTile, end - start),
           .row_elements = cache.row_elements(),
-          .latent = cache.latent};
+          .latent = cache.latent,
+          .next = start + kAttentionTile < visible
+                      ? BlockRows(cache, place, start + kAttentionTile)
+                      : next};
       kernels.tile_scores(tile, query, heads, scale, scratch.scores[0]);
       for (int h = 0; h < heads; ++h) {
         std::fill(scratch.scores[h] + tile.rows,
@@ -159,11 +166,13 @@ void MlaAttention(ThreadPool& pool, std::span<const TokenPlace> places,
       const int64_t t = unit / groups;
       const int64_t last = std::min((unit % groups + 1) * group, heads);
       int64_t h = unit % groups * group;
+      const TokenPlace& after = places[std::min(unit + 1, end - 1) / groups];
+      const std::byte* next = BlockRows(cache, after, 0);
       for (int count = kHeadsAtOnce; count >= 1; count /= 2) {
         for (; h + count <= last; h += count) {
           Attend(kernels, places[t],
                  query + (t * heads + h) * cache.row_elements(), count, scale,
-                 cache, *scratch, out + (t * heads + h) * cache.latent);
+                 cache, next, *scratch, out + (t * heads + h) * cache.latent);
         }
       }
     }

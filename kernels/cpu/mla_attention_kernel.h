@@ -7,11 +7,15 @@
 #ifndef INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 #define INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 
+#include <immintrin.h>
+
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
 
 namespace invar::cpu {
 namespace {
+
+constexpr int64_t kCacheLine = 64;
 
 template <typename Simd, typename Code, int kHeads, int kRows>
 inline void RowScores(const KvTile& tile, const float* query, int64_t row,
@@ -70,6 +74,9 @@ inline void GroupValues(const KvTile& tile, const float* weights, int64_t c,
                         float* const* latents) {
   const int64_t row_bytes = tile.row_elements * Code::kBytes;
   const std::byte* column = tile.data + c * Code::kBytes;
+  // This group's share of the next rows.
+  const std::byte* next =
+      tile.next + c / kLanes / kGroups * tile.rows * kCacheLine;
   typename Simd::Vector sum[kHeads][kGroups];
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
@@ -79,6 +86,8 @@ inline void GroupValues(const KvTile& tile, const float* weights, int64_t c,
     }
   }
   for (int64_t row = 0; row < tile.rows; ++row, column += row_bytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(next + row * kCacheLine),
+                 _MM_HINT_T1);
     typename Simd::Vector value[kGroups];
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) {
