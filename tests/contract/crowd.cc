@@ -131,9 +131,15 @@ void Crowd::PreemptSomebody() {
   if (engine_->answer(kProbeId).terminal.has_value()) return;
   if (cell_.preemption == Preemption::kNeighbours) {
     if (random_.Below(kNeighbourEvery) != 0) return;
-    auto guest = guests_.begin();
-    std::advance(guest, random_.Below(static_cast<int64_t>(guests_.size())));
-    if (guest->first != kProbeId) engine_->Preempt(guest->first);
+    std::vector<int64_t> running;
+    for (const auto& [id, guest] : guests_) {
+      if (id != kProbeId && !engine_->answer(id).terminal.has_value()) {
+        running.push_back(id);
+      }
+    }
+    if (running.empty()) return;
+    engine_->Preempt(
+        running[random_.Below(static_cast<int64_t>(running.size()))]);
   } else if (TimeToPreemptProbe()) {
     preempted_at_ = engine_->answer(kProbeId).token_ids.size();
     engine_->Preempt(kProbeId);

@@ -38,6 +38,12 @@ void SetSampling(Random& random, v1::EffectiveSampling* sampling) {
   if (random.Below(3) == 0) sampling->set_top_p(0.3f + random.Below(7) * 0.1f);
   if (random.Below(4) == 0) sampling->set_min_p(random.Below(5) * 0.02f);
   sampling->set_min_tokens(random.Below(4));
+  if (random.Below(4) == 0) sampling->set_presence_penalty(0.6f);
+  if (random.Below(4) == 0) sampling->set_frequency_penalty(0.3f);
+  if (random.Below(4) == 0) sampling->set_repetition_penalty(1.2f);
+  if (random.Below(4) == 0) {
+    (*sampling->mutable_logit_bias())[random.Below(100)] = 2.5f;
+  }
 }
 
 }  // namespace
