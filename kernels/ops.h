@@ -211,6 +211,34 @@ bool AllFinite(std::span<const float> logits);
 // limit is in [1, logits.size()].
 int32_t Argmax(std::span<const float> logits, int64_t limit);
 
+// What changes one token's logit before a choice.
+struct TokenUse {
+  int32_t id = 0;
+  int32_t output_count = 0;  // times it is in the output
+  bool seen = false;         // in the prompt or the output
+  float bias = 0.0f;
+};
+
+// Neutral as they stand here.
+struct Penalties {
+  float repetition = 1.0f;  // above 0
+  float frequency = 0.0f;
+  float presence = 0.0f;
+  friend bool operator==(const Penalties&, const Penalties&) = default;
+};
+
+// logits[u.id] of each use, which have different ids, becomes d, where each
+// operation is one of fp32, rounded once, in this order:
+//   a = logit / repetition if logit > 0, logit * repetition otherwise; u.seen
+//   b = a - frequency * u.output_count                  if u.output_count > 0
+//   c = b - presence                                    if u.output_count > 0
+//   d = c + u.bias, and what overflowed becomes the largest finite number
+// A step whose condition fails leaves the value as it is. No id sees another,
+// so the order of `uses` cannot show. Sample then takes the changed logits,
+// Argmax included; log-probabilities are of the unchanged ones.
+void AdjustLogits(std::span<const TokenUse> uses, const Penalties& penalties,
+                  std::span<float> logits);
+
 struct SamplingParameters {
   float temperature = 0.0f;  // 0: Argmax
   int32_t top_k = 0;         // 0: off

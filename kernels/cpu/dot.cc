@@ -7,14 +7,11 @@
 
 namespace invar::cpu {
 
-void Dot(Isa isa, const DotProducts& products) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return DotAvx2(products);
-    case Isa::kAvx512:
-      return DotAvx512(products);
-  }
+const IsaKernels& KernelsOf(Isa isa) {
+  return isa == Isa::kAvx512 ? kAvx512Kernels : kAvx2Kernels;
 }
+
+void Dot(Isa isa, const DotProducts& products) { KernelsOf(isa).dot(products); }
 
 int64_t DotGrain(const Weight& weight, int64_t tokens) {
   constexpr int64_t kRowsMost = 128;

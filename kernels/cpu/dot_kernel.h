@@ -2,9 +2,10 @@
 // each, which is compiled for it. All is in an unnamed namespace, so that no
 // other file can be given code that its processor lacks.
 //
-// Simd: Vector of 16 lanes; Zero, Load, Store, MultiplyAdd, Sum as in lanes.h;
-// Scale by a scalar; Decode<Code>; Rows(tokens), the rows that share registers
-// with so many tokens; kTokens and kPanelTokens, the most tokens that do.
+// Simd: Vector of 16 lanes; Zero, Load, Store, Broadcast, Multiply, MultiplyAdd
+// as in lanes.h; Sums, which sums the lanes of a tile; Decode<Code>;
+// Rows(tokens), the rows that share registers with so many tokens; kTokens and
+// kPanelTokens, the most tokens that do.
 #ifndef INVAR_KERNELS_CPU_DOT_KERNEL_H_
 #define INVAR_KERNELS_CPU_DOT_KERNEL_H_
 
@@ -14,7 +15,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
-#include "kernels/cpu/dot.h"
+#include "kernels/cpu/isa_kernels.h"
 
 namespace invar::cpu {
 namespace {
@@ -30,17 +31,18 @@ struct BlockFp8Code : Fp8E4m3Code {};
 template <typename Code>
 constexpr bool kHasBlocks = std::is_same_v<Code, BlockFp8Code>;
 
-// ((0+1)+(2+3))+((4+5)+(6+7)) over the places that exist.
-float FoldLeaves(float* leaves, int64_t count) {
+// leaves[0] = ((0+1)+(2+3))+((4+5)+(6+7)) over the `count` places that exist,
+// for each of kSums sums.
+template <int kSums>
+void FoldLeaves(float (*leaves)[kSums], int64_t count) {
   for (int64_t stride = 1; stride < kMaxLeaves; stride *= 2) {
     for (int64_t i = 0; i + stride < count; i += 2 * stride) {
-      leaves[i] = leaves[i] + leaves[i + stride];
+      for (int s = 0; s < kSums; ++s) leaves[i][s] += leaves[i + stride][s];
     }
   }
-  return leaves[0];
 }
 
-// sums[r * kTokens + t] = W[row + r, begin:end] . x[t][begin:end]
+// sums[t * kRows + r] = W[row + r, begin:end] . x[t][begin:end]
 template <typename Simd, typename Code, int kRows, int kTokens>
 inline void DotRange(const std::byte* const* rows,
                      const float* const* block_scales, const float* const* x,
@@ -57,7 +59,8 @@ inline void DotRange(const std::byte* const* rows,
     for (int r = 0; r < kRows; ++r) {
       auto w = Simd::template Decode<Code>(rows[r] + k * Code::kBytes);
       if constexpr (kHasBlocks<Code>) {
-        w = Simd::Scale(w, block_scales[r][k / kScaleBlock]);
+        w = Simd::Multiply(w,
+                           Simd::Broadcast(block_scales[r][k / kScaleBlock]));
       }
       if constexpr (kTokens == 1) {
         // A lone token's weights come from memory: fetch the next block's.
@@ -71,12 +74,7 @@ inline void DotRange(const std::byte* const* rows,
       }
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t)
-      sums[r * kTokens + t] = Simd::Sum(sum[r][t]);
-  }
+  Simd::Sums(sum, sums);
 }
 
 template <typename Simd, typename Code, int kRows, int kTokens>
@@ -92,29 +90,26 @@ void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
       block_scales[r] = p.weight->BlockScales(row + r);
     }
   }
-  float sums[kRows * kTokens];
+  // One a leaf.
+  float sums[kMaxLeaves][kRows * kTokens];
   if (p.leaf == 0) {
     DotRange<Simd, Code, kRows, kTokens>(rows, block_scales, p.x + token,
-                                         row_bytes, 0, columns, sums);
+                                         row_bytes, 0, columns, sums[0]);
   } else {
-    float leaves[kRows * kTokens][kMaxLeaves];
     int64_t count = 0;
     for (int64_t k = 0; k < columns; k += p.leaf, ++count) {
-      DotRange<Simd, Code, kRows, kTokens>(rows, block_scales, p.x + token,
-                                           row_bytes, k,
-                                           std::min(k + p.leaf, columns), sums);
-      for (int i = 0; i < kRows * kTokens; ++i) leaves[i][count] = sums[i];
+      DotRange<Simd, Code, kRows, kTokens>(
+          rows, block_scales, p.x + token, row_bytes, k,
+          std::min(k + p.leaf, columns), sums[count]);
     }
-    for (int i = 0; i < kRows * kTokens; ++i) {
-      sums[i] = FoldLeaves(leaves[i], count);
-    }
+    FoldLeaves(sums, count);
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) {
-      const float input_scale =
-          p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
+  for (int t = 0; t < kTokens; ++t) {
+    const float input_scale =
+        p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
+    for (int r = 0; r < kRows; ++r) {
       p.out[token + t][row + r] =
-          input_scale * p.weight->RowScale(row + r) * sums[r * kTokens + t];
+          input_scale * p.weight->RowScale(row + r) * sums[0][t * kRows + r];
     }
   }
 }
@@ -160,7 +155,8 @@ void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
          k += kLanes, data += kLanes * Code::kBytes) {
       auto w = Simd::template Decode<Code>(data);
       if constexpr (kHasBlocks<Code>) {
-        w = Simd::Scale(w, weight.BlockScales(row)[k / kScaleBlock]);
+        w = Simd::Multiply(
+            w, Simd::Broadcast(weight.BlockScales(row)[k / kScaleBlock]));
       }
       Simd::Store(w, panel + k);
     }

@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
@@ -90,8 +91,8 @@ void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
   const std::vector<Group> groups = GroupByExpert(experts, ids, count);
   // All experts quantise their inputs alike.
   const QuantizedInput input = QuantizeInput(pool, experts[0].gate, x, tokens);
-  std::vector<float> gate(count * inner);
-  std::vector<float> up(count * inner);
+  AlignedVector<float> gate(count * inner);
+  AlignedVector<float> up(count * inner);
   std::vector<Unit> units;
   for (const Group& group : groups) {
     AddUnits(group, group.expert->gate, gate.data(), units);

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
