@@ -97,7 +97,7 @@ struct Avx512 {
   static __m512 Decode(const std::byte* p) {
     if constexpr (std::is_same_v<Code, Fp32Code>) {
       return _mm512_loadu_ps(p);
-    } else if constexpr (std::is_same_v<Code, Fp8E4m3Code>) {
+    } else if constexpr (std::is_base_of_v<Fp8E4m3Code, Code>) {
       // As in codes.h: an fp16 of value * 2^-8.
       const __m256i codes = _mm256_cvtepi8_epi16(
           _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

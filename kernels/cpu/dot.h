@@ -3,7 +3,9 @@
 #define INVAR_KERNELS_CPU_DOT_H_
 
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/types.h"
@@ -15,14 +17,27 @@ void Dot(Isa isa, const DotProducts& products);
 // Rows a thread takes at once: enough work to be worth a claim.
 int64_t DotGrain(const Weight& weight, int64_t tokens);
 
-// What multiplies a linear layer's sums: W.scale, and with FP8 inputs theirs.
-float OutputScale(const Weight& weight);
+// What a layer's weight multiplies: its input, or what it quantises that to.
+struct QuantizedInput {
+  const float* values = nullptr;  // (tokens, columns)
+  // What multiplies a token's sums: one a token, or the same for all.
+  std::vector<float> scales;
+  float scale = 1.0f;
+  AlignedVector<float> storage;  // of `values`, where they are not the input
 
-// The values that a layer's FP8 inputs stand for, in units of input_scale:
-// e4m3(x / input_scale), `count` of them, a multiple of kLanes.
-// out may be x.
-void QuantizeInput(ThreadPool& pool, const float* x, float input_scale,
-                   int64_t count, float* out);
+  const float* token_scales() const {
+    return scales.empty() ? nullptr : scales.data();
+  }
+};
+
+// x (tokens, columns) in the form that `weight` asks for:
+//   fp32          x
+//   static        e4m3(x / input_scale), scale = input_scale
+//   a token       e4m3(x / s), s = max|x| / 448 of the row, scales = s
+//   a group       s * e4m3(x / s), s of each run of kScaleBlock
+// A row or a run of zeros has s = 1.
+QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
+                             const float* x, int64_t tokens);
 
 }  // namespace invar::cpu
 

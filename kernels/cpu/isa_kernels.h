@@ -11,8 +11,10 @@
 
 namespace invar::cpu {
 
-// out[t][row] = scale * W[row, :] . x[t][:] for rows [row_begin, row_end) and
-// every t of `tokens`, in the 16-lane order.
+// out[t][row] = scale * sum for rows [row_begin, row_end) and every t of
+// `tokens`: sum is W[row, :] . x[t][:] in the 16-lane order, over W's elements,
+// each multiplied by its block's scale if there are blocks; scale is
+// input_scales[t] * W.RowScale(row).
 //
 // leaf: 0 sums all of K in one go; otherwise leaves of that many columns are
 // summed apart and folded as the tree of kMaxLeaves places.
@@ -24,7 +26,8 @@ struct DotProducts {
   int64_t row_begin = 0;
   int64_t row_end = 0;
   int64_t leaf = 0;
-  float scale = 1.0f;
+  const float* input_scales = nullptr;  // one a token; null: input_scale
+  float input_scale = 1.0f;
   const float* const* x = nullptr;  // one pointer a token: (columns)
   float* const* out = nullptr;      // one pointer a token: (rows)
   int64_t tokens = 0;

@@ -31,7 +31,7 @@ ModelConfig ContractModelConfig(Weights weights) {
                          .mscale = 0.707,
                          .mscale_all_dim = 0.707};
   if (weights == Weights::kFp8) {
-    config.quantization = Quantization::kFp8Static;
+    config.quantization = testing::StaticFp8();
   }
   return config;
 }

@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "tests/contract/cell.h"
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar::contract {
 

@@ -134,8 +134,9 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
 
   cpu::AbsorbQuery(pool_, layer.kv_b, s.q.data(), tokens, s.query.data());
   Show("absorb_query", tokens, c.heads * c.kv_row_elements(), s.query.data());
-  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads, attention_scale_,
-                    cache, s.attended.data());
+  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads,
+                    attention_scale_ * layer.kv_scale, cache,
+                    s.attended.data());
   Show("mla_attention", tokens, c.heads * c.kv_lora_rank, s.attended.data());
   cpu::AbsorbValue(pool_, layer.kv_b, s.attended.data(), tokens,
                    s.values.data());
@@ -171,8 +172,10 @@ void DeepseekV2::FeedForward(const Layer& layer) {
                  s.hidden.data());
     return;
   }
-  cpu::Router(pool_, c.router, layer.router, s.normed.data(), tokens,
-              s.expert_ids.data(), s.expert_weights.data());
+  cpu::Router(pool_, c.router, layer.router,
+              layer.correction.empty() ? nullptr : layer.correction.data(),
+              s.normed.data(), tokens, s.expert_ids.data(),
+              s.expert_weights.data());
   Show("router", tokens, c.router.top_k, s.expert_weights.data());
   cpu::Experts(pool_, layer.experts, s.normed.data(), tokens,
                s.expert_ids.data(), c.router.top_k, s.slots.data());
@@ -236,7 +239,8 @@ std::vector<SliceHealth> DeepseekV2::Forward(
     Attention(layers_[i], {.dtype = kv_dtype_,
                            .data = cache.Block(static_cast<int64_t>(i), 0),
                            .latent = config_.kv_lora_rank,
-                           .rope = config_.qk_rope_head_dim});
+                           .rope = config_.qk_rope_head_dim,
+                           .scale = layers_[i].kv_scale});
     FeedForward(layers_[i]);
     Show("hidden", step_.tokens(), config_.hidden_size, step_.hidden.data());
   }

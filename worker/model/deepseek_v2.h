@@ -11,7 +11,7 @@
 
 #include "kernels/cpu/aligned.h"
 #include "kernels/ops.h"
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 
 namespace invar {
@@ -56,7 +56,9 @@ class DeepseekV2 final : public Model {
     std::vector<float> attention_norm;  // (hidden)
     // A dense layer's MLP, or the shared experts of a MoE layer.
     Mlp mlp;
+    float kv_scale = 1.0f;             // of the cache's rows
     Weight router;                     // (experts, hidden)
+    std::vector<float> correction;     // (experts) or empty
     std::vector<cpu::Expert> experts;  // empty: a dense layer
   };
 

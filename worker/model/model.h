@@ -19,7 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/kv/kv_cache.h"
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar {
 

@@ -11,14 +11,14 @@
 namespace invar::cpu {
 
 void Router(ThreadPool& pool, const RouterOptions& options,
-            const Weight& weight, const float* x, int64_t tokens, int32_t* ids,
-            float* weights) {
+            const Weight& weight, const float* correction, const float* x,
+            int64_t tokens, int32_t* ids, float* weights) {
   RouterOptions every = options;
   every.top_k = options.experts;
   std::vector<int32_t> all_ids(tokens * every.top_k);
   std::vector<float> all_weights(tokens * every.top_k);
-  RouterByScoreAndId(pool, every, weight, x, tokens, all_ids.data(),
-                     all_weights.data());
+  RouterByScoreAndId(pool, every, weight, correction, x, tokens,
+                     all_ids.data(), all_weights.data());
   for (int64_t t = 0; t < tokens; ++t) {
     int32_t* begin = &all_ids[t * every.top_k];
     const float* scores = &all_weights[t * every.top_k];

@@ -1,7 +1,6 @@
-#include "worker/model/safetensors.h"
+#include "worker/model/checkpoint/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,7 +8,6 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <tuple>
@@ -17,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/digest.h"
 
 namespace invar {
 namespace {
@@ -26,7 +25,6 @@ using nlohmann::json;
 static_assert(std::endian::native == std::endian::little,
               "safetensors are little endian, and are used in place");
 
-constexpr uint64_t kLengthBytes = 8;
 // The format's own limit on a header.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 
@@ -73,7 +71,9 @@ std::optional<int64_t> Size(const json& value) {
 }
 
 // A tensor from its header entry; an error says what is wrong with it.
-absl::StatusOr<Tensor> ParseTensor(const json& entry, std::string_view data) {
+// The data begins at byte `data_begin` of the file and has `data_bytes`.
+absl::StatusOr<Tensor> ParseTensor(const json& entry, int64_t data_begin,
+                                   int64_t data_bytes) {
   if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") ||
       !entry.contains("shape") || !entry.contains("data_offsets")) {
     return absl::InvalidArgumentError(
@@ -87,7 +87,7 @@ absl::StatusOr<Tensor> ParseTensor(const json& entry, std::string_view data) {
     return absl::InvalidArgumentError(
         absl::StrCat("has the unknown dtype ", dtype.dump()));
   }
-  Tensor tensor{row->dtype, {}, {}};
+  Tensor tensor{row->dtype, {}};
   int64_t bytes = row->bytes;
   if (!entry["shape"].is_array()) {
     return absl::InvalidArgumentError("has a shape that is not a list");
@@ -105,18 +105,48 @@ absl::StatusOr<Tensor> ParseTensor(const json& entry, std::string_view data) {
   const std::optional<int64_t> begin = pair ? Size(offsets[0]) : std::nullopt;
   const std::optional<int64_t> end = pair ? Size(offsets[1]) : std::nullopt;
   if (!begin.has_value() || !end.has_value() || *begin > *end ||
-      static_cast<uint64_t>(*end) > data.size()) {
+      *end > data_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("has data_offsets ", offsets.dump(),
-                     " outside the file's ", data.size(), " bytes of data"));
+                     " outside the file's ", data_bytes, " bytes of data"));
   }
   if (*end - *begin != bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("has ", *end - *begin, " bytes of data, but ", row->name,
                      " ", ShapeString(tensor.shape), " takes ", bytes));
   }
-  tensor.bytes = data.substr(*begin, bytes);
+  tensor.offset = data_begin + *begin;
+  tensor.bytes = bytes;
   return tensor;
+}
+
+// Refuses what overlaps, leaves a gap or leaves a rest.
+absl::Status CheckLayout(const SafetensorsFile::Tensors& tensors,
+                         int64_t data_begin, int64_t file_bytes,
+                         const std::string& path) {
+  // (first byte, byte past the last, name)
+  std::vector<std::tuple<int64_t, int64_t, std::string>> order;
+  for (const auto& [name, tensor] : tensors) {
+    order.emplace_back(tensor.offset, tensor.offset + tensor.bytes, name);
+  }
+  std::sort(order.begin(), order.end());
+  int64_t expected = data_begin;
+  for (const auto& [begin, end, name] : order) {
+    if (begin != expected) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": tensor ", name, " begins at byte ",
+                       begin - data_begin, " of the data, ",
+                       begin < expected ? "inside the one before"
+                                        : "after a gap that no tensor owns"));
+    }
+    expected = end;
+  }
+  if (expected != file_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": ", file_bytes - expected,
+                     " bytes at the end belong to no tensor"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -135,85 +165,95 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(
   if (descriptor < 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
   }
-  struct stat status;
-  const bool regular =
-      fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
-  const size_t size = regular ? static_cast<size_t>(status.st_size) : 0;
-  if (size < kLengthBytes) {
-    close(descriptor);
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": is no safetensors file, it has ", size,
-                     " bytes; download it again"));
-  }
-  void* mapping = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  const int error = errno;
-  close(descriptor);
-  if (mapping == MAP_FAILED) {
-    return absl::ErrnoToStatus(error, absl::StrCat("cannot map ", path));
-  }
-  std::unique_ptr<SafetensorsFile> file(
-      new SafetensorsFile(path, {static_cast<const char*>(mapping), size}));
+  std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, descriptor));
   if (absl::Status read = file->ReadHeader(); !read.ok()) return read;
   return file;
 }
 
-SafetensorsFile::~SafetensorsFile() {
-  munmap(const_cast<char*>(mapping_.data()), mapping_.size());
-}
+SafetensorsFile::~SafetensorsFile() { close(descriptor_); }
 
 absl::Status SafetensorsFile::ReadHeader() {
+  struct stat status;
+  const bool regular =
+      fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode);
+  const int64_t file_bytes = regular ? status.st_size : 0;
+  if (file_bytes < kSafetensorsPrefix) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": is no safetensors file, it has ", file_bytes,
+                     " bytes; download it again"));
+  }
   uint64_t header_bytes;
-  std::memcpy(&header_bytes, mapping_.data(), kLengthBytes);
+  absl::Status read = Read(0, kSafetensorsPrefix, &header_bytes);
+  if (!read.ok()) return read;
   if (header_bytes > kMaxHeaderBytes ||
-      header_bytes > mapping_.size() - kLengthBytes) {
+      header_bytes > static_cast<uint64_t>(file_bytes - kSafetensorsPrefix)) {
     return absl::InvalidArgumentError(absl::StrCat(
         path_, ": its header claims ", header_bytes, " bytes of a file of ",
-        mapping_.size(), "; the file is cut short or no safetensors file"));
+        file_bytes, "; the file is cut short or no safetensors file"));
   }
-  const std::string_view text = mapping_.substr(kLengthBytes, header_bytes);
-  const std::string_view data = mapping_.substr(kLengthBytes + header_bytes);
+  std::string begin(kSafetensorsPrefix + header_bytes, '\0');
+  read = Read(0, static_cast<int64_t>(begin.size()), begin.data());
+  if (!read.ok()) return read;
+  header_digest_ = Sha256Hex(begin);
+  absl::StatusOr<Tensors> tensors = ParseHeader(
+      std::string_view(begin).substr(kSafetensorsPrefix), file_bytes, path_);
+  if (!tensors.ok()) return tensors.status();
+  tensors_ = *std::move(tensors);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SafetensorsFile::Tensors> SafetensorsFile::ParseHeader(
+    std::string_view text, int64_t file_bytes, const std::string& path) {
+  const int64_t data_begin =
+      kSafetensorsPrefix + static_cast<int64_t>(text.size());
   const json header = json::parse(text.begin(), text.end(), nullptr,
                                   /*allow_exceptions=*/false);
   if (!header.is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path_, ": its header is not a JSON object"));
+        absl::StrCat(path, ": its header is not a JSON object"));
   }
+  Tensors tensors;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
-    absl::StatusOr<Tensor> tensor = ParseTensor(entry, data);
+    absl::StatusOr<Tensor> tensor =
+        ParseTensor(entry, data_begin, file_bytes - data_begin);
     if (!tensor.ok()) {
       return absl::InvalidArgumentError(absl::StrCat(
-          path_, ": tensor ", name, " ", tensor.status().message()));
+          path, ": tensor ", name, " ", tensor.status().message()));
     }
-    tensors_.emplace(name, *std::move(tensor));
+    tensors.emplace(name, *std::move(tensor));
   }
-  return CheckLayout(data);
+  absl::Status layout = CheckLayout(tensors, data_begin, file_bytes, path);
+  if (!layout.ok()) return layout;
+  return tensors;
 }
 
-absl::Status SafetensorsFile::CheckLayout(std::string_view data) const {
-  // (first byte, byte past the last, name)
-  std::vector<std::tuple<int64_t, int64_t, std::string>> order;
-  for (const auto& [name, tensor] : tensors_) {
-    const int64_t begin = tensor.bytes.data() - data.data();
-    order.emplace_back(begin, begin + tensor.bytes.size(), name);
-  }
-  std::sort(order.begin(), order.end());
-  int64_t expected = 0;
-  for (const auto& [begin, end, name] : order) {
-    if (begin != expected) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path_, ": tensor ", name, " begins at byte ", begin, " of the data, ",
-          begin < expected ? "inside the one before"
-                           : "after a gap that no tensor owns"));
+absl::Status SafetensorsFile::Read(int64_t offset, int64_t size,
+                                   void* out) const {
+  char* to = static_cast<char*>(out);
+  while (size > 0) {
+    const ssize_t got = pread(descriptor_, to, size, offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path_));
     }
-    expected = end;
-  }
-  const int64_t size = static_cast<int64_t>(data.size());
-  if (expected != size) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path_, ": ", size - expected, " bytes at the end belong to no tensor"));
+    if (got == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": became shorter while it was read"));
+    }
+    to += got;
+    offset += got;
+    size -= got;
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> SafetensorsFile::ReadTensor(
+    const Tensor& tensor) const {
+  std::string bytes(tensor.bytes, '\0');
+  absl::Status read = Read(tensor.offset, tensor.bytes, bytes.data());
+  if (!read.ok()) return read;
+  return bytes;
 }
 
 }  // namespace invar

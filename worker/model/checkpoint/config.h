@@ -1,6 +1,6 @@
 // What config.json says about a model.
-#ifndef INVAR_WORKER_MODEL_CONFIG_H_
-#define INVAR_WORKER_MODEL_CONFIG_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_
 
 #include <cstdint>
 #include <string>
@@ -9,15 +9,20 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
+#include "worker/model/checkpoint/quantization.h"
 
 namespace invar {
 
-enum class Quantization {
-  kNone,       // weights in bf16, fp16 or fp32
-  kFp8Static,  // AutoFP8: e4m3 weights and inputs, one scale a tensor
+enum class Architecture {
+  kDeepseekV2,  // DeepseekV2ForCausalLM
+  kDeepseekV3,  // DeepseekV3ForCausalLM: another router, nothing else
 };
 
+// The name in config.json.
+const char* Name(Architecture architecture);
+
 struct ModelConfig {
+  Architecture architecture = Architecture::kDeepseekV2;
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t layers = 0;
@@ -40,9 +45,7 @@ struct ModelConfig {
   int64_t shared_experts = 0;  // one MLP of this times moe_intermediate_size
   cpu::RouterOptions router;   // router.experts 0: no MoE layer
 
-  Quantization quantization = Quantization::kNone;
-  // Modules that are not quantised, as in the file, without "model.".
-  std::vector<std::string> ignored_layers;
+  Quantization quantization;
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t kv_row_elements() const { return kv_lora_rank + qk_rope_head_dim; }
@@ -50,10 +53,12 @@ struct ModelConfig {
 
 // Reads the text of a config.json. `file` is for messages. INVALID_ARGUMENT
 // names a field that is absent, of another type or out of range;
-// UNIMPLEMENTED one that asks for what is not supported.
-absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json,
-                                             const std::string& file);
+// UNIMPLEMENTED one that asks for what is not supported. The first of
+// `problems`, which gets all of them, is what is returned; it may be null.
+absl::StatusOr<ModelConfig> ParseModelConfig(
+    std::string_view json, const std::string& file,
+    std::vector<absl::Status>* problems = nullptr);
 
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_CONFIG_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_CONFIG_H_

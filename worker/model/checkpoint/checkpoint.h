@@ -1,9 +1,10 @@
 // A checkpoint's tensors in memory, every one of them checked.
-#ifndef INVAR_WORKER_MODEL_CHECKPOINT_H_
-#define INVAR_WORKER_MODEL_CHECKPOINT_H_
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,17 +12,19 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "worker/model/architecture.h"
-#include "worker/model/safetensors.h"
+#include "worker/model/checkpoint/architecture.h"
+#include "worker/model/checkpoint/safetensors.h"
+#include "worker/model/checkpoint/text_file.h"
 
 namespace invar {
 
-// A copy of a tensor, in its own dtype, aligned to a cache line. A copy and no
-// mapping: a file that changes under a running server must not change answers.
+// A copy of a tensor, aligned to a cache line. A copy and no mapping: a file
+// that changes under a running server must not change answers.
 struct LoadedTensor {
   struct Free {
     void operator()(std::byte* p) const;
   };
+  // As in the file; scales are F32, whatever the file has.
   TensorDtype dtype = TensorDtype::kF32;
   std::vector<int64_t> shape;
   std::unique_ptr<std::byte[], Free> data;
@@ -30,13 +33,25 @@ struct LoadedTensor {
 
 class Checkpoint {
  public:
+  struct Options {
+    int threads = 0;  // that read and hash; 0: chosen by the machine
+    // Called by any of the threads, with the bytes read so far and in all.
+    std::function<void(int64_t done, int64_t total)> progress;
+  };
+
   // Reads model.safetensors, or the shards of model.safetensors.index.json, in
   // `folder`. They must hold exactly `expected`, and the index must say of
-  // each tensor where it is. Errors name the file and the tensor.
+  // each tensor where it is; nothing is read before that is so. Errors name
+  // the file and the tensor.
   static absl::StatusOr<Checkpoint> Load(
-      const std::string& folder, const std::vector<TensorSpec>& expected);
+      const std::string& folder, const std::vector<TensorSpec>& expected,
+      const Options& options);
+  static absl::StatusOr<Checkpoint> Load(
+      const std::string& folder, const std::vector<TensorSpec>& expected) {
+    return Load(folder, expected, Options());
+  }
 
-  // A tensor of `expected`.
+  // A tensor of `expected` that is there.
   const LoadedTensor& tensor(std::string_view name) const {
     return tensors_.find(name)->second;
   }
@@ -53,9 +68,6 @@ class Checkpoint {
   std::string digest_;
 };
 
-// A whole file of at most 64 MiB. NOT_FOUND or INVALID_ARGUMENT.
-absl::StatusOr<std::string> ReadTextFile(const std::string& path);
-
 }  // namespace invar
 
-#endif  // INVAR_WORKER_MODEL_CHECKPOINT_H_
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_

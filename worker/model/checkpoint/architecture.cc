@@ -1,10 +1,9 @@
-#include "worker/model/architecture.h"
+#include "worker/model/checkpoint/architecture.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
+#include "kernels/types.h"
 
 namespace invar {
 namespace {
@@ -19,15 +18,39 @@ class TensorTable {
 
   // module.weight (rows, columns), with its scales if it is quantised.
   void Linear(const std::string& module, int64_t rows, int64_t columns) {
-    if (!Quantized(module)) {
+    const Quantization& quantization = config_.quantization;
+    if (!quantization.Covers(module)) {
       return Plain(absl::StrCat(module, ".weight"), {rows, columns});
     }
     tensors_.push_back(
         {absl::StrCat(module, ".weight"), {rows, columns}, TensorKind::kFp8});
+    switch (quantization.weights) {
+      case WeightScaling::kNone:
+        break;
+      case WeightScaling::kTensor:
+        Scale(absl::StrCat(module, ".weight_scale"), {});
+        break;
+      case WeightScaling::kChannel:
+        Scale(absl::StrCat(module, ".weight_scale"), {rows, 1});
+        break;
+      case WeightScaling::kBlock:
+        Scale(absl::StrCat(module, ".weight_scale_inv"),
+              {ScaleBlocks(rows), ScaleBlocks(columns)});
+        break;
+    }
+    if (quantization.inputs == InputScaling::kTensor) {
+      Scale(absl::StrCat(module, ".input_scale"), {});
+    }
+  }
+
+  void Scale(std::string name, std::vector<int64_t> shape) {
+    tensors_.push_back({std::move(name), std::move(shape), TensorKind::kScale});
+  }
+
+  // One scale that no answer depends on.
+  void UnusedScale(std::string name) {
     tensors_.push_back(
-        {absl::StrCat(module, ".weight_scale"), {}, TensorKind::kScale});
-    tensors_.push_back(
-        {absl::StrCat(module, ".input_scale"), {}, TensorKind::kScale});
+        {std::move(name), {}, TensorKind::kScale, /*optional=*/true});
   }
 
   void Mlp(const std::string& module, int64_t inner) {
@@ -39,14 +62,6 @@ class TensorTable {
   std::vector<TensorSpec> Take() { return std::move(tensors_); }
 
  private:
-  bool Quantized(const std::string& module) const {
-    const auto& ignored = config_.ignored_layers;
-    return config_.quantization == Quantization::kFp8Static &&
-           std::find(ignored.begin(), ignored.end(),
-                     std::string(absl::StripPrefix(module, "model."))) ==
-               ignored.end();
-  }
-
   const ModelConfig& config_;
   std::vector<TensorSpec> tensors_;
 };
@@ -74,9 +89,22 @@ void AddAttention(const ModelConfig& config, const std::string& module,
                config.kv_lora_rank);
   table.Linear(absl::StrCat(module, ".o_proj"), config.hidden_size,
                config.heads * config.v_head_dim);
+  if (config.quantization.kv_scales) {
+    table.Scale(absl::StrCat(module, ".k_scale"), {});
+    // The cached latent is key and value: k_scale is the row's.
+    table.UnusedScale(absl::StrCat(module, ".v_scale"));
+  }
 }
 
 }  // namespace
+
+bool ShapeFits(const TensorSpec& spec, const std::vector<int64_t>& shape) {
+  if (shape == spec.shape) return true;
+  if (spec.kind != TensorKind::kScale) return false;
+  if (spec.shape.empty()) return shape == std::vector<int64_t>{1};
+  return spec.shape.size() == 2 && spec.shape[1] == 1 &&
+         shape == std::vector<int64_t>{spec.shape[0]};
+}
 
 std::vector<TensorSpec> ArchitectureTensors(const ModelConfig& config) {
   TensorTable table(config);
@@ -96,6 +124,10 @@ std::vector<TensorSpec> ArchitectureTensors(const ModelConfig& config) {
     }
     table.Plain(absl::StrCat(mlp, ".gate.weight"),
                 {config.router.experts, config.hidden_size});
+    if (config.architecture == Architecture::kDeepseekV3) {
+      table.Plain(absl::StrCat(mlp, ".gate.e_score_correction_bias"),
+                  {config.router.experts});
+    }
     for (int64_t e = 0; e < config.router.experts; ++e) {
       table.Mlp(absl::StrCat(mlp, ".experts.", e),
                 config.moe_intermediate_size);
