@@ -68,7 +68,14 @@ constexpr LimitRule kLimitRules[] = {
     {"api_threads", 4, 1, 256},
     {"max_attempts", 2, 1, 16},
     {"worker_wait_ms", 30'000, 1, 3'600'000},
+    {"max_logit_bias", 1024, 1, 1 << 16},
 };
+
+// Bytes of a Submit on the link without its token ids: an id of stop_token_ids
+// or an entry of logit_bias at most, and everything else.
+constexpr int64_t kStopIdBytes = 6;
+constexpr int64_t kLogitBiasBytes = 16;
+constexpr int64_t kSubmitBytes = 4096;
 
 int64_t GetInteger(const Message& message, const FieldDescriptor* field) {
   const auto* reflection = message.GetReflection();
@@ -103,6 +110,16 @@ absl::Status ResolveLimits(v1::Limits* limits) {
         "limits.heartbeat_timeout_ms is ", limits->heartbeat_timeout_ms(),
         "; it must be at least twice limits.heartbeat_ms (",
         limits->heartbeat_ms(), ")"));
+  }
+  const int64_t submit_bytes = kSubmitBytes +
+                               limits->max_stop_token_ids() * kStopIdBytes +
+                               limits->max_logit_bias() * kLogitBiasBytes;
+  if (limits->link_message_bytes() < submit_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "limits.link_message_bytes is ", limits->link_message_bytes(),
+        "; with limits.max_stop_token_ids and limits.max_logit_bias as they "
+        "are it must be at least ",
+        submit_bytes));
   }
   return absl::OkStatus();
 }

@@ -37,7 +37,8 @@ void RmsNorm(ThreadPool& pool, const float* x, int64_t x_stride,
 
 // out[t] = W x[t], each sum in the 16-lane order over all of K.
 // x (T, columns) -> out (T, rows). With an input_scale s:
-// out[t] = (s * W.scale) * (codes of W)(e4m3(x[t] / s)).
+// out[t] = (s * W.scale) * (codes of W)(e4m3(x[t] / s)). Likewise with a
+// dynamic s a row; one s a group multiplies the codes of x before the sum.
 void Linear(ThreadPool& pool, const Weight& weight, const float* x,
             int64_t tokens, float* out);
 
@@ -105,10 +106,13 @@ struct KvLayer {
   std::byte* data = nullptr;
   int64_t latent = 0;  // L
   int64_t rope = 0;    // R
+  // A row is scale * its elements; MlaAttention leaves that to its caller.
+  float scale = 1.0f;
   int64_t row_elements() const { return latent + rope; }
 };
 
-// cache[place[t]] = quantise([latent[t], k_pe[t]]), nearest even, saturating.
+// cache[place[t]] = quantise([latent[t], k_pe[t]] / cache.scale), nearest even,
+// saturating.
 // latent (T, L) after its norm; k_pe (T, R) rotated, rows at k_pe_stride.
 // finite[t] = 0 if an element was infinite or not a number, else unchanged.
 void KvAppend(ThreadPool& pool, std::span<const TokenPlace> places,
@@ -122,6 +126,8 @@ struct KvUpProjection {
   int64_t nope = 0;   // N
   int64_t rope = 0;   // R
   int64_t value = 0;  // V
+  // KvLayer::scale: attended latents are in its units.
+  float latent_scale = 1.0f;
 };
 
 // query[t, h] = [sum_n q[t, h, n] * K_h[n, :], q_pe[t, h]]
@@ -130,23 +136,27 @@ void AbsorbQuery(ThreadPool& pool, const KvUpProjection& kv_b, const float* q,
                  int64_t tokens, float* query);
 
 // out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
-// over the rows s of the token's sequence up to and with its own position.
+// over the rows s of the token's sequence up to and with its own position, in
+// units of cache.scale: `scale` has it as a factor.
 // query (T, H, L + R) -> out (T, H, L)
 void MlaAttention(ThreadPool& pool, std::span<const TokenPlace> places,
                   const float* query, int64_t heads, float scale,
                   const KvLayer& cache, float* out);
 
-// out[t, h] = V_h attended[t, h].  attended (T, H, L) -> out (T, H, V)
+// out[t, h] = latent_scale * V_h attended[t, h].  attended (T, H, L) -> out (T,
+// H, V)
 void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
                  const float* attended, int64_t tokens, float* out);
 
 // ---- Mixture of experts -----------------------------------------------------
 
 enum class RouterScoring { kSoftmax, kSigmoid };
-enum class RouterMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
+enum class RouterMethod {
+  kGreedy,
+  kGroupLimitedGreedy,  // within the best groups, by their best score
+  kNoauxTc,             // likewise, by the sum of their two best
+};
 
-// kSigmoid, kNoauxTc and normalise are V3's: the types have room for them, the
-// config reader declines them.
 struct RouterOptions {
   RouterScoring scoring = RouterScoring::kSoftmax;
   RouterMethod method = RouterMethod::kGreedy;
@@ -158,13 +168,15 @@ struct RouterOptions {
   float scaling_factor = 1.0f;
 };
 
-// scores = softmax(W x[t]); the K best by (score descending, id ascending),
-// group limited: only within the best groups by their best score.
-// weight = score * scaling_factor.
+// scores = softmax or sigmoid of W x[t]; the K best of scores + correction by
+// (descending, id ascending), of the groups that remain. correction (E), or
+// null; it chooses and does not weigh.
+// weight = score * scaling_factor; normalised: score / (sum of the K, best
+// first, + 1e-20) * scaling_factor.
 // x (T, hidden) -> ids, weights (T, K), best first
 void Router(ThreadPool& pool, const RouterOptions& options,
-            const Weight& weight, const float* x, int64_t tokens, int32_t* ids,
-            float* weights);
+            const Weight& weight, const float* correction, const float* x,
+            int64_t tokens, int32_t* ids, float* weights);
 
 struct Expert {
   Weight gate;  // (inner, hidden)
@@ -173,7 +185,7 @@ struct Expert {
 };
 
 // slots[t, r] = down_e(silu(gate_e x[t]) * up_e x[t]), e = ids[t, r].
-// All experts of a layer share gate's and up's input_scale, and down's.
+// All experts of a layer quantise alike the inputs of gate and up, and down's.
 // x (T, hidden), ids (T, K) -> slots (T, K, hidden)
 void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
              int64_t tokens, const int32_t* ids, int64_t top_k, float* slots);
@@ -198,6 +210,34 @@ bool AllFinite(std::span<const float> logits);
 // The highest logit's id, the lowest such id. Ids >= limit are never chosen;
 // limit is in [1, logits.size()].
 int32_t Argmax(std::span<const float> logits, int64_t limit);
+
+// What changes one token's logit before a choice.
+struct TokenUse {
+  int32_t id = 0;
+  int32_t output_count = 0;  // times it is in the output
+  bool seen = false;         // in the prompt or the output
+  float bias = 0.0f;
+};
+
+// Neutral as they stand here.
+struct Penalties {
+  float repetition = 1.0f;  // above 0
+  float frequency = 0.0f;
+  float presence = 0.0f;
+  friend bool operator==(const Penalties&, const Penalties&) = default;
+};
+
+// logits[u.id] of each use, which have different ids, becomes d, where each
+// operation is one of fp32, rounded once, in this order:
+//   a = logit / repetition if logit > 0, logit * repetition otherwise; u.seen
+//   b = a - frequency * u.output_count                  if u.output_count > 0
+//   c = b - presence                                    if u.output_count > 0
+//   d = c + u.bias, and what overflowed becomes the largest finite number
+// A step whose condition fails leaves the value as it is. No id sees another,
+// so the order of `uses` cannot show. Sample then takes the changed logits,
+// Argmax included; log-probabilities are of the unchanged ones.
+void AdjustLogits(std::span<const TokenUse> uses, const Penalties& penalties,
+                  std::span<float> logits);
 
 struct SamplingParameters {
   float temperature = 0.0f;  // 0: Argmax

@@ -24,6 +24,17 @@ constexpr int64_t WeightElementBytes(WeightDtype dtype) {
   return 0;
 }
 
+// Side of the square blocks of a weight that share a scale, and length of the
+// runs of an input that do.
+inline constexpr int64_t kScaleBlock = 128;
+constexpr int64_t ScaleBlocks(int64_t size) {
+  return (size + kScaleBlock - 1) / kScaleBlock;
+}
+
+// FP8 inputs whose scales are made of the inputs themselves: max|x| / 448 of a
+// row, or of each run of kScaleBlock in it. Never of several rows.
+enum class DynamicInputs { kNone, kToken, kGroup };
+
 // A matrix as the checkpoint has it: (rows, columns), row-major, y = W x.
 // `columns` is a multiple of kLanes.
 struct Weight {
@@ -36,6 +47,35 @@ struct Weight {
   // Above 0: the checkpoint asks for FP8 inputs, x is replaced by
   // input_scale * e4m3(x / input_scale). 0: x stays fp32.
   float input_scale = 0.0f;
+  DynamicInputs dynamic_inputs = DynamicInputs::kNone;
+  // Instead of `scale`, one a row: (rows).
+  const float* row_scales = nullptr;
+  // Instead of `scale`, one a block of kScaleBlock x kScaleBlock:
+  // (blocks, ScaleBlocks(columns)). Row r is in the blocks' row
+  // (block_offset + r) / kScaleBlock.
+  const float* block_scales = nullptr;
+  int64_t block_offset = 0;
+
+  // The scales of row r's blocks, left to right.
+  const float* BlockScales(int64_t r) const {
+    return block_scales +
+           (block_offset + r) / kScaleBlock * ScaleBlocks(columns);
+  }
+  // What multiplies row r's sum, its blocks apart.
+  float RowScale(int64_t r) const {
+    return row_scales != nullptr     ? row_scales[r]
+           : block_scales != nullptr ? 1.0f
+                                     : scale;
+  }
+  // Rows [first, first + count).
+  Weight Slice(int64_t first, int64_t count) const {
+    Weight slice = *this;
+    slice.data += first * columns * WeightElementBytes(dtype);
+    slice.rows = count;
+    if (row_scales != nullptr) slice.row_scales += first;
+    slice.block_offset += first;
+    return slice;
+  }
 };
 
 enum class KvDtype { kFp8E5m2, kFp8E4m3, kBf16, kFp32 };

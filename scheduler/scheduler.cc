@@ -50,7 +50,9 @@ class Shell final : public ActionHandler {
   void On(const Begin& action) {
     Answer* answer = answers.Find(action.request);
     if (answer == nullptr) return;
-    metrics.OnPrompt(static_cast<int64_t>(answer->spec().prompt.size()));
+    if (!answer->has_begun()) {
+      metrics.OnPrompt(static_cast<int64_t>(answer->spec().prompt.size()));
+    }
     answer->Handle(action);
   }
 
@@ -58,24 +60,26 @@ class Shell final : public ActionHandler {
     Answer* answer = answers.Find(action.request);
     if (answer == nullptr) return;
     const bool first = !answer->has_output();
-    const bool done = answer->Handle(action);
+    const bool stopped = answer->Handle(action);
     metrics.OnOutput(action.report.token_ids_size());
     if (first && answer->has_output()) {
       metrics.OnFirstToken(absl::Now() - answer->arrived());
     }
-    // A stop string: the worker cannot see it, so it has to be told.
-    if (done) loop->Post(RequestAbandoned{action.request});
+    if (stopped) loop->Post(AnswerStopped{action.request, action.index});
+  }
+
+  void On(const AnswerEnded& action) {
+    Answer* answer = answers.Find(action.request);
+    if (answer != nullptr) answer->Handle(action);
   }
 
   void On(const Finish& action) {
     Answer* answer = answers.Find(action.request);
     if (answer == nullptr) return;
     answer->Handle(action);
-    std::string reason = "stop";
-    if (!action.status.ok() && !answer->ended_by_stop_string()) {
+    std::string reason = answer->reached_length() ? "length" : "stop";
+    if (!action.status.ok()) {
       reason = absl::StatusCodeToString(action.status.code());
-    } else if (action.reason == worker::v1::Terminal::LENGTH) {
-      reason = "length";
     }
     metrics.OnFinish(reason, absl::Now() - answer->arrived());
     if (!action.status.ok() && !absl::IsCancelled(action.status)) {

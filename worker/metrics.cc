@@ -30,10 +30,14 @@ WorkerMetrics::WorkerMetrics()
                          "Engine steps.")),
       prompt_tokens_(MakeCounter(
           registry_.get(), "invar_worker_prompt_tokens_total",
-          "Prompt tokens computed, output resumed from elsewhere included.")),
+          "Prompt tokens computed, also those of resumed output, and again "
+          "those of preempted sequences.")),
       generated_tokens_(MakeCounter(registry_.get(),
                                     "invar_worker_generated_tokens_total",
                                     "Tokens sampled.")),
+      preemptions_(MakeCounter(
+          registry_.get(), "invar_preemptions_total",
+          "Sequences that gave their KV blocks back to an older one.")),
       running_(MakeGauge(registry_.get(), "invar_worker_sequences_running",
                          "Sequences with a place in the batch.")),
       waiting_(MakeGauge(registry_.get(), "invar_worker_sequences_waiting",
@@ -75,6 +79,7 @@ void WorkerMetrics::ObserveStep(const StepSummary& step, double seconds) {
   }
   prompt_tokens_.Increment(static_cast<double>(step.prompt_tokens));
   generated_tokens_.Increment(static_cast<double>(step.generated_tokens));
+  preemptions_.Increment(static_cast<double>(step.preemptions));
   running_.Set(static_cast<double>(step.running));
   waiting_.Set(static_cast<double>(step.waiting));
   kv_blocks_used_.Set(static_cast<double>(step.kv_blocks_used));

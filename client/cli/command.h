@@ -68,6 +68,7 @@ std::unique_ptr<Command> MakeChatCommand();
 std::unique_ptr<Command> MakeEvalCommand();
 std::unique_ptr<Command> MakeCheckCommand();
 std::unique_ptr<Command> MakeWorkersCommand();
+std::unique_ptr<Command> MakeInspectCommand();
 
 // Runs one command line, without the program's name; returns the exit code.
 int RunInvar(const std::vector<std::string>& arguments, Terminal& terminal);

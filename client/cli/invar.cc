@@ -47,6 +47,7 @@ std::vector<Entry> MakeEntries(GlobalFlags& globals, Switches& switches) {
   entries.push_back({MakeEvalCommand(), {}});
   entries.push_back({MakeCheckCommand(), {}});
   entries.push_back({MakeWorkersCommand(), {}});
+  entries.push_back({MakeInspectCommand(), {}});
   for (Entry& entry : entries) {
     entry.command->AddFlags(entry.flags);
     AddGlobalFlags(entry.flags, globals, switches);

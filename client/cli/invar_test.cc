@@ -247,6 +247,29 @@ TEST(Check, TellsReadyFromAlive) {
   EXPECT_THAT(no.out, HasSubstr("invar.v1.InferenceService: NOT_SERVING\n"));
 }
 
+TEST(Inspect, SaysWhatAFolderHoldsAndWhyItDoesNotLoad) {
+  const Outcome good = Invoke({"inspect", "tests/goldens/full_block",
+                               "--context", "100", "--sequences", "2"});
+  EXPECT_EQ(good.code, 0) << good.err;
+  EXPECT_THAT(good.out, HasSubstr("DeepseekV2ForCausalLM, 2 layers"));
+  EXPECT_THAT(good.out, HasSubstr("one a block of 128 x 128"));
+  // 2 layers of 144 + 16 elements.
+  EXPECT_THAT(good.out, HasSubstr("320 bytes a token; 2 sequences of 100"));
+  EXPECT_EQ(Invoke({"inspect"}).code, 2);
+  EXPECT_EQ(Invoke({"inspect", "tests"}).code, 2);
+
+  const std::string folder = ::testing::TempDir() + "/inspect";
+  std::filesystem::remove_all(folder);
+  std::filesystem::copy("tests/goldens/full_block", folder);
+  std::filesystem::copy_file("tests/goldens/lite_bf16/config.json",
+                             folder + "/config.json",
+                             std::filesystem::copy_options::overwrite_existing);
+  const Outcome bad = Invoke({"inspect", folder});
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_THAT(bad.out, HasSubstr("does not load"));
+  EXPECT_THAT(bad.out, HasSubstr("model.embed_tokens.weight"));
+}
+
 TEST(Workers, ListsDrainsAndResumes) {
   FakeBehaviour behaviour;
   behaviour.workers.set_queued_requests(3);

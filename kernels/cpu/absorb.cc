@@ -2,66 +2,26 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/codes.h"
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
 namespace invar::cpu {
 namespace {
 
-// Latent columns whose sums are in registers together, for kTokens tokens.
-constexpr int kGroups = 2;  // of kLanes columns
-
-// out[t][column ...] = scale * sum_n q[t][n] K[n, column ...], n ascending.
-template <typename Code, int kTokens>
-void AbsorbColumns(const KvUpProjection& kv_b, const std::byte* k_nope,
-                   int64_t column, const float* const* q, float* const* out) {
-  constexpr int kColumnGroups = kTokens == 1 ? 2 * kGroups : kGroups;
-  const int64_t latent = kv_b.weight.columns;
-  const int64_t groups =
-      std::min<int64_t>(kColumnGroups, (latent - column) / kLanes);
-  Lanes sum[kTokens][kColumnGroups];
-  for (int t = 0; t < kTokens; ++t) {
-    for (int g = 0; g < kColumnGroups; ++g) sum[t][g] = Zero();
-  }
-  const auto accumulate = [&](int count) {
-    for (int64_t n = 0; n < kv_b.nope; ++n) {
-      const std::byte* row = k_nope + (n * latent + column) * Code::kBytes;
-#pragma GCC unroll 4
-      for (int g = 0; g < count; ++g) {
-        const Lanes w = Code::Decode(row + g * kLanes * Code::kBytes);
-#pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) {
-          sum[t][g] = MultiplyAdd(Broadcast(q[t][n]), w, sum[t][g]);
-        }
-      }
+// scaled[t][n] = q[t][n] times the scale of row n, or of its block at the
+// column; q[t] points there afterwards.
+void ScaleByRow(const Weight& k_nope, int64_t column,
+                std::vector<const float*>& q, float* scaled) {
+  for (const float*& row : q) {
+    for (int64_t n = 0; n < k_nope.rows; ++n) {
+      scaled[n] = row[n] * (k_nope.block_scales != nullptr
+                                ? k_nope.BlockScales(n)[column / kScaleBlock]
+                                : k_nope.row_scales[n]);
     }
-  };
-  if (groups == kColumnGroups) {
-    accumulate(kColumnGroups);
-  } else {
-    accumulate(static_cast<int>(groups));
+    row = scaled;
+    scaled += k_nope.rows;
   }
-  const Lanes scale = Broadcast(kv_b.weight.scale);
-  for (int t = 0; t < kTokens; ++t) {
-    for (int64_t g = 0; g < groups; ++g) {
-      Store(Multiply(sum[t][g], scale), out[t] + column + g * kLanes);
-    }
-  }
-}
-
-template <typename Code, int kTokens>
-void AbsorbTokens(const KvUpProjection& kv_b, const std::byte* k_nope,
-                  const float* const* q, float* const* out) {
-  constexpr int kColumns = (kTokens == 1 ? 2 * kGroups : kGroups) * kLanes;
-  for (int64_t c = 0; c < kv_b.weight.columns; c += kColumns) {
-    AbsorbColumns<Code, kTokens>(kv_b, k_nope, c, q, out);
-  }
-}
-
-const std::byte* Rows(const KvUpProjection& kv_b, int64_t row) {
-  return kv_b.weight.data +
-         row * kv_b.weight.columns * WeightElementBytes(kv_b.weight.dtype);
 }
 
 }  // namespace
@@ -71,35 +31,44 @@ void AbsorbQuery(ThreadPool& pool, const KvUpProjection& kv_b, const float* q,
   const int64_t latent = kv_b.weight.columns;
   const int64_t q_size = kv_b.nope + kv_b.rope;
   const int64_t query_size = latent + kv_b.rope;
-  constexpr int64_t kChunk = 16;  // tokens a claim
-  const int64_t chunks = (tokens + kChunk - 1) / kChunk;
-  const auto absorb = [&](int64_t unit) {
-    const int64_t h = unit % kv_b.heads;
-    const int64_t first = unit / kv_b.heads * kChunk;
-    const int64_t end = std::min(first + kChunk, tokens);
-    const std::byte* k_nope = Rows(kv_b, h * (kv_b.nope + kv_b.value));
-    const float* from[kChunk];
-    float* to[kChunk];
-    for (int64_t t = first; t < end; ++t) {
-      from[t - first] = q + (t * kv_b.heads + h) * q_size;
-      to[t - first] = query + (t * kv_b.heads + h) * query_size;
-      std::memcpy(to[t - first] + latent, from[t - first] + kv_b.nope,
-                  kv_b.rope * sizeof(float));
+  const Weight& weight = kv_b.weight;
+  const bool row_scales =
+      weight.row_scales != nullptr || weight.block_scales != nullptr;
+  // A claim: one head's columns, fewer of them the more tokens. Columns with
+  // scales of their rows share a block.
+  const int64_t width = tokens > 4 ? 64 : row_scales ? kScaleBlock : 256;
+  static_assert(kScaleBlock % 64 == 0);
+  const int64_t chunks = (latent + width - 1) / width;
+  const IsaKernels& kernels = KernelsOf(pool.isa());
+  const auto absorb = [&](int64_t begin, int64_t end) {
+    std::vector<const float*> from(tokens);
+    std::vector<float*> to(tokens);
+    AlignedVector<float> scaled(row_scales ? tokens * kv_b.nope : 0);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t h = unit / chunks;
+      const int64_t column = unit % chunks * width;
+      Weight k_nope = weight.Slice(h * (kv_b.nope + kv_b.value), kv_b.nope);
+      for (int64_t t = 0; t < tokens; ++t) {
+        from[t] = q + (t * kv_b.heads + h) * q_size;
+        to[t] = query + (t * kv_b.heads + h) * query_size;
+        if (column == 0) {
+          std::memcpy(to[t] + latent, from[t] + kv_b.nope,
+                      kv_b.rope * sizeof(float));
+        }
+      }
+      if (row_scales) {
+        ScaleByRow(k_nope, column, from, scaled.data());
+        k_nope.scale = 1.0f;
+      }
+      kernels.column_sums({.weight = &k_nope,
+                           .column_begin = column,
+                           .column_end = std::min(column + width, latent),
+                           .x = from.data(),
+                           .out = to.data(),
+                           .tokens = tokens});
     }
-    DispatchWeight(kv_b.weight.dtype, [&](auto code) {
-      using Code = decltype(code);
-      int64_t t = 0;
-      for (; t + 3 <= end - first; t += 3) {
-        AbsorbTokens<Code, 3>(kv_b, k_nope, from + t, to + t);
-      }
-      for (; t < end - first; ++t) {
-        AbsorbTokens<Code, 1>(kv_b, k_nope, from + t, to + t);
-      }
-    });
   };
-  pool.ParallelFor(kv_b.heads * chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) absorb(unit);
-  });
+  pool.ParallelFor(kv_b.heads * chunks, 1, absorb);
 }
 
 void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
@@ -109,9 +78,8 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
     std::vector<const float*> from(tokens);
     std::vector<float*> to(tokens);
     for (int64_t h = begin; h < end; ++h) {
-      Weight v = kv_b.weight;
-      v.data = Rows(kv_b, h * (kv_b.nope + kv_b.value) + kv_b.nope);
-      v.rows = kv_b.value;
+      const Weight v = kv_b.weight.Slice(
+          h * (kv_b.nope + kv_b.value) + kv_b.nope, kv_b.value);
       for (int64_t t = 0; t < tokens; ++t) {
         from[t] = attended + (t * kv_b.heads + h) * latent;
         to[t] = out + (t * kv_b.heads + h) * kv_b.value;
@@ -120,7 +88,7 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
                        .row_begin = 0,
                        .row_end = kv_b.value,
                        .leaf = 0,
-                       .scale = v.scale,
+                       .input_scale = kv_b.latent_scale,
                        .x = from.data(),
                        .out = to.data(),
                        .tokens = tokens});

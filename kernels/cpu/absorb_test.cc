@@ -84,5 +84,48 @@ TEST(AbsorbTest, ATokenHasTheSameBitsInAnyCompany) {
   EXPECT_TRUE(SameBits(all, alone));
 }
 
+// Scales of rows and of blocks give what weights multiplied by them give.
+TEST(AbsorbTest, ScalesOfRowsAndBlocks) {
+  ThreadPool pool(2);
+  constexpr int64_t kWide = 144;
+  constexpr int64_t kRows = kHeads * (kNope + kValue);
+  const auto w = RandomValues(kRows * kWide, 1);
+  std::vector<float> scales = RandomValues(kRows, 4);
+  for (float& scale : scales) scale = 1.0f + 0.5f * scale;
+  for (const bool blocks : {false, true}) {
+    auto scaled = w;
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t c = 0; c < kWide; ++c) {
+        scaled[r * kWide + c] *=
+            blocks ? scales[r / 128 * 2 + c / 128] : scales[r];
+      }
+    }
+    KvUpProjection kv_b = {.weight = Fp32Weight(scaled, kRows, kWide),
+                           .heads = kHeads,
+                           .nope = kNope,
+                           .rope = kRope,
+                           .value = kValue};
+    KvUpProjection with_scales = kv_b;
+    with_scales.weight = Fp32Weight(w, kRows, kWide);
+    (blocks ? with_scales.weight.block_scales : with_scales.weight.row_scales) =
+        scales.data();
+    for (const int64_t tokens : {1, 4}) {
+      const auto q = RandomValues(tokens * kHeads * (kNope + kRope), 2);
+      std::vector<float> expected(tokens * kHeads * (kWide + kRope));
+      auto actual = expected;
+      AbsorbQuery(pool, kv_b, q.data(), tokens, expected.data());
+      AbsorbQuery(pool, with_scales, q.data(), tokens, actual.data());
+      ExpectClose(actual, expected, 1e-6);
+      if (blocks) continue;  // only FP8 weights have blocks in a Dot
+      const auto attended = RandomValues(tokens * kHeads * kWide, 3);
+      std::vector<float> expected_values(tokens * kHeads * kValue);
+      auto values = expected_values;
+      AbsorbValue(pool, kv_b, attended.data(), tokens, expected_values.data());
+      AbsorbValue(pool, with_scales, attended.data(), tokens, values.data());
+      ExpectClose(values, expected_values, 1e-6);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace invar::cpu

@@ -7,14 +7,11 @@
 
 namespace invar::cpu {
 
-void Dot(Isa isa, const DotProducts& products) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return DotAvx2(products);
-    case Isa::kAvx512:
-      return DotAvx512(products);
-  }
+const IsaKernels& KernelsOf(Isa isa) {
+  return isa == Isa::kAvx512 ? kAvx512Kernels : kAvx2Kernels;
 }
+
+void Dot(Isa isa, const DotProducts& products) { KernelsOf(isa).dot(products); }
 
 int64_t DotGrain(const Weight& weight, int64_t tokens) {
   constexpr int64_t kRowsMost = 128;
@@ -24,19 +21,75 @@ int64_t DotGrain(const Weight& weight, int64_t tokens) {
   return std::clamp<int64_t>((rows + 3) / 4 * 4, 4, kRowsMost);
 }
 
-float OutputScale(const Weight& weight) {
-  return weight.input_scale > 0.0f ? weight.input_scale * weight.scale
-                                   : weight.scale;
+namespace {
+
+// max|x| over `count` values; a NaN may be lost, and shows in the codes.
+float LargestMagnitude(const float* x, int64_t count) {
+  Lanes largest = Zero();
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const Lanes v = Load(x + k);
+    largest = Max(largest, Max(v, Subtract(Zero(), v)));
+  }
+  return Max(largest);
 }
 
-void QuantizeInput(ThreadPool& pool, const float* x, float input_scale,
-                   int64_t count, float* out) {
-  const Lanes scale = Broadcast(input_scale);
-  pool.ParallelFor(count / kLanes, 512, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin * kLanes; k < end * kLanes; k += kLanes) {
-      Store(Fp8E4m3Code::Round(Divide(Load(x + k), scale)), out + k);
+// out = e4m3(x / scale)
+void Divided(const float* x, float scale, int64_t count, float* out) {
+  const Lanes divisor = Broadcast(scale);
+  for (int64_t k = 0; k < count; k += kLanes) {
+    Store(Fp8E4m3Code::Round(cpu::Divide(Load(x + k), divisor)), out + k);
+  }
+}
+
+float DynamicScale(const float* x, int64_t count) {
+  const float scale = LargestMagnitude(x, count) / Fp8E4m3Code::kMax;
+  return scale > 0.0f ? scale : 1.0f;
+}
+
+// out = s * e4m3(x / s), a run at a time.
+void QuantizeGroups(const float* x, int64_t columns, float* out) {
+  for (int64_t begin = 0; begin < columns; begin += kScaleBlock) {
+    const int64_t count = std::min(kScaleBlock, columns - begin);
+    const float scale = DynamicScale(x + begin, count);
+    Divided(x + begin, scale, count, out + begin);
+    for (int64_t k = begin; k < begin + count; k += kLanes) {
+      Store(Multiply(Load(out + k), Broadcast(scale)), out + k);
+    }
+  }
+}
+
+}  // namespace
+
+QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
+                             const float* x, int64_t tokens) {
+  const int64_t columns = weight.columns;
+  const bool is_static = weight.input_scale > 0.0f;
+  QuantizedInput input;
+  input.values = x;
+  if (!is_static && weight.dynamic_inputs == DynamicInputs::kNone) return input;
+  input.storage.resize(tokens * columns);
+  input.values = input.storage.data();
+  if (is_static) {
+    input.scale = weight.input_scale;
+  } else if (weight.dynamic_inputs == DynamicInputs::kToken) {
+    input.scales.resize(tokens);
+  }
+  const int64_t grain = std::max<int64_t>(1, 8192 / columns);
+  pool.ParallelFor(tokens, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x + t * columns;
+      float* out = input.storage.data() + t * columns;
+      if (is_static) {
+        Divided(row, input.scale, columns, out);
+      } else if (weight.dynamic_inputs == DynamicInputs::kToken) {
+        input.scales[t] = DynamicScale(row, columns);
+        Divided(row, input.scales[t], columns, out);
+      } else {
+        QuantizeGroups(row, columns, out);
+      }
     }
   });
+  return input;
 }
 
 }  // namespace invar::cpu

@@ -2,9 +2,10 @@
 // each, which is compiled for it. All is in an unnamed namespace, so that no
 // other file can be given code that its processor lacks.
 //
-// Simd: Vector of 16 lanes; Zero, Load, Store, MultiplyAdd, Sum as in lanes.h;
-// Decode<Code>; Rows(tokens), the rows that share registers with so many
-// tokens; kTokens and kPanelTokens, the most tokens that do.
+// Simd: Vector of 16 lanes; Zero, Load, Store, Broadcast, Multiply, MultiplyAdd
+// as in lanes.h; Sums, which sums the lanes of a tile; Decode<Code>;
+// Rows(tokens), the rows that share registers with so many tokens; kTokens and
+// kPanelTokens, the most tokens that do.
 #ifndef INVAR_KERNELS_CPU_DOT_KERNEL_H_
 #define INVAR_KERNELS_CPU_DOT_KERNEL_H_
 
@@ -14,7 +15,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
-#include "kernels/cpu/dot.h"
+#include "kernels/cpu/isa_kernels.h"
 
 namespace invar::cpu {
 namespace {
@@ -25,19 +26,26 @@ constexpr int64_t kPanelRows = 32;
 // Decoded weights of a panel: a share of the first-level cache.
 constexpr int64_t kPanelValues = 8192;
 
-// ((0+1)+(2+3))+((4+5)+(6+7)) over the places that exist.
-float FoldLeaves(float* leaves, int64_t count) {
+// E4m3 codes with a scale a block of kScaleBlock x kScaleBlock.
+struct BlockFp8Code : Fp8E4m3Code {};
+template <typename Code>
+constexpr bool kHasBlocks = std::is_same_v<Code, BlockFp8Code>;
+
+// leaves[0] = ((0+1)+(2+3))+((4+5)+(6+7)) over the `count` places that exist,
+// for each of kSums sums.
+template <int kSums>
+void FoldLeaves(float (*leaves)[kSums], int64_t count) {
   for (int64_t stride = 1; stride < kMaxLeaves; stride *= 2) {
     for (int64_t i = 0; i + stride < count; i += 2 * stride) {
-      leaves[i] = leaves[i] + leaves[i + stride];
+      for (int s = 0; s < kSums; ++s) leaves[i][s] += leaves[i + stride][s];
     }
   }
-  return leaves[0];
 }
 
-// sums[r * kTokens + t] = W[row + r, begin:end] . x[t][begin:end]
+// sums[t * kRows + r] = W[row + r, begin:end] . x[t][begin:end]
 template <typename Simd, typename Code, int kRows, int kTokens>
-inline void DotRange(const std::byte* const* rows, const float* const* x,
+inline void DotRange(const std::byte* const* rows,
+                     const float* const* block_scales, const float* const* x,
                      int64_t row_bytes, int64_t begin, int64_t end,
                      float* sums) {
   typename Simd::Vector sum[kRows][kTokens];
@@ -49,7 +57,11 @@ inline void DotRange(const std::byte* const* rows, const float* const* x,
   for (int64_t k = begin; k < end; k += kLanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const auto w = Simd::template Decode<Code>(rows[r] + k * Code::kBytes);
+      auto w = Simd::template Decode<Code>(rows[r] + k * Code::kBytes);
+      if constexpr (kHasBlocks<Code>) {
+        w = Simd::Multiply(w,
+                           Simd::Broadcast(block_scales[r][k / kScaleBlock]));
+      }
       if constexpr (kTokens == 1) {
         // A lone token's weights come from memory: fetch the next block's.
         _mm_prefetch(reinterpret_cast<const char*>(rows[r] + k * Code::kBytes +
@@ -62,12 +74,7 @@ inline void DotRange(const std::byte* const* rows, const float* const* x,
       }
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t)
-      sums[r * kTokens + t] = Simd::Sum(sum[r][t]);
-  }
+  Simd::Sums(sum, sums);
 }
 
 template <typename Simd, typename Code, int kRows, int kTokens>
@@ -76,28 +83,33 @@ void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
   const int64_t columns = p.weight->columns;
   const int64_t row_bytes = columns * Code::kBytes;
   const std::byte* rows[kRows];
+  const float* block_scales[kRows] = {};
   for (int r = 0; r < kRows; ++r) {
     rows[r] = data + r * row_bytes;
+    if constexpr (kHasBlocks<Code>) {
+      block_scales[r] = p.weight->BlockScales(row + r);
+    }
   }
-  float sums[kRows * kTokens];
+  // One a leaf.
+  float sums[kMaxLeaves][kRows * kTokens];
   if (p.leaf == 0) {
-    DotRange<Simd, Code, kRows, kTokens>(rows, p.x + token, row_bytes, 0,
-                                         columns, sums);
+    DotRange<Simd, Code, kRows, kTokens>(rows, block_scales, p.x + token,
+                                         row_bytes, 0, columns, sums[0]);
   } else {
-    float leaves[kRows * kTokens][kMaxLeaves];
     int64_t count = 0;
     for (int64_t k = 0; k < columns; k += p.leaf, ++count) {
-      DotRange<Simd, Code, kRows, kTokens>(rows, p.x + token, row_bytes, k,
-                                           std::min(k + p.leaf, columns), sums);
-      for (int i = 0; i < kRows * kTokens; ++i) leaves[i][count] = sums[i];
+      DotRange<Simd, Code, kRows, kTokens>(
+          rows, block_scales, p.x + token, row_bytes, k,
+          std::min(k + p.leaf, columns), sums[count]);
     }
-    for (int i = 0; i < kRows * kTokens; ++i) {
-      sums[i] = FoldLeaves(leaves[i], count);
-    }
+    FoldLeaves(sums, count);
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) {
-      p.out[token + t][row + r] = p.scale * sums[r * kTokens + t];
+  for (int t = 0; t < kTokens; ++t) {
+    const float input_scale =
+        p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
+    for (int r = 0; r < kRows; ++r) {
+      p.out[token + t][row + r] =
+          input_scale * p.weight->RowScale(row + r) * sums[0][t * kRows + r];
     }
   }
 }
@@ -132,6 +144,25 @@ void DotTokens(const DotProducts& p, const std::byte* data, int64_t begin,
   }
 }
 
+// Rows [begin, end) as fp32, blocks' scales applied.
+template <typename Simd, typename Code>
+void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
+                 float* panel) {
+  const int64_t columns = weight.columns;
+  const std::byte* data = weight.data + begin * columns * Code::kBytes;
+  for (int64_t row = begin; row < end; ++row, panel += columns) {
+    for (int64_t k = 0; k < columns;
+         k += kLanes, data += kLanes * Code::kBytes) {
+      auto w = Simd::template Decode<Code>(data);
+      if constexpr (kHasBlocks<Code>) {
+        w = Simd::Multiply(
+            w, Simd::Broadcast(weight.BlockScales(row)[k / kScaleBlock]));
+      }
+      Simd::Store(w, panel + k);
+    }
+  }
+}
+
 // Many tokens: a panel's weights are decoded once for all of them.
 template <typename Simd, typename Code>
 void DotDecoded(const DotProducts& p) {
@@ -141,32 +172,32 @@ void DotDecoded(const DotProducts& p) {
   alignas(64) float panel[kPanelValues];
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
-    const std::byte* data = p.weight->data + row * columns * Code::kBytes;
-    for (int64_t k = 0; k < (end - row) * columns; k += kLanes) {
-      Simd::Store(Simd::template Decode<Code>(data + k * Code::kBytes),
-                  panel + k);
-    }
+    DecodePanel<Simd, Code>(*p.weight, row, end, panel);
     DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
         p, reinterpret_cast<const std::byte*>(panel), row, end, 0);
   }
 }
 
+template <typename Simd, typename Code>
+void DotCode(const DotProducts& p) {
+  const int64_t columns = p.weight->columns;
+  if constexpr (!std::is_same_v<Code, Fp32Code>) {
+    if (p.tokens > Simd::kTokens && columns <= kPanelValues) {
+      return DotDecoded<Simd, Code>(p);
+    }
+  }
+  for (int64_t row = p.row_begin; row < p.row_end; row += kPanelRows) {
+    DotTokens<Simd, Code, Simd::kTokens>(
+        p, p.weight->data + row * columns * Code::kBytes, row,
+        std::min(row + kPanelRows, p.row_end), 0);
+  }
+}
+
 template <typename Simd>
 void DotAll(const DotProducts& p) {
-  DispatchWeight(p.weight->dtype, [&](auto code) {
-    using Code = decltype(code);
-    const int64_t columns = p.weight->columns;
-    if constexpr (!std::is_same_v<Code, Fp32Code>) {
-      if (p.tokens > Simd::kTokens && columns <= kPanelValues) {
-        return DotDecoded<Simd, Code>(p);
-      }
-    }
-    for (int64_t row = p.row_begin; row < p.row_end; row += kPanelRows) {
-      DotTokens<Simd, Code, Simd::kTokens>(
-          p, p.weight->data + row * columns * Code::kBytes, row,
-          std::min(row + kPanelRows, p.row_end), 0);
-    }
-  });
+  if (p.weight->block_scales != nullptr) return DotCode<Simd, BlockFp8Code>(p);
+  DispatchWeight(p.weight->dtype,
+                 [&p](auto code) { DotCode<Simd, decltype(code)>(p); });
 }
 
 }  // namespace

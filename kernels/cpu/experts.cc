@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
@@ -49,28 +50,34 @@ void AddUnits(const Group& group, const Weight& weight, float* out,
 }
 
 // out[slot] = W x[slot / slots_per_row] for the slots of each unit.
-void RunUnits(ThreadPool& pool, const std::vector<Unit>& units, const float* x,
-              int64_t slots_per_row) {
+void RunUnits(ThreadPool& pool, const std::vector<Unit>& units,
+              const QuantizedInput& x, int64_t slots_per_row) {
   pool.ParallelFor(
       static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end) {
         std::vector<const float*> from;
         std::vector<float*> to;
+        std::vector<float> scales;
         for (int64_t u = begin; u < end; ++u) {
           const Unit& unit = units[u];
           from.clear();
           to.clear();
+          scales.clear();
           for (const int64_t slot : unit.group->slots) {
-            from.push_back(x + slot / slots_per_row * unit.weight->columns);
+            const int64_t row = slot / slots_per_row;
+            from.push_back(x.values + row * unit.weight->columns);
+            if (!x.scales.empty()) scales.push_back(x.scales[row]);
             to.push_back(unit.out + slot * unit.weight->rows);
           }
-          Dot(pool.isa(), {.weight = unit.weight,
-                           .row_begin = unit.begin,
-                           .row_end = unit.end,
-                           .leaf = 0,
-                           .scale = OutputScale(*unit.weight),
-                           .x = from.data(),
-                           .out = to.data(),
-                           .tokens = static_cast<int64_t>(from.size())});
+          Dot(pool.isa(),
+              {.weight = unit.weight,
+               .row_begin = unit.begin,
+               .row_end = unit.end,
+               .leaf = 0,
+               .input_scales = scales.empty() ? nullptr : scales.data(),
+               .input_scale = x.scale,
+               .x = from.data(),
+               .out = to.data(),
+               .tokens = static_cast<int64_t>(from.size())});
         }
       });
 }
@@ -79,35 +86,27 @@ void RunUnits(ThreadPool& pool, const std::vector<Unit>& units, const float* x,
 
 void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
              int64_t tokens, const int32_t* ids, int64_t top_k, float* slots) {
-  const int64_t hidden = experts[0].gate.columns;
   const int64_t inner = experts[0].gate.rows;
   const int64_t count = tokens * top_k;
   const std::vector<Group> groups = GroupByExpert(experts, ids, count);
-  std::vector<float> quantized;
-  const float input_scale = experts[0].gate.input_scale;
-  if (input_scale > 0.0f) {
-    quantized.resize(tokens * hidden);
-    QuantizeInput(pool, x, input_scale, tokens * hidden, quantized.data());
-    x = quantized.data();
-  }
-  std::vector<float> gate(count * inner);
-  std::vector<float> up(count * inner);
+  // All experts quantise their inputs alike.
+  const QuantizedInput input = QuantizeInput(pool, experts[0].gate, x, tokens);
+  AlignedVector<float> gate(count * inner);
+  AlignedVector<float> up(count * inner);
   std::vector<Unit> units;
   for (const Group& group : groups) {
     AddUnits(group, group.expert->gate, gate.data(), units);
     AddUnits(group, group.expert->up, up.data(), units);
   }
-  RunUnits(pool, units, x, top_k);
+  RunUnits(pool, units, input, top_k);
   SiluMul(pool, gate.data(), up.data(), count * inner, gate.data());
-  const float inner_scale = experts[0].down.input_scale;
-  if (inner_scale > 0.0f) {
-    QuantizeInput(pool, gate.data(), inner_scale, count * inner, gate.data());
-  }
+  const QuantizedInput product =
+      QuantizeInput(pool, experts[0].down, gate.data(), count);
   units.clear();
   for (const Group& group : groups) {
     AddUnits(group, group.expert->down, slots, units);
   }
-  RunUnits(pool, units, gate.data(), 1);
+  RunUnits(pool, units, product, 1);
 }
 
 }  // namespace invar::cpu

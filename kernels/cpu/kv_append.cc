@@ -4,14 +4,14 @@
 namespace invar::cpu {
 namespace {
 
-// Quantises `count` values; true if all were finite.
+// Quantises `count` values over `scale`; true if all were finite.
 template <typename Code>
-bool Quantize(const float* x, int64_t count, std::byte* out) {
+bool Quantize(const float* x, float scale, int64_t count, std::byte* out) {
   __m256 bad = _mm256_setzero_ps();
   for (int64_t k = 0; k < count; k += kLanes) {
     const Lanes v = Load(x + k);
     bad = _mm256_or_ps(bad, NonFinite(v));
-    Code::Encode(v, out + k * Code::kBytes);
+    Code::Encode(Divide(v, Broadcast(scale)), out + k * Code::kBytes);
   }
   return _mm256_movemask_ps(bad) == 0;
 }
@@ -31,10 +31,10 @@ void KvAppend(ThreadPool& pool, std::span<const TokenPlace> places,
         std::byte* row =
             cache.data +
             (block * kBlockTokens + position % kBlockTokens) * row_bytes;
-        const bool latent_finite =
-            Quantize<Code>(latent + t * cache.latent, cache.latent, row);
+        const bool latent_finite = Quantize<Code>(
+            latent + t * cache.latent, cache.scale, cache.latent, row);
         const bool k_pe_finite =
-            Quantize<Code>(k_pe + t * k_pe_stride, cache.rope,
+            Quantize<Code>(k_pe + t * k_pe_stride, cache.scale, cache.rope,
                            row + cache.latent * Code::kBytes);
         if (!latent_finite || !k_pe_finite) finite[t] = 0;
       }

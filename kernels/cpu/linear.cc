@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/ops.h"
 
@@ -8,17 +9,11 @@ namespace {
 
 void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
          int64_t tokens, float* out) {
-  std::vector<float> quantized;
-  if (weight.input_scale > 0.0f) {
-    quantized.resize(tokens * weight.columns);
-    QuantizeInput(pool, x, weight.input_scale, tokens * weight.columns,
-                  quantized.data());
-    x = quantized.data();
-  }
+  const QuantizedInput input = QuantizeInput(pool, weight, x, tokens);
   std::vector<const float*> inputs(tokens);
   std::vector<float*> outputs(tokens);
   for (int64_t t = 0; t < tokens; ++t) {
-    inputs[t] = x + t * weight.columns;
+    inputs[t] = input.values + t * weight.columns;
     outputs[t] = out + t * weight.rows;
   }
   pool.ParallelFor(weight.rows, DotGrain(weight, tokens),
@@ -27,7 +22,8 @@ void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
                                       .row_begin = begin,
                                       .row_end = end,
                                       .leaf = leaf,
-                                      .scale = OutputScale(weight),
+                                      .input_scales = input.token_scales(),
+                                      .input_scale = input.scale,
                                       .x = inputs.data(),
                                       .out = outputs.data(),
                                       .tokens = tokens});

@@ -145,6 +145,97 @@ TEST(LinearTest, Fp8WeightsWithStaticFp8Inputs) {
   ExpectClose(out, expected, 1e-6);
 }
 
+// e4m3(x / s) * s by the definition, s = max|x| / 448 over each `run`.
+std::vector<double> FakeQuantised(const std::vector<float>& x, int64_t columns,
+                                  int64_t run) {
+  std::vector<double> out(x.size());
+  for (size_t row = 0; row < x.size(); row += columns) {
+    for (int64_t begin = 0; begin < columns; begin += run) {
+      const int64_t end = std::min(begin + run, columns);
+      float largest = 0.0f;
+      for (int64_t k = begin; k < end; ++k) {
+        largest = std::max(largest, std::abs(x[row + k]));
+      }
+      const float scale = largest / 448.0f;
+      for (int64_t k = begin; k < end; ++k) {
+        double best = 0.0;
+        const double value = scale > 0 ? x[row + k] / scale : 0.0;
+        for (int code = 0; code < 256; ++code) {
+          if ((code & 0x7f) == 0x7f) continue;
+          const double candidate = E4m3Value(static_cast<uint8_t>(code));
+          if (std::abs(candidate - value) < std::abs(best - value)) {
+            best = candidate;
+          }
+        }
+        out[row + k] = best * scale;
+      }
+    }
+  }
+  return out;
+}
+
+// Channel scales with inputs scaled a token, block scales with inputs scaled a
+// group: against the definition, and with the same bits for one token as for
+// many, in both instruction sets.
+TEST(LinearTest, ScalesOfRowsAndBlocksAndDynamicInputs) {
+  constexpr int64_t kRows = 200;
+  constexpr int64_t kColumns = 400;
+  constexpr int64_t kTokens = 9;
+  constexpr int64_t kOffset = 96;  // block rows begin inside a block
+  std::vector<uint8_t> codes(kRows * kColumns);
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint8_t>(i * 37 + i / 251) & 0xbb;
+  }
+  std::vector<float> scales = RandomValues(kRows, 4);
+  for (float& scale : scales) scale = 0.02f + 0.01f * scale;
+  auto x = RandomValues(kTokens * kColumns, 3, 6.0);
+  std::fill_n(x.begin() + 2 * kColumns, kColumns, 0.0f);
+  for (const bool blocks : {false, true}) {
+    Weight weight = {.dtype = WeightDtype::kFp8E4m3,
+                     .data = reinterpret_cast<const std::byte*>(codes.data()),
+                     .rows = kRows,
+                     .columns = kColumns};
+    weight.dynamic_inputs =
+        blocks ? DynamicInputs::kGroup : DynamicInputs::kToken;
+    if (blocks) {
+      weight.block_scales = scales.data();
+      weight.block_offset = kOffset;
+    } else {
+      weight.row_scales = scales.data();
+    }
+    const auto inputs =
+        FakeQuantised(x, kColumns, blocks ? kScaleBlock : kColumns);
+    std::vector<double> expected;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        double sum = 0.0;
+        for (int64_t k = 0; k < kColumns; ++k) {
+          const double scale =
+              blocks ? scales[(kOffset + r) / 128 * 4 + k / 128] : scales[r];
+          sum += scale * E4m3Value(codes[r * kColumns + k]) *
+                 inputs[t * kColumns + k];
+        }
+        expected.push_back(sum);
+      }
+    }
+    for (const Isa isa : {Isa::kAvx2, BestIsa()}) {
+      ThreadPool pool(2, isa);
+      std::vector<float> out(kTokens * kRows);
+      Linear(pool, weight, x.data(), kTokens, out.data());
+      ExpectClose(out, expected, 1e-6);
+      std::vector<float> leaves(kTokens * kRows);
+      LinearRowParallel(pool, weight, x.data(), kTokens, leaves.data());
+      ExpectClose(leaves, expected, 1e-6);
+      std::vector<float> alone(kRows);
+      for (int64_t t = 0; t < kTokens; ++t) {
+        Linear(pool, weight, &x[t * kColumns], 1, alone.data());
+        EXPECT_TRUE(SameBits(
+            alone, {out.begin() + t * kRows, out.begin() + (t + 1) * kRows}));
+      }
+    }
+  }
+}
+
 TEST(LinearTest, HalfPrecisionWeightsAreReadExactly) {
   ThreadPool pool(1);
   const uint16_t bf16[16] = {0x3f80, 0xc000, 0x3f00};  // 1, -2, 0.5

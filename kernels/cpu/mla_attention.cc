@@ -9,10 +9,9 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
-#include <type_traits>
 
-#include "kernels/cpu/codes.h"
 #include "kernels/cpu/exp.h"
+#include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/ops.h"
 
@@ -20,7 +19,6 @@ namespace invar::cpu {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-constexpr int kHeadsAtOnce = 4;
 
 // One head's online softmax: maximum, sum of exponentials and weighted sum of
 // latents, both relative to the maximum.
@@ -57,34 +55,6 @@ float RescaleFactor(float old_max, float new_max) {
   return old_max == kNegativeInfinity ? 0.0f : Exp(old_max - new_max);
 }
 
-// scores[h][row] = scale * query[h] . row; the tile's other places are -inf.
-template <typename Code, int kHeads>
-void TileScores(const KvLayer& cache, const std::byte* tile, int64_t rows,
-                const float* query, float scale, Scratch& scratch) {
-  const int64_t elements = cache.row_elements();
-  for (int64_t row = 0; row < rows; ++row) {
-    const std::byte* key = tile + row * elements * Code::kBytes;
-    Lanes sum[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) sum[h] = Zero();
-    for (int64_t k = 0; k < elements; k += kLanes) {
-      const Lanes value = Code::Decode(key + k * Code::kBytes);
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        sum[h] = MultiplyAdd(value, Load(query + h * elements + k), sum[h]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      scratch.scores[h][row] = Sum(sum[h]) * scale;
-    }
-  }
-  for (int h = 0; h < kHeads; ++h) {
-    std::fill(scratch.scores[h] + rows, scratch.scores[h] + kAttentionTile,
-              kNegativeInfinity);
-  }
-}
-
 // One head's scores -> exp(score - max), its maximum and sum brought up to
 // date and what it had so far rescaled.
 void TileSoftmax(int64_t latent, float* scores, Softmax& softmax) {
@@ -103,32 +73,6 @@ void TileSoftmax(int64_t latent, float* scores, Softmax& softmax) {
     sum = Add(sum, weight);
   }
   softmax.sum += Sum(sum);
-}
-
-// latent[h] += weights[h][row] * row[0:L], rows ascending.
-template <typename Code, int kHeads>
-void TileValues(const KvLayer& cache, const std::byte* tile, int64_t rows,
-                Scratch& scratch) {
-  const int64_t row_bytes = cache.row_elements() * Code::kBytes;
-  for (int64_t c = 0; c < cache.latent; c += kLanes) {
-    const std::byte* column = tile + c * Code::kBytes;
-    Lanes sum[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      sum[h] = Load(scratch.split[h].latent + c);
-    }
-    for (int64_t row = 0; row < rows; ++row) {
-      const Lanes value = Code::Decode(column + row * row_bytes);
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        sum[h] = MultiplyAdd(Broadcast(scratch.scores[h][row]), value, sum[h]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      Store(sum[h], scratch.split[h].latent + c);
-    }
-  }
 }
 
 // total = total and split over one maximum; the first split is taken as it is.
@@ -151,56 +95,56 @@ void Merge(const Softmax& split, int64_t latent, Softmax& total) {
   }
 }
 
-// kHeads heads of one token. query (kHeads, L + R) -> out (kHeads, L)
-template <typename Code, int kHeads>
-void Attend(const TokenPlace& place, const float* query, float scale,
-            const KvLayer& cache, Scratch& scratch, float* out) {
+const std::byte* BlockRows(const KvLayer& cache, const TokenPlace& place,
+                           int64_t position) {
+  return cache.data + place.block_ids[position / kBlockTokens] * kBlockTokens *
+                          cache.row_elements() * KvElementBytes(cache.dtype);
+}
+
+// Up to kHeadsAtOnce heads of one token, `next` being the rows that are walked
+// after this token's. query (heads, L + R) -> out (heads, L)
+void Attend(const IsaKernels& kernels, const TokenPlace& place,
+            const float* query, int heads, float scale, const KvLayer& cache,
+            const std::byte* next, Scratch& scratch, float* out) {
   const int64_t visible = place.position + 1;
-  const int64_t block_bytes =
-      kBlockTokens * cache.row_elements() * Code::kBytes;
   static_assert(kAttentionTile == kBlockTokens, "a tile is a block's rows");
-  for (int h = 0; h < kHeads; ++h) scratch.total[h].Clear(cache.latent);
+  float* latents[kHeadsAtOnce];
+  for (int h = 0; h < heads; ++h) {
+    latents[h] = scratch.split[h].latent;
+    scratch.total[h].Clear(cache.latent);
+  }
   for (int64_t split = 0; split < visible; split += kAttentionSplit) {
     const int64_t end = std::min(split + kAttentionSplit, visible);
-    for (int h = 0; h < kHeads; ++h) scratch.split[h].Clear(cache.latent);
+    for (int h = 0; h < heads; ++h) scratch.split[h].Clear(cache.latent);
     for (int64_t start = split; start < end; start += kAttentionTile) {
-      const int64_t rows = std::min(kAttentionTile, end - start);
-      const std::byte* tile =
-          cache.data + place.block_ids[start / kBlockTokens] * block_bytes;
-      TileScores<Code, kHeads>(cache, tile, rows, query, scale, scratch);
-      for (int h = 0; h < kHeads; ++h) {
+      const KvTile tile = {
+          .dtype = cache.dtype,
+          .data = BlockRows(cache, place, start),
+          .rows = std::min(kAttentionTile, end - start),
+          .row_elements = cache.row_elements(),
+          .latent = cache.latent,
+          .next = start + kAttentionTile < visible
+                      ? BlockRows(cache, place, start + kAttentionTile)
+                      : next};
+      kernels.tile_scores(tile, query, heads, scale, scratch.scores[0]);
+      for (int h = 0; h < heads; ++h) {
+        std::fill(scratch.scores[h] + tile.rows,
+                  scratch.scores[h] + kAttentionTile, kNegativeInfinity);
         TileSoftmax(cache.latent, scratch.scores[h], scratch.split[h]);
       }
-      TileValues<Code, kHeads>(cache, tile, rows, scratch);
+      kernels.tile_values(tile, scratch.scores[0], heads, latents);
     }
-    for (int h = 0; h < kHeads; ++h) {
+    for (int h = 0; h < heads; ++h) {
       Merge(scratch.split[h], cache.latent, scratch.total[h]);
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
+  for (int h = 0; h < heads; ++h) {
     const Lanes sum = Broadcast(scratch.total[h].sum);
     for (int64_t c = 0; c < cache.latent; c += kLanes) {
       Store(Divide(Load(scratch.total[h].latent + c), sum),
             out + h * cache.latent + c);
     }
   }
-}
-
-template <typename Code>
-void AttendHeads(int64_t heads, const TokenPlace& place, const float* query,
-                 float scale, const KvLayer& cache, Scratch& scratch,
-                 float* out) {
-  int64_t h = 0;
-  const auto take = [&](auto count) {
-    constexpr int kHeads = decltype(count)::value;
-    for (; h + kHeads <= heads; h += kHeads) {
-      Attend<Code, kHeads>(place, query + h * cache.row_elements(), scale,
-                           cache, scratch, out + h * cache.latent);
-    }
-  };
-  take(std::integral_constant<int, 4>());
-  take(std::integral_constant<int, 2>());
-  take(std::integral_constant<int, 1>());
 }
 
 }  // namespace
@@ -215,17 +159,22 @@ void MlaAttention(ThreadPool& pool, std::span<const TokenPlace> places,
     group /= 2;
   }
   const int64_t groups = (heads + group - 1) / group;
+  const IsaKernels& kernels = KernelsOf(pool.isa());
   const auto attend = [&](int64_t begin, int64_t end) {
     const auto scratch = std::make_unique_for_overwrite<Scratch>();
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t t = unit / groups;
-      const int64_t h = unit % groups * group;
-      DispatchKv(cache.dtype, [&](auto code) {
-        AttendHeads<decltype(code)>(
-            std::min(group, heads - h), places[t],
-            query + (t * heads + h) * cache.row_elements(), scale, cache,
-            *scratch, out + (t * heads + h) * cache.latent);
-      });
+      const int64_t last = std::min((unit % groups + 1) * group, heads);
+      int64_t h = unit % groups * group;
+      const TokenPlace& after = places[std::min(unit + 1, end - 1) / groups];
+      const std::byte* next = BlockRows(cache, after, 0);
+      for (int count = kHeadsAtOnce; count >= 1; count /= 2) {
+        for (; h + count <= last; h += count) {
+          Attend(kernels, places[t],
+                 query + (t * heads + h) * cache.row_elements(), count, scale,
+                 cache, next, *scratch, out + (t * heads + h) * cache.latent);
+        }
+      }
     }
   };
   pool.ParallelFor(tokens * groups, 1, attend);

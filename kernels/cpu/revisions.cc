@@ -7,7 +7,7 @@ namespace invar::cpu {
 // Raise a number when a change moves a bit of what the operation returns.
 std::span<const std::pair<std::string_view, std::string_view>>
 KernelRevisions() {
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 18>
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 19>
       kRevisions = {{
           {"embedding", "1"},
           {"rms_norm", "1"},
@@ -23,6 +23,7 @@ KernelRevisions() {
           {"combine", "1"},
           {"log_prob", "1"},
           {"argmax", "1"},
+          {"adjust_logits", "1"},
           {"sample", "1"},
           {"exp", "1"},
           {"math", "1"},

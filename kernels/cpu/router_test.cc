@@ -12,7 +12,8 @@ struct Choice {
   std::vector<float> weights;
 };
 
-Choice Route(const RouterOptions& options, std::vector<float> logits) {
+Choice Route(const RouterOptions& options, std::vector<float> logits,
+             const float* correction = nullptr) {
   ThreadPool pool(1);
   const int64_t columns = 32;
   logits.resize(columns);
@@ -23,7 +24,8 @@ Choice Route(const RouterOptions& options, std::vector<float> logits) {
   Choice choice{std::vector<int32_t>(options.top_k),
                 std::vector<float>(options.top_k)};
   Router(pool, options, Fp32Weight(identity, options.experts, columns),
-         logits.data(), 1, choice.ids.data(), choice.weights.data());
+         correction, logits.data(), 1, choice.ids.data(),
+         choice.weights.data());
   return choice;
 }
 
@@ -56,6 +58,35 @@ TEST(RouterTest, GroupLimitedLooksOnlyIntoTheBestGroups) {
                              .top_groups = 1},
                             {1.0f, 0.0f, 2.0f, 0.0f, 2.0f, 1.0f});
   EXPECT_EQ(tied.ids, (std::vector<int32_t>{2, 3}));
+}
+
+TEST(RouterTest, CorrectionChoosesAndDoesNotWeigh) {
+  const auto sigmoid = [](double x) { return 1.0 / (1.0 + std::exp(-x)); };
+  RouterOptions options = {.scoring = RouterScoring::kSigmoid,
+                           .method = RouterMethod::kNoauxTc,
+                           .experts = 6,
+                           .top_k = 2,
+                           .groups = 3,
+                           .top_groups = 1,
+                           .normalise = true,
+                           .scaling_factor = 2.5f};
+  // By their two best, corrected, the last group leads; by the best alone the
+  // first would.
+  const float correction[6] = {0, 0, 0, 0, 0.3f, 0};
+  const Choice choice =
+      Route(options, {2.0f, -9.0f, 0.0f, 0.0f, 0.5f, 1.0f}, correction);
+  EXPECT_EQ(choice.ids, (std::vector<int32_t>{4, 5}));
+  const double sum = sigmoid(0.5) + sigmoid(1.0);
+  ExpectClose(
+      choice.weights,
+      std::vector<double>{2.5 * sigmoid(0.5) / sum, 2.5 * sigmoid(1.0) / sum},
+      1e-6);
+  options.normalise = false;
+  const Choice plain =
+      Route(options, {2.0f, -9.0f, 0.0f, 0.0f, 0.5f, 1.0f}, correction);
+  ExpectClose(plain.weights,
+              std::vector<double>{2.5 * sigmoid(0.5), 2.5 * sigmoid(1.0)},
+              1e-6);
 }
 
 TEST(RouterTest, NotANumberIsTheWorstAndIdsStayInRange) {

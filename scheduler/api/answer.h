@@ -1,4 +1,5 @@
-// One answer on its way to a client: tokens in, events out.
+// The answer to one request on its way to a client: what the core says in,
+// public events out.
 #ifndef INVAR_SCHEDULER_API_ANSWER_H_
 #define INVAR_SCHEDULER_API_ANSWER_H_
 
@@ -6,16 +7,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "invar/v1/inference.pb.h"
+#include "scheduler/api/sample.h"
 #include "scheduler/core/types.h"
-#include "scheduler/tokenizer/stop_matcher.h"
-#include "scheduler/tokenizer/stream_decoder.h"
 
 namespace invar::scheduler {
 
@@ -31,51 +30,47 @@ class AnswerSink {
   virtual bool cancelled() const = 0;
 };
 
-// Turns what the core delivers into the public events: ids to text, half
-// characters and possible stop strings held back, usage and receipt at the
-// end. Used by the core loop's thread alone.
+// Turns what the core delivers into the public events, usage and receipts at
+// the end. Used by the core loop's thread alone.
 class Answer {
  public:
-  struct Options {
-    std::string model_name;
-    bool include_stop_text = false;
-    bool skip_special_tokens = true;
-  };
-
-  Answer(std::shared_ptr<const RequestSpec> spec, const Tokenizer& tokenizer,
-         StopMatcher stops, Options options, std::shared_ptr<AnswerSink> sink);
+  // `samples`: one for each of spec->answers, by index.
+  Answer(std::shared_ptr<const RequestSpec> spec, std::string model_name,
+         std::vector<Sample> samples, std::shared_ptr<AnswerSink> sink);
 
   absl::Time arrived() const { return arrived_; }
-  bool has_output() const { return output_.size() > resumed_; }
-  bool ended_by_stop_string() const {
-    return stops_.matched_stop().has_value();
-  }
+  bool has_begun() const { return !fingerprint_.empty(); }
+  bool has_output() const;
+  // Whether some answer ended by its length.
+  bool reached_length() const;
   const RequestSpec& spec() const { return *spec_; }
 
   void Handle(const Begin& action);
-  // True: a stop string matched, the answer has ended, and nobody wants more.
+  // True: a stop string matched, and nobody wants more of this sample.
   bool Handle(const Deliver& action);
+  void Handle(const AnswerEnded& action);
   void Handle(const Finish& action);
 
  private:
-  // Feeds ids to the text; returns how many were used before a stop string
-  // matched.
-  int AppendTokens(std::span<const int32_t> ids, std::string* text);
-  void End(v1::Finish::Reason reason);
-  v1::Receipt MakeReceipt() const;
+  struct State {
+    Sample sample;
+    bool ended = false;
+    v1::Finish finish = {};
+    int32_t cached_tokens = 0;
+  };
+
+  // Sends what a sample held back.
+  void End(State* state, worker::v1::Terminal::Reason reason);
+  void SendFinal();
+  v1::Receipt MakeReceipt(int32_t index) const;
 
   const std::shared_ptr<const RequestSpec> spec_;
-  StreamDecoder decoder_;
-  StopMatcher stops_;
-  const Options options_;
+  const std::string model_name_;
+  std::vector<State> states_;  // by index
   const std::shared_ptr<AnswerSink> sink_;
   const absl::Time arrived_ = absl::Now();
-  const size_t resumed_;
   std::string fingerprint_;
   int32_t max_tokens_ = 0;
-  int32_t cached_tokens_ = 0;
-  std::vector<int32_t> output_;  // resumed tokens included
-  bool ended_ = false;
 };
 
 }  // namespace invar::scheduler

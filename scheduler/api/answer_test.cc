@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "common/digest.h"
+#include "common/seed.h"
 #include "common/status.h"
 #include "scheduler/tokenizer/test_tokenizer.h"
 
@@ -40,7 +41,7 @@ class RecordingSink : public AnswerSink {
 class AnswerTest : public ::testing::Test {
  protected:
   void Make(std::vector<std::string> stops, bool include_stop_text = false,
-            std::vector<int32_t> resume = {}) {
+            std::vector<int32_t> resume = {}, int32_t answers = 1) {
     tokenizer_ = *model_.Load();
     spec_ = std::make_shared<RequestSpec>();
     spec_->number = 1;
@@ -49,20 +50,23 @@ class AnswerTest : public ::testing::Test {
     spec_->prompt = {1, 2, 3};
     spec_->resume_tokens = std::move(resume);
     spec_->logprobs = true;
+    spec_->answers = answers;
     spec_->sampling.add_stop_token_ids(*tokenizer_->eos_id());
     for (const auto& stop : stops) spec_->sampling.add_stop_strings(stop);
-    Answer::Options options;
-    options.model_name = "m";
-    options.include_stop_text = include_stop_text;
-    answer_ = std::make_unique<Answer>(
-        spec_, *tokenizer_, *StopMatcher::Create(stops, include_stop_text),
-        options, sink_);
+    std::vector<Sample> samples;
+    for (int32_t index = 0; index < answers; ++index) {
+      samples.emplace_back(
+          spec_, index, *tokenizer_,
+          *StopMatcher::Create(stops, include_stop_text),
+          Sample::TextOptions{.include_stop_text = include_stop_text});
+    }
+    answer_ = std::make_unique<Answer>(spec_, "m", std::move(samples), sink_);
     answer_->Handle(Begin{1, "fingerprint", 100});
     position_ = 3 + static_cast<int32_t>(spec_->resume_tokens.size());
   }
 
   bool Deliver(const std::string& bytes, std::vector<int32_t> more = {}) {
-    scheduler::Deliver action{1, {}};
+    scheduler::Deliver action{1, 0, {}};
     action.report.set_position(position_);
     for (const char c : bytes) {
       action.report.add_token_ids(static_cast<uint8_t>(c));
@@ -76,11 +80,10 @@ class AnswerTest : public ::testing::Test {
     return answer_->Handle(action);
   }
 
+  // What the core says when a worker ends the only answer.
   void End(Terminal::Reason reason) {
-    Finish finish;
-    finish.request = 1;
-    finish.reason = reason;
-    answer_->Handle(finish);
+    answer_->Handle(AnswerEnded{1, 0, reason});
+    answer_->Handle(Finish{1});
   }
 
   TestModel model_;
@@ -130,13 +133,14 @@ TEST_F(AnswerTest, AStopStringEndsItAndWhatFollowsIsDropped) {
   EXPECT_FALSE(Deliver("n"));
   EXPECT_TRUE(Deliver("dxyz"));
   EXPECT_EQ(sink_->text, "t");
-  EXPECT_TRUE(sink_->ended);
   EXPECT_EQ(sink_->ids.size(), 4u);  // Those that made the stop string.
-  EXPECT_EQ(sink_->final.completions(0).finish().stop_string(), "end");
-  EXPECT_EQ(sink_->final.usage().output_tokens(), 4);
   // What the worker had already computed goes nowhere.
   EXPECT_FALSE(Deliver("more"));
-  End(Terminal::CANCELLED);
+  End(Terminal::LENGTH);
+  EXPECT_TRUE(sink_->ended);
+  EXPECT_EQ(sink_->final.completions(0).finish().reason(), v1::Finish::STOP);
+  EXPECT_EQ(sink_->final.completions(0).finish().stop_string(), "end");
+  EXPECT_EQ(sink_->final.usage().output_tokens(), 4);
   EXPECT_EQ(sink_->text, "t");
 }
 
@@ -157,10 +161,43 @@ TEST_F(AnswerTest, ReleasesHeldTextAtTheEnd) {
 TEST_F(AnswerTest, AResumedAnswerKnowsWhatWasSent) {
   Make({"abcd"}, false, {'a', 'b'});
   EXPECT_TRUE(Deliver("cd"));
+  End(Terminal::LENGTH);
   EXPECT_EQ(sink_->text, "");
   EXPECT_EQ(sink_->final.usage().output_tokens(), 4);
   EXPECT_EQ(sink_->final.completions(0).receipt().output_digest(),
             TokenDigest(std::vector<int32_t>{'a', 'b', 'c', 'd'}));
+}
+
+TEST_F(AnswerTest, AnAnswerResumedAfterItsStopStringGetsNothingMore) {
+  Make({"ab"}, false, {'a', 'b'});
+  EXPECT_TRUE(Deliver("c"));
+  End(Terminal::LENGTH);
+  EXPECT_TRUE(sink_->ids.empty());
+  EXPECT_EQ(sink_->final.completions(0).finish().stop_string(), "ab");
+}
+
+TEST_F(AnswerTest, EachOfSeveralAnswersHasItsOwnTextStopAndReceipt) {
+  Make({"end"}, false, {}, 2);
+  scheduler::Deliver action{1, 1, {}};
+  for (const char c : std::string("bend")) action.report.add_token_ids(c);
+  EXPECT_TRUE(answer_->Handle(action));
+  EXPECT_FALSE(Deliver("a"));
+  answer_->Handle(AnswerEnded{1, 0, Terminal::LENGTH});
+  EXPECT_FALSE(sink_->ended);
+  answer_->Handle(Finish{1});
+  ASSERT_TRUE(sink_->ended);
+  EXPECT_EQ(sink_->text, "ba");
+  ASSERT_EQ(sink_->final.completions_size(), 2);
+  const auto& first = sink_->final.completions(0);
+  const auto& second = sink_->final.completions(1);
+  EXPECT_EQ(first.finish().reason(), v1::Finish::LENGTH);
+  EXPECT_EQ(second.finish().stop_string(), "end");
+  EXPECT_EQ(first.receipt().seed(), 9u);
+  EXPECT_EQ(second.receipt().index(), 1);
+  EXPECT_EQ(second.receipt().seed(), AnswerSeed(9, 1));
+  EXPECT_EQ(first.receipt().output_digest(),
+            TokenDigest(std::vector<int32_t>{'a'}));
+  EXPECT_EQ(sink_->final.usage().output_tokens(), 5);
 }
 
 TEST_F(AnswerTest, AnErrorKeepsItsReasonAndRetry) {

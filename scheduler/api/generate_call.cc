@@ -9,13 +9,19 @@
 namespace invar::scheduler {
 namespace {
 
-// Whether two events can be sent as one: deltas of one answer, adjacent.
-bool CanCoalesce(const v1::GenerateResponse& last,
-                 const v1::GenerateResponse& next) {
-  return last.has_delta() && next.has_delta() &&
-         last.delta().index() == next.delta().index() &&
-         last.delta().position() + last.delta().token_ids_size() ==
-             next.delta().position();
+// Bytes of receipts that the trailing metadata may hold. gRPC's peers refuse
+// metadata beyond 8 KiB, base64 and the status's own details included.
+constexpr size_t kReceiptBytesMax = 3072;
+
+// Repeats the receipts where a proxy or a log can see them without reading
+// messages; all or, if they are too large, none.
+void AddReceipts(const v1::GenerateFinal& final,
+                 grpc::CallbackServerContext* context) {
+  if (final.ByteSizeLong() > kReceiptBytesMax) return;
+  for (const v1::Completion& completion : final.completions()) {
+    context->AddTrailingMetadata("invar-receipt-bin",
+                                 completion.receipt().SerializeAsString());
+  }
 }
 
 void Coalesce(const v1::TokenDelta& next, v1::TokenDelta* last) {
@@ -36,6 +42,7 @@ StreamedCall* StreamedCall::Start(Abandon abandon) {
 void StreamedCall::OnEvent(v1::GenerateResponse event) {
   absl::MutexLock lock(&mutex_);
   if (broken_ || end_ != nullptr) return;
+  if (event.has_final()) AddReceipts(event.final(), context_);
   Enqueue(std::move(event));
   if (!writing_) WriteNext();
 }
@@ -43,17 +50,32 @@ void StreamedCall::OnEvent(v1::GenerateResponse event) {
 void StreamedCall::Enqueue(v1::GenerateResponse event) {
   const auto bytes = static_cast<int64_t>(event.ByteSizeLong());
   buffered_bytes_ += bytes;
-  const size_t first_unwritten = writing_ ? 1 : 0;
-  if (events_.size() > first_unwritten &&
-      CanCoalesce(events_.back().event, event)) {
-    Coalesce(event.delta(), events_.back().event.mutable_delta());
-    events_.back().bytes += bytes;
+  Pending* last = event.has_delta() ? FindAdjacent(event.delta()) : nullptr;
+  if (last != nullptr) {
+    Coalesce(event.delta(), last->event.mutable_delta());
+    last->bytes += bytes;
   } else {
     events_.push_back({std::move(event), bytes});
   }
   if (writing_ && buffered_bytes_ > buffer_bytes_) {
     Break();  // limits.stream_buffer_bytes: this client will not have it.
   }
+}
+
+StreamedCall::Pending* StreamedCall::FindAdjacent(const v1::TokenDelta& delta) {
+  // The deltas of several answers take turns, and what other answers say does
+  // not come between two deltas of one. So at most n deltas are unwritten.
+  const auto unwritten = events_.size() - (writing_ ? 1 : 0);
+  auto pending = events_.rbegin();
+  for (size_t i = 0; i < unwritten; ++i, ++pending) {
+    if (!pending->event.has_delta()) return nullptr;
+    const v1::TokenDelta& last = pending->event.delta();
+    if (last.index() != delta.index()) continue;
+    const bool adjacent =
+        last.position() + last.token_ids_size() == delta.position();
+    return adjacent ? &*pending : nullptr;
+  }
+  return nullptr;
 }
 
 void StreamedCall::Break() {
@@ -114,22 +136,30 @@ WholeCall* WholeCall::Start(Abandon abandon) {
   return this;
 }
 
+v1::Answer& WholeCall::AnswerAt(int32_t index) {
+  while (response_->answers_size() <= index) response_->add_answers();
+  return *response_->mutable_answers(index);
+}
+
 void WholeCall::OnEvent(v1::GenerateResponse event) {
-  if (response_->answers().empty()) response_->add_answers();
-  auto* answer = response_->mutable_answers(0);
   switch (event.event_case()) {
     case v1::GenerateResponse::kPromptLogprobs:
       response_->mutable_prompt_logprobs()->MergeFrom(
           event.prompt_logprobs().logprobs());
       break;
-    case v1::GenerateResponse::kDelta:
-      answer->mutable_text()->append(event.delta().text());
-      answer->mutable_token_ids()->MergeFrom(event.delta().token_ids());
-      answer->mutable_logprobs()->MergeFrom(event.delta().logprobs());
-      answer->mutable_top_logprobs()->MergeFrom(event.delta().top_logprobs());
+    case v1::GenerateResponse::kDelta: {
+      v1::Answer& answer = AnswerAt(event.delta().index());
+      answer.mutable_text()->append(event.delta().text());
+      answer.mutable_token_ids()->MergeFrom(event.delta().token_ids());
+      answer.mutable_logprobs()->MergeFrom(event.delta().logprobs());
+      answer.mutable_top_logprobs()->MergeFrom(event.delta().top_logprobs());
       break;
+    }
     case v1::GenerateResponse::kFinal:
-      *answer->mutable_completion() = event.final().completions(0);
+      AddReceipts(event.final(), context_);
+      for (const v1::Completion& completion : event.final().completions()) {
+        *AnswerAt(completion.index()).mutable_completion() = completion;
+      }
       *response_->mutable_usage() = event.final().usage();
       response_->set_request_id(
           event.final().completions(0).receipt().request_id());

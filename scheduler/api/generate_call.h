@@ -56,6 +56,9 @@ class StreamedCall final
     v1::GenerateResponse event;
     int64_t bytes;
   };
+  // The unwritten delta that `delta` goes on; null: none.
+  Pending* FindAdjacent(const v1::TokenDelta& delta)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Valid while the call is unfinished.
   grpc::CallbackServerContext* const context_;
@@ -79,8 +82,9 @@ class WholeCall final : public grpc::ServerUnaryReactor,
                         public AnswerSink,
                         public std::enable_shared_from_this<WholeCall> {
  public:
-  explicit WholeCall(v1::GenerateOnceResponse* response)
-      : response_(response) {}
+  WholeCall(grpc::CallbackServerContext* context,
+            v1::GenerateOnceResponse* response)
+      : context_(context), response_(response) {}
 
   WholeCall* Start(Abandon abandon);
 
@@ -92,7 +96,11 @@ class WholeCall final : public grpc::ServerUnaryReactor,
   void OnDone() override;
 
  private:
-  v1::GenerateOnceResponse* const response_;  // until OnEnd
+  v1::Answer& AnswerAt(int32_t index);
+
+  // Valid until OnEnd.
+  grpc::CallbackServerContext* const context_;
+  v1::GenerateOnceResponse* const response_;
   Abandon abandon_;
   std::atomic<bool> cancelled_ = false;
   std::shared_ptr<WholeCall> self_;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/seed.h"
 #include "common/status.h"
 #include "common/version.h"
 
@@ -64,7 +65,7 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(
     const v1::GenerateOnceRequest* request,
     v1::GenerateOnceResponse* response) {
   const RequestNumber number = ++last_number_;
-  auto call = std::make_shared<WholeCall>(response);
+  auto call = std::make_shared<WholeCall>(context, response);
   WholeCall* reactor = call->Start(AbandonOf(number));
   Begin(context, request->request(), number, std::move(call));
   return reactor;
@@ -125,15 +126,17 @@ void InferenceService::ReadAndSubmit(const v1::GenerateRequest& request,
                     absl::string_view(stops.status().message())));
     return;
   }
-  Answer::Options options;
-  options.model_name = parts_.config.model().name();
+  Sample::TextOptions options;
   options.include_stop_text = request.stopping().include_stop_text();
   options.skip_special_tokens = !request.output().has_skip_special_tokens() ||
                                 request.output().skip_special_tokens();
+  std::vector<Sample> samples;
+  for (int32_t index = 0; index < spec->answers; ++index) {
+    samples.emplace_back(spec, index, parts_.tokenizer, *stops, options);
+  }
   parts_.answers.Insert(
-      spec->number,
-      std::make_unique<Answer>(spec, parts_.tokenizer, *std::move(stops),
-                               std::move(options), sink));
+      spec->number, std::make_unique<Answer>(spec, parts_.config.model().name(),
+                                             std::move(samples), sink));
   const RequestNumber number = spec->number;
   parts_.loop.Post(RequestArrived{std::move(spec)});
   // A cancel between the look above and here was posted too early.

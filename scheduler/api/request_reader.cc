@@ -1,12 +1,10 @@
 #include "scheduler/api/request_reader.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
-#include "common/digest.h"
 #include "common/status.h"
 #include "scheduler/tokenizer/chat_format.h"
 
@@ -26,11 +24,12 @@ Error OutOfRange(absl::string_view field, double low, double high,
                                          high, value));
 }
 
-Error NotYet(absl::string_view field, absl::string_view what) {
-  return Error(absl::StatusCode::kFailedPrecondition, "NOT_SUPPORTED",
-               absl::StrCat(field, ": ", what,
-                            " is not supported by this version; leave it out"))
-      .Field(field, "not supported by this version");
+// The same for (0, high].
+bool InPositiveRange(double x, double high) { return x > 0 && x <= high; }
+
+Error OutOfPositiveRange(absl::string_view field, double high, double value) {
+  return BadField(
+      field, absl::StrFormat("must lie in (0, %g]; it is %g", high, value));
 }
 
 // An error of the tokenizer, which says what is wrong but not in which field.
@@ -42,15 +41,6 @@ grpc::Status TextError(absl::string_view field, const absl::Status& status) {
 }
 
 }  // namespace
-
-uint64_t SeedFromRequestId(const std::string& request_id) {
-  Sha256 hash;
-  hash.Update(request_id);
-  const std::string digest = hash.Digest();
-  uint64_t seed = 0;
-  std::memcpy(&seed, digest.data(), sizeof(seed));
-  return seed;
-}
 
 grpc::Status RequestReader::CheckRequestId(const std::string& request_id) {
   if (request_id.size() > kRequestIdBytesMax) {
@@ -145,12 +135,15 @@ grpc::Status RequestReader::ReadPrompt(const v1::GenerateRequest& request,
   return BadField("prompt", "is not set; set text, chat or token_ids");
 }
 
-grpc::Status RequestReader::ReadSampling(
-    const v1::Sampling& sampling, v1::EffectiveSampling* effective) const {
+grpc::Status RequestReader::ReadSampling(const v1::Sampling& sampling,
+                                         RequestSpec* spec) const {
+  v1::EffectiveSampling* effective = &spec->sampling;
   effective->set_temperature(sampling.temperature());
   effective->set_top_k(sampling.top_k());
   effective->set_top_p(sampling.has_top_p() ? sampling.top_p() : 1.0f);
   effective->set_min_p(sampling.min_p());
+  effective->set_presence_penalty(sampling.presence_penalty());
+  effective->set_frequency_penalty(sampling.frequency_penalty());
   effective->set_repetition_penalty(
       sampling.has_repetition_penalty() ? sampling.repetition_penalty() : 1.0f);
   if (!InRange(sampling.temperature(), 0, 100)) {
@@ -161,30 +154,49 @@ grpc::Status RequestReader::ReadSampling(
                                                    "is ",
                                                    sampling.top_k()));
   }
-  if (!(effective->top_p() > 0) || effective->top_p() > 1) {
-    return BadField("sampling.top_p", absl::StrFormat("must lie in (0, 1]; it "
-                                                      "is %g",
-                                                      effective->top_p()));
+  if (!InPositiveRange(effective->top_p(), 1)) {
+    return OutOfPositiveRange("sampling.top_p", 1, effective->top_p());
   }
   if (!InRange(sampling.min_p(), 0, 1)) {
     return OutOfRange("sampling.min_p", 0, 1, sampling.min_p());
   }
-  if (sampling.has_presence_penalty() && sampling.presence_penalty() != 0) {
-    return NotYet("sampling.presence_penalty", "a penalty");
+  if (!InRange(sampling.presence_penalty(), -2, 2)) {
+    return OutOfRange("sampling.presence_penalty", -2, 2,
+                      sampling.presence_penalty());
   }
-  if (sampling.has_frequency_penalty() && sampling.frequency_penalty() != 0) {
-    return NotYet("sampling.frequency_penalty", "a penalty");
+  if (!InRange(sampling.frequency_penalty(), -2, 2)) {
+    return OutOfRange("sampling.frequency_penalty", -2, 2,
+                      sampling.frequency_penalty());
   }
-  if (effective->repetition_penalty() != 1) {
-    return NotYet("sampling.repetition_penalty", "a penalty");
+  if (!InPositiveRange(effective->repetition_penalty(), 2)) {
+    return OutOfPositiveRange("sampling.repetition_penalty", 2,
+                              effective->repetition_penalty());
   }
-  if (!sampling.logit_bias().empty()) {
-    return NotYet("sampling.logit_bias", "a bias");
+  spec->answers = sampling.has_n() ? sampling.n() : 1;
+  if (!InRange(spec->answers, 1, kAnswersMax)) {
+    return OutOfRange("sampling.n", 1, kAnswersMax, spec->answers);
   }
-  if (sampling.has_n() && (sampling.n() < 1 || sampling.n() > 16)) {
-    return OutOfRange("sampling.n", 1, 16, sampling.n());
+  return ReadLogitBias(sampling, effective);
+}
+
+grpc::Status RequestReader::ReadLogitBias(
+    const v1::Sampling& sampling, v1::EffectiveSampling* effective) const {
+  constexpr char kField[] = "sampling.logit_bias";
+  if (sampling.logit_bias_size() > limits_.max_logit_bias()) {
+    return BadField(
+        kField,
+        absl::StrCat("may have at most ", limits_.max_logit_bias(),
+                     " entries; there are ", sampling.logit_bias_size()));
   }
-  if (sampling.n() > 1) return NotYet("sampling.n", "more than one answer");
+  for (const auto& [id, bias] : sampling.logit_bias()) {
+    const std::string path = absl::StrCat(kField, "[", id, "]");
+    if (!tokenizer_.IsKnown(id)) {
+      return BadField(path, absl::StrCat("is no token id; they lie in [0, ",
+                                         tokenizer_.vocab_size(), ")"));
+    }
+    if (!InRange(bias, -100, 100)) return OutOfRange(path, -100, 100, bias);
+  }
+  *effective->mutable_logit_bias() = sampling.logit_bias();
   return grpc::Status::OK;
 }
 
@@ -264,14 +276,17 @@ grpc::Status RequestReader::ReadResume(const v1::ResumeFrom& resume,
       !status.ok()) {
     return status;
   }
+  if (spec->answers > 1 && resume.token_ids_size() > 0) {
+    return BadField("resume.token_ids",
+                    "cannot say which of several answers (sampling.n) it "
+                    "begins; leave it empty, and all are written again, equal "
+                    "to what was received");
+  }
   if (spec->max_tokens && resume.token_ids_size() > *spec->max_tokens) {
     return BadField(
         "resume.token_ids",
         absl::StrCat("must be at most max_tokens (", *spec->max_tokens,
                      "); they are ", resume.token_ids_size()));
-  }
-  if (!spec->max_tokens) {
-    return BadField("stopping.max_tokens", "is needed to resume an answer");
   }
   spec->expected_fingerprint = resume.expected_fingerprint();
   spec->resume_tokens.assign(resume.token_ids().begin(),
@@ -282,7 +297,7 @@ grpc::Status RequestReader::ReadResume(const v1::ResumeFrom& resume,
 grpc::Status RequestReader::Read(const v1::GenerateRequest& request,
                                  RequestSpec* spec) const {
   grpc::Status status = CheckModel(request.model());
-  if (status.ok()) status = ReadSampling(request.sampling(), &spec->sampling);
+  if (status.ok()) status = ReadSampling(request.sampling(), spec);
   if (status.ok()) status = ReadStopping(request.stopping(), spec);
   if (status.ok()) status = ReadOutput(request.output(), spec);
   if (status.ok() && request.has_resume()) {

@@ -26,8 +26,7 @@ class RequestReader {
         model_name_(std::move(model_name)) {}
 
   // Fills everything but number, request_id, seed and deadline. Errors name
-  // the field: INVALID_ARGUMENT, NOT_FOUND (model), FAILED_PRECONDITION (what
-  // this version cannot honour).
+  // the field: INVALID_ARGUMENT, NOT_FOUND (model).
   grpc::Status Read(const v1::GenerateRequest& request,
                     RequestSpec* spec) const;
 
@@ -48,7 +47,9 @@ class RequestReader {
   grpc::Status ReadPrompt(const v1::GenerateRequest& request,
                           std::vector<int32_t>* ids) const;
   grpc::Status ReadSampling(const v1::Sampling& sampling,
-                            v1::EffectiveSampling* effective) const;
+                            RequestSpec* spec) const;
+  grpc::Status ReadLogitBias(const v1::Sampling& sampling,
+                             v1::EffectiveSampling* effective) const;
   grpc::Status ReadStopping(const v1::Stopping& stopping,
                             RequestSpec* spec) const;
   grpc::Status ReadOutput(const v1::Output& output, RequestSpec* spec) const;
@@ -59,10 +60,6 @@ class RequestReader {
   const v1::Limits& limits_;
   const std::string model_name_;
 };
-
-// The seed of a request that names none: the first 8 bytes, little-endian, of
-// the SHA-256 of its request_id.
-uint64_t SeedFromRequestId(const std::string& request_id);
 
 }  // namespace invar::scheduler
 

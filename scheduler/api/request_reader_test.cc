@@ -73,11 +73,31 @@ TEST_F(RequestReaderTest, TheModelIsItsNameOrNothing) {
             grpc::StatusCode::NOT_FOUND);
 }
 
-TEST(SeedTest, IsAFunctionOfTheRequestId) {
-  EXPECT_EQ(SeedFromRequestId("a"), SeedFromRequestId("a"));
-  EXPECT_NE(SeedFromRequestId("a"), SeedFromRequestId("b"));
-  // SHA-256("abc") begins ba7816bf8f01cfea.
-  EXPECT_EQ(SeedFromRequestId("abc"), 0xeacf018fbf1678baull);
+TEST_F(RequestReaderTest, PassesOnPenaltiesBiasAndTheNumberOfAnswers) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids('A');
+  auto* sampling = request.mutable_sampling();
+  sampling->set_presence_penalty(-2);
+  sampling->set_frequency_penalty(0.5f);
+  sampling->set_repetition_penalty(2);
+  (*sampling->mutable_logit_bias())['B'] = -100;
+  sampling->set_n(16);
+  ASSERT_TRUE(reader_.Read(request, &spec_).ok());
+  EXPECT_EQ(spec_.sampling.presence_penalty(), -2);
+  EXPECT_EQ(spec_.sampling.frequency_penalty(), 0.5f);
+  EXPECT_EQ(spec_.sampling.repetition_penalty(), 2);
+  EXPECT_EQ(spec_.sampling.logit_bias().at('B'), -100);
+  EXPECT_EQ(spec_.answers, 16);
+}
+
+TEST_F(RequestReaderTest, SeveralAnswersAreResumedFromTheirBeginning) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids('A');
+  request.mutable_sampling()->set_n(2);
+  request.mutable_resume()->set_expected_fingerprint("f");
+  EXPECT_TRUE(reader_.Read(request, &spec_).ok());
+  request.mutable_resume()->add_token_ids('B');
+  EXPECT_EQ(ErrorFields(reader_.Read(request, &spec_)), "resume.token_ids");
 }
 
 }  // namespace

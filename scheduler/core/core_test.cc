@@ -37,7 +37,8 @@ class CoreTest : public ::testing::Test {
   // Attaches and loads a worker; `weights` makes the fingerprint.
   std::vector<Action> AddWorker(LinkNumber link, const std::string& id,
                                 int64_t sequences = 2,
-                                const std::string& weights = "w") {
+                                const std::string& weights = "w",
+                                int64_t schedulers = 1) {
     worker::v1::Hello hello;
     hello.set_protocol_version(kLinkProtocolVersion);
     hello.set_worker_id(id);
@@ -48,19 +49,21 @@ class CoreTest : public ::testing::Test {
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
     loaded.mutable_capacity()->set_block_tokens(64);
     loaded.mutable_capacity()->set_sequences(sequences);
+    loaded.mutable_capacity()->set_kv_blocks(sequences * 2);
     loaded.set_max_context_tokens(1024);
     loaded.mutable_credits()->set_sequences(sequences);
-    loaded.mutable_credits()->set_kv_tokens(sequences * 128);
+    loaded.mutable_credits()->set_kv_tokens(sequences * 128 / schedulers);
     return Step(WorkerLoaded{link, loaded});
   }
 
   std::vector<Action> Arrive(RequestNumber number, int32_t max_tokens = 8,
-                             size_t prompt = 4) {
+                             size_t prompt = 4, int32_t answers = 1) {
     auto spec = std::make_shared<RequestSpec>();
     spec->number = number;
     spec->request_id = std::to_string(number);
     spec->prompt.assign(prompt, 1);
     spec->max_tokens = max_tokens;
+    spec->answers = answers;
     spec->deadline = deadline_;
     return Step(RequestArrived{spec});
   }
@@ -140,7 +143,7 @@ TEST_F(CoreTest, CreditsBoundWhatIsSentAndTheQueueIsFirstComeFirstServed) {
   const auto actions = Step(WorkerReported{1, report});
   EXPECT_EQ(Only<Finish>(actions).size(), 1u);
   ASSERT_EQ(Only<SendSubmit>(actions).size(), 1u);
-  EXPECT_EQ(Only<SendSubmit>(actions)[0].key.request(), 2);
+  EXPECT_EQ(Only<SendSubmit>(actions)[0].key.request(), SequenceOf(2, 0));
 }
 
 TEST_F(CoreTest, AFullQueueAnswersWithAComputedRetry) {
@@ -162,10 +165,35 @@ TEST_F(CoreTest, RefusesWhatCannotFit) {
   finished = Only<Finish>(Arrive(2, 500, 4));
   ASSERT_EQ(finished.size(), 1u);
   EXPECT_EQ(finished[0].error_reason, "KV_CACHE_TOO_SMALL");
+  EXPECT_THAT(std::string(finished[0].status.message()),
+              HasSubstr("504 tokens of KV cache; a whole worker has 256"));
   Arrive(3);
   finished = Only<Finish>(Arrive(3));
   ASSERT_EQ(finished.size(), 1u);
   EXPECT_TRUE(absl::IsAlreadyExists(finished[0].status));
+}
+
+TEST_F(CoreTest, ASubmitCostsItsPromptAndWhatWasDelivered) {
+  AddWorker(1, "a");  // 2 sequences, 256 tokens
+  // Each could grow to 204 tokens; the worker preempts if both do.
+  const auto first = Only<SendSubmit>(Arrive(1, 200, 4));
+  ASSERT_EQ(first.size(), 1u);
+  ASSERT_EQ(Only<SendSubmit>(Arrive(2, 200, 4)).size(), 1u);
+  EXPECT_EQ(core_.Workers(now_)[0].free_kv_tokens(), 128);
+  Report(1, first[0], std::vector<int32_t>(100, 7));
+  Step(WorkerLost{1, "killed"});
+  // Resubmitted with 104 tokens, which are two blocks, and with 4: one.
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(2, "b")).size(), 2u);
+  EXPECT_EQ(core_.Workers(now_)[0].free_kv_tokens(), 64);
+}
+
+TEST_F(CoreTest, APromptBeyondTheSharedCacheEndsAndDoesNotBlockTheQueue) {
+  AddWorker(1, "a", 2, "w", /*schedulers=*/2);  // A share of 128 of 256.
+  EXPECT_EQ(Only<SendSubmit>(Arrive(1, 100, 100)).size(), 1u);
+  const auto finished = Only<Finish>(Arrive(2, 10, 130));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(absl::IsOutOfRange(finished[0].status));
+  EXPECT_EQ(finished[0].error_reason, "KV_SHARE_TOO_SMALL");
 }
 
 TEST_F(CoreTest, ALostWorkersRequestGoesOnElsewhereWhereItStopped) {
@@ -306,6 +334,63 @@ TEST_F(CoreTest, DrainStopsRoutingAndResumeStartsIt) {
   EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(1))[0].status));
   Step(WorkerResumed{"a"});
   EXPECT_EQ(Only<SendSubmit>(Arrive(2)).size(), 1u);
+}
+
+TEST_F(CoreTest, SeveralAnswersAreSequencesOfOneRequest) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  const auto arrived = Arrive(1, 8, 4, /*answers=*/3);
+  const auto submits = Only<SendSubmit>(arrived);
+  ASSERT_EQ(submits.size(), 3u);
+  EXPECT_EQ(Only<Begin>(arrived).size(), 1u);
+  EXPECT_EQ(submits[1].index, 1);
+  EXPECT_NE(submits[0].key.request(), submits[1].key.request());
+  const auto delivered =
+      Only<Deliver>(Report(submits[2].link, submits[2], {7}));
+  ASSERT_EQ(delivered.size(), 1u);
+  EXPECT_EQ(delivered[0].index, 2);
+  auto actions = Report(submits[2].link, submits[2], {}, Terminal::LENGTH);
+  ASSERT_EQ(Only<AnswerEnded>(actions).size(), 1u);
+  EXPECT_EQ(Only<AnswerEnded>(actions)[0].index, 2);
+  EXPECT_TRUE(Only<Finish>(actions).empty());
+  // A stop string ends one answer, at its worker too; the last ends it all.
+  actions = Step(AnswerStopped{1, 0});
+  EXPECT_EQ(Only<SendCancel>(actions).size(), 1u);
+  EXPECT_TRUE(Only<Finish>(actions).empty());
+  actions = Report(submits[1].link, submits[1], {}, Terminal::STOP);
+  ASSERT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_TRUE(Only<Finish>(actions)[0].status.ok());
+}
+
+TEST_F(CoreTest, AnErrorOrACancelEndsEveryAnswer) {
+  AddWorker(1, "a", 3);
+  const auto first = Only<SendSubmit>(Arrive(1, 8, 4, 3));
+  auto actions = Report(1, first[1], {}, Terminal::NOT_FINITE);
+  EXPECT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendCancel>(actions).size(), 2u);
+  worker::v1::StepReport report;
+  report.mutable_credits()->set_sequences(6);
+  report.mutable_credits()->set_kv_tokens(1000);
+  Step(WorkerReported{1, report});
+  EXPECT_EQ(Only<SendSubmit>(Arrive(2, 8, 4, 3)).size(), 3u);
+  EXPECT_EQ(Only<SendCancel>(Step(RequestAbandoned{2})).size(), 3u);
+  EXPECT_EQ(core_.queued() + core_.running(), 0);
+}
+
+TEST_F(CoreTest, AnswersThatFindNoRoomWaitAndStayInTheirPool) {
+  AddWorker(1, "a");
+  AddWorker(2, "b", 2, "other weights");
+  const auto some = Only<SendSubmit>(Arrive(1, 8, 4, /*answers=*/3));
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_TRUE(Only<SendSubmit>(Arrive(2)).empty());
+  EXPECT_EQ(core_.queued(), 2);
+  // Their pool drains: the other one's free places are not theirs.
+  EXPECT_EQ(Only<SendSubmit>(Step(WorkerDrained{"a"})).size(), 1u);
+  // Lost before it wrote anything, the request may change its pool.
+  const auto again = Step(WorkerLost{1, "killed"});
+  ASSERT_EQ(Only<Begin>(again).size(), 1u);
+  EXPECT_EQ(Only<Begin>(again)[0].request, 1);
+  EXPECT_EQ(Only<SendSubmit>(again).size(), 1u);
 }
 
 TEST_F(CoreTest, ARejectedAttemptIsQueuedAgain) {

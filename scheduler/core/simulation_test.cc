@@ -61,7 +61,7 @@ class Simulation {
     std::string id;
     int pool;
     bool loaded = false;
-    std::map<RequestNumber, Running> running;
+    std::map<SequenceNumber, Running> running;
     worker::v1::Credits credits;
     std::deque<Event> up;  // not yet at the scheduler
   };
@@ -141,6 +141,7 @@ class Simulation {
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
     loaded.mutable_capacity()->set_block_tokens(64);
     loaded.mutable_capacity()->set_sequences(kSequences);
+    loaded.mutable_capacity()->set_kv_blocks(kSequences * 3);
     loaded.set_max_context_tokens(4096);
     auto* credits = &workers_[link].credits;
     credits->set_sequences(kSequences);
@@ -182,7 +183,7 @@ class Simulation {
 
   void Compute(SimWorker* worker) {
     worker::v1::StepReport report;
-    std::vector<RequestNumber> ended;
+    std::vector<SequenceNumber> ended;
     for (auto& [number, running] : worker->running) {
       auto* attempt = report.add_attempts();
       *attempt->mutable_key() = running.submit.key;
@@ -192,25 +193,26 @@ class Simulation {
           static_cast<int64_t>(running.submit.request->prompt.size()) +
           running.submit.max_tokens;
       for (int i = 0; i < count && running.next < end; ++i) {
-        attempt->add_token_ids(TokenAt(worker->pool, number, running.next++));
+        attempt->add_token_ids(
+            TokenAt(worker->pool, RequestOf(number), running.next++));
       }
       if (plant_ == Plant::kRepeatToken && Random(50) == 0) --running.next;
       if (running.next < end) continue;
       attempt->mutable_terminal()->set_reason(Terminal::LENGTH);
       ended.push_back(number);
     }
-    for (const RequestNumber number : ended) Return(worker, number);
+    for (const SequenceNumber number : ended) Return(worker, number);
     *report.mutable_credits() = worker->credits;
     worker->up.push_back(WorkerReported{worker->link, report});
   }
 
   static int64_t Cost(const SendSubmit& submit) {
-    const int64_t tokens =
-        static_cast<int64_t>(submit.request->prompt.size()) + submit.max_tokens;
+    const int64_t tokens = static_cast<int64_t>(submit.request->prompt.size()) +
+                           static_cast<int64_t>(submit.delivered.size());
     return (tokens + 63) / 64 * 64;
   }
 
-  void Return(SimWorker* worker, RequestNumber number) {
+  void Return(SimWorker* worker, SequenceNumber number) {
     const int64_t cost = Cost(worker->running.at(number).submit);
     worker->credits.set_sequences(worker->credits.sequences() + 1);
     worker->credits.set_kv_tokens(worker->credits.kv_tokens() + cost);

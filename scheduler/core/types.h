@@ -18,6 +18,19 @@ namespace invar::scheduler {
 
 // The scheduler's own number for a request; never used twice.
 using RequestNumber = int64_t;
+// Answers that a request may ask for (sampling.n).
+inline constexpr int32_t kAnswersMax = 16;
+// Names one of a request's answers: what workers know as a request.
+using SequenceNumber = int64_t;
+inline SequenceNumber SequenceOf(RequestNumber request, int32_t index) {
+  return request * kAnswersMax + index;
+}
+inline RequestNumber RequestOf(SequenceNumber sequence) {
+  return sequence / kAnswersMax;
+}
+inline int32_t IndexOf(SequenceNumber sequence) {
+  return static_cast<int32_t>(sequence % kAnswersMax);
+}
 // The scheduler's own number for an attached stream; never used twice.
 using LinkNumber = int64_t;
 
@@ -26,14 +39,16 @@ struct RequestSpec {
   RequestNumber number = 0;
   std::string request_id;  // the client's name for it, unique in flight
   std::vector<int32_t> prompt;
-  // Output written before this request, by the same fingerprint.
+  int32_t answers = 1;  // sampling.n
+  // Output written before this request, by the same fingerprint. Empty if
+  // there is more than one answer.
   std::vector<int32_t> resume_tokens;
   // Empty: whichever pool takes new requests.
   std::string expected_fingerprint;
   // max_tokens is resolved by the core, which knows the context's length.
   v1::EffectiveSampling sampling;
   std::optional<int32_t> max_tokens;
-  uint64_t seed = 0;
+  uint64_t seed = 0;  // of answer 0; see AnswerSeed
   bool logprobs = false;
   int32_t top_logprobs = 0;
   bool prompt_logprobs = false;
@@ -46,9 +61,15 @@ struct RequestSpec {
 struct RequestArrived {
   std::shared_ptr<const RequestSpec> request;
 };
-// The client left, or its stop string matched: nobody wants more of it.
+// The client left: nobody wants more of it.
 struct RequestAbandoned {
   RequestNumber request;
+};
+// An answer's stop string matched, which only this side of the link can see:
+// it is complete.
+struct AnswerStopped {
+  RequestNumber request;
+  int32_t index;
 };
 struct WorkerAttached {
   LinkNumber link;
@@ -87,10 +108,10 @@ struct WorkerResumed {
 // Time passed.
 struct Tick {};
 
-using Event =
-    std::variant<RequestArrived, RequestAbandoned, WorkerAttached, WorkerLoaded,
-                 WorkerLoadFailed, WorkerBeat, WorkerReported, WorkerLeaving,
-                 WorkerLost, WorkerDrained, WorkerResumed, Tick>;
+using Event = std::variant<RequestArrived, RequestAbandoned, AnswerStopped,
+                           WorkerAttached, WorkerLoaded, WorkerLoadFailed,
+                           WorkerBeat, WorkerReported, WorkerLeaving,
+                           WorkerLost, WorkerDrained, WorkerResumed, Tick>;
 
 // --- Actions --------------------------------------------------------------
 
@@ -111,6 +132,7 @@ struct SendSubmit {
   LinkNumber link;
   worker::v1::AttemptKey key;
   std::shared_ptr<const RequestSpec> request;
+  int32_t index;  // of the answer
   // Output that earlier attempts delivered, resume_tokens included.
   std::vector<int32_t> delivered;
   int32_t max_tokens;
@@ -128,26 +150,33 @@ struct CloseLink {
   LinkNumber link;
   absl::Status status;
 };
-// A request has a place: its answer will be written by `fingerprint`.
+// A request has a pool: its answers will be written by `fingerprint`. Comes
+// again only if that pool was lost before it had written anything.
 struct Begin {
   RequestNumber request;
   std::string fingerprint;
   int32_t max_tokens;
 };
-// New tokens, or a page of prompt log-probabilities, in order, once each.
+// New tokens of an answer, or a page of prompt log-probabilities, in order,
+// once each.
 struct Deliver {
   RequestNumber request;
+  int32_t index;
   worker::v1::AttemptReport report;
+};
+// An answer is complete: STOP or LENGTH.
+struct AnswerEnded {
+  RequestNumber request;
+  int32_t index;
+  worker::v1::Terminal::Reason reason;
 };
 // The request is over; the core has forgotten it.
 struct Finish {
   RequestNumber request;
-  // OK: STOP or LENGTH. Else what the client is told.
-  absl::Status status;
-  worker::v1::Terminal::Reason reason =
-      worker::v1::Terminal::REASON_UNSPECIFIED;
+  // OK: every answer is complete. Else what the client is told.
+  absl::Status status = {};
   // ErrorInfo.reason of an error.
-  std::string error_reason;
+  std::string error_reason = {};
   // When a retry can succeed; zero: never.
   absl::Duration retry_after = absl::ZeroDuration();
 };
@@ -163,7 +192,7 @@ struct Log {
 
 using Action = std::variant<SendConfigure, SendAdmitted, SendRefused,
                             SendSubmit, SendCancel, SendDrain, CloseLink, Begin,
-                            Deliver, Finish, SetReady, Log>;
+                            Deliver, AnswerEnded, Finish, SetReady, Log>;
 
 }  // namespace invar::scheduler
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/config.h"
+#include "common/seed.h"
 #include "common/status.h"
 #include "scheduler/link/link_stream.h"
 
@@ -13,9 +14,8 @@ namespace {
 using worker::v1::AttachRequest;
 using worker::v1::AttachResponse;
 
-// Bytes left in a message for its other fields; stop strings stay behind, so
-// that these are few.
-constexpr int64_t kSubmitOverheadBytes = 4096;
+// Bytes of the message around the token ids: its tags and lengths.
+constexpr int64_t kFramingBytes = 64;
 // A token id is a varint of a non-negative int32.
 constexpr int64_t kTokenBytesMax = 5;
 
@@ -87,21 +87,16 @@ void WorkerLinkService::Send(const SendSubmit& action) {
   std::vector<int32_t> tokens = spec.prompt;
   tokens.insert(tokens.end(), action.delivered.begin(), action.delivered.end());
 
-  const size_t part_tokens = static_cast<size_t>(
-      (config_.limits().link_message_bytes() - kSubmitOverheadBytes) /
-      kTokenBytesMax);
-  const size_t first = std::min(tokens.size(), part_tokens);
   AttachResponse message;
   auto* submit = message.mutable_submit();
   *submit->mutable_key() = action.key;
-  submit->mutable_token_ids()->Assign(tokens.begin(), tokens.begin() + first);
   submit->set_total_tokens(static_cast<int32_t>(tokens.size()));
   submit->set_prompt_tokens(static_cast<int32_t>(spec.prompt.size()));
   submit->set_max_tokens(action.max_tokens);
   *submit->mutable_sampling() = spec.sampling;
   submit->mutable_sampling()->set_max_tokens(action.max_tokens);
   submit->mutable_sampling()->clear_stop_strings();
-  submit->set_seed(spec.seed);
+  submit->set_seed(AnswerSeed(spec.seed, action.index));
   submit->set_logprobs(spec.logprobs);
   submit->set_top_logprobs(spec.top_logprobs);
   submit->set_prompt_logprobs(action.prompt_logprobs);
@@ -110,6 +105,13 @@ void WorkerLinkService::Send(const SendSubmit& action) {
     submit->set_deadline_ms(
         std::max<int64_t>(1, absl::ToInt64Milliseconds(*action.time_left)));
   }
+  // The config's check of link_message_bytes leaves room for some.
+  const size_t part_tokens = static_cast<size_t>(
+      (config_.limits().link_message_bytes() - kFramingBytes -
+       static_cast<int64_t>(message.ByteSizeLong())) /
+      kTokenBytesMax);
+  const size_t first = std::min(tokens.size(), part_tokens);
+  submit->mutable_token_ids()->Assign(tokens.begin(), tokens.begin() + first);
   stream->Write(std::move(message));
   for (size_t at = first; at < tokens.size(); at += part_tokens) {
     const size_t end = std::min(tokens.size(), at + part_tokens);

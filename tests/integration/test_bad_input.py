@@ -89,10 +89,27 @@ CASES = {
     "min_p 2": (sampling(min_p=2), INVALID, "sampling.min_p"),
     "n 0": (sampling(n=0), INVALID, "sampling.n"),
     "n 17": (sampling(n=17), INVALID, "sampling.n"),
-    "n 2": (sampling(n=2), REFUSED, "sampling.n"),
-    "penalty": (
-        sampling(presence_penalty=1), REFUSED, "sampling.presence_penalty"),
-    "bias": (sampling(logit_bias={5: 1.0}), REFUSED, "sampling.logit_bias"),
+    "presence_penalty 3": (
+        sampling(presence_penalty=3), INVALID, "sampling.presence_penalty"),
+    "frequency_penalty NaN": (
+        sampling(frequency_penalty=float("nan")), INVALID,
+        "sampling.frequency_penalty"),
+    "repetition_penalty 0": (
+        sampling(repetition_penalty=0), INVALID, "sampling.repetition_penalty"),
+    "repetition_penalty 2.1": (
+        sampling(repetition_penalty=2.1), INVALID,
+        "sampling.repetition_penalty"),
+    "bias of no token": (
+        sampling(logit_bias={BIG: 1.0}), INVALID, f"sampling.logit_bias[{BIG}]"),
+    "bias 101": (
+        sampling(logit_bias={5: 101}), INVALID, "sampling.logit_bias[5]"),
+    "biases beyond the limit": (
+        sampling(logit_bias={i: 1.0 for i in range(1025)}), INVALID,
+        "sampling.logit_bias"),
+    "resume tokens of several answers": (
+        ok_request(sampling=pb.Sampling(n=2), resume=pb.ResumeFrom(
+            token_ids=[5], expected_fingerprint="00ff")),
+        INVALID, "resume.token_ids"),
     "top_logprobs alone": (
         ok_request(output=pb.Output(top_logprobs=2)), INVALID,
         "output.top_logprobs"),

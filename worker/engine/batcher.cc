@@ -1,78 +1,140 @@
 #include "worker/engine/batcher.h"
 
 #include <algorithm>
+#include <iterator>
 #include <span>
+#include <utility>
 
 namespace invar {
+namespace {
 
-void Batcher::Remove(Sequence* sequence) {
-  waiting_.remove(sequence);
-  running_.remove(sequence);
-  pool_->Release(sequence->block_ids, sequence->reserved_blocks);
-  sequence->block_ids.clear();
-  sequence->reserved_blocks = 0;
+int64_t HeldBlocks(const Sequence& sequence) {
+  return static_cast<int64_t>(sequence.hold.block_ids.size());
 }
 
-void Batcher::StartWaiting() {
-  while (!waiting_.empty() && running() < limits_.running_sequences) {
-    Sequence* sequence = waiting_.front();
-    const int64_t blocks = BlocksFor(sequence->max_size);
-    if (!pool_->Reserve(blocks)) return;
-    sequence->reserved_blocks = blocks;
-    // A scored prompt needs the logits of every position.
-    if (!sequence->prompt_logprobs) {
-      sequence->block_ids = pool_->TakePrefix(sequence->tokens);
-      sequence->shared_blocks =
-          static_cast<int64_t>(sequence->block_ids.size());
-      sequence->cached_tokens = sequence->shared_blocks * kBlockTokens;
-      sequence->computed = sequence->cached_tokens;
+}  // namespace
+
+Batcher::Batcher(const BatchLimits& limits, BlockPool* pool)
+    : limits_(limits),
+      places_(std::max<int64_t>(
+          1, std::min(limits.running_sequences, limits.step_tokens - 1))),
+      pool_(pool) {}
+
+void Batcher::Add(Sequence* sequence) {
+  sequence->arrival = ++arrivals_;
+  waiting_.emplace(sequence->arrival, sequence);
+}
+
+void Batcher::Remove(Sequence* sequence) {
+  waiting_.erase(sequence->arrival);
+  running_.erase(sequence->arrival);
+  pool_->Release(sequence->hold.block_ids);
+  sequence->hold = CacheHold();
+}
+
+void Batcher::Preempt(Sequence* sequence) {
+  if (running_.erase(sequence->arrival) == 0) return;
+  pool_->Release(sequence->hold.block_ids);
+  sequence->hold = CacheHold();
+  waiting_.emplace(sequence->arrival, sequence);
+  ++preemptions_;
+}
+
+void Batcher::GrowRunning() {
+  for (auto at = running_.begin(); at != running_.end(); ++at) {
+    Sequence* sequence = at->second;
+    while (HeldBlocks(*sequence) < BlocksFor(sequence->size())) {
+      if (pool_->available() > 0) {
+        sequence->hold.block_ids.push_back(pool_->Take());
+        continue;
+      }
+      Sequence* last = running_.rbegin()->second;
+      Preempt(last);
+      if (last == sequence) return;
     }
-    waiting_.pop_front();
-    running_.push_back(sequence);
   }
 }
 
+void Batcher::StartWaiting() {
+  while (!waiting_.empty() && running() < places_) {
+    if (!TryStart(waiting_.begin()->second)) return;
+  }
+}
+
+bool Batcher::TryStart(Sequence* sequence) {
+  CacheHold hold;
+  hold.block_ids = pool_->TakePrefix(
+      std::span(sequence->tokens).first(sequence->cacheable_tokens()));
+  hold.shared_blocks = static_cast<int64_t>(hold.block_ids.size());
+  hold.computed = hold.shared_blocks * kBlockTokens;
+
+  const int64_t blocks = BlocksFor(sequence->size());
+  int64_t growing = blocks < BlocksFor(sequence->max_size) ? 1 : 0;
+  for (const auto& [arrival, other] : running_) {
+    if (HeldBlocks(*other) < BlocksFor(other->max_size)) ++growing;
+  }
+  // Alone, it finds every block there is.
+  const int64_t spare = running_.empty() ? 0 : growing;
+  if (pool_->available() < blocks - hold.shared_blocks + spare) {
+    pool_->Release(hold.block_ids);
+    return false;
+  }
+  while (static_cast<int64_t>(hold.block_ids.size()) < blocks) {
+    hold.block_ids.push_back(pool_->Take());
+  }
+  if (!sequence->cached_tokens.has_value()) {
+    sequence->cached_tokens = hold.computed;
+  }
+  sequence->hold = std::move(hold);
+  waiting_.erase(sequence->arrival);
+  running_.emplace(sequence->arrival, sequence);
+  return true;
+}
+
 void Batcher::ShareWritten(Sequence* sequence) {
-  while (sequence->shares_blocks &&
-         sequence->shared_blocks < sequence->computed / kBlockTokens) {
-    const int64_t i = sequence->shared_blocks;
-    const int32_t parent = i == 0 ? kNoBlock : sequence->block_ids[i - 1];
+  CacheHold& hold = sequence->hold;
+  while (hold.shares_blocks &&
+         hold.shared_blocks < hold.computed / kBlockTokens) {
+    const int64_t i = hold.shared_blocks;
+    const int32_t parent = i == 0 ? kNoBlock : hold.block_ids[i - 1];
     const int32_t shared = pool_->Share(
-        sequence->block_ids[i], parent,
+        hold.block_ids[i], parent,
         std::span(sequence->tokens).subspan(i * kBlockTokens, kBlockTokens));
     if (shared == kNoBlock) {
-      sequence->shares_blocks = false;
+      hold.shares_blocks = false;
       return;
     }
-    sequence->block_ids[i] = shared;
-    ++sequence->shared_blocks;
+    hold.block_ids[i] = shared;
+    ++hold.shared_blocks;
   }
 }
 
 std::vector<PlannedSlice> Batcher::Plan() {
+  GrowRunning();
   StartWaiting();
   tokens_left_ = limits_.step_tokens;
   rows_left_ = limits_.logit_rows;
   std::vector<PlannedSlice> plan;
-  for (Sequence* sequence : running_) {
+  for (const auto& [arrival, sequence] : running_) {
     if (sequence->decoding()) PlanSlice(sequence, &plan);
   }
-  // All of them fit: prefill ends only in a step with room for one decode more.
-  for (Sequence* sequence : running_) {
+  for (const auto& [arrival, sequence] : running_) {
     if (!sequence->decoding()) PlanSlice(sequence, &plan);
   }
   return plan;
 }
 
 void Batcher::PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan) {
-  const int64_t first = sequence->computed;
+  const int64_t first = sequence->hold.computed;
   int64_t count = std::min(sequence->size() - first, tokens_left_);
   int64_t rows = 0;
-  if (sequence->prompt_logprobs && first < sequence->prompt_tokens) {
-    // Scores every position of the prompt; the last one's row is also the one
-    // to sample from.
-    count = std::min({count, sequence->prompt_tokens - first, rows_left_});
-    rows = count;
+  if (sequence->wants_scores()) {
+    // A row scores the token after its position. Where the prompt is all there
+    // is, the last position's row is also the one to sample from.
+    const int64_t without_row = sequence->scored_tokens - 1 - first;
+    count = std::min(
+        {count, sequence->prompt_tokens - first, without_row + rows_left_});
+    rows = std::max<int64_t>(0, count - without_row);
   } else if (sequence->wants_output() && first + count == sequence->size()) {
     rows = 1;
     if (rows_left_ == 0) {
@@ -83,12 +145,8 @@ void Batcher::PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan) {
   if (count <= 0) return;
   tokens_left_ -= count;
   rows_left_ -= rows;
-  while (static_cast<int64_t>(sequence->block_ids.size()) <
-         BlocksFor(first + count)) {
-    sequence->block_ids.push_back(pool_->Take());
-  }
   for (int64_t i = first / kBlockTokens; i < BlocksFor(first + count); ++i) {
-    pool_->AssertWritable(sequence->block_ids[i]);
+    pool_->AssertWritable(sequence->hold.block_ids[i]);
   }
   plan->push_back({sequence, count, rows});
 }

@@ -1,9 +1,10 @@
-// The scheduling policy: which sequences start, and what a step computes.
+// The scheduling policy: which sequences run, which give way, and what a step
+// computes.
 #ifndef INVAR_WORKER_ENGINE_BATCHER_H_
 #define INVAR_WORKER_ENGINE_BATCHER_H_
 
 #include <cstdint>
-#include <list>
+#include <map>
 #include <vector>
 
 #include "worker/engine/sequence.h"
@@ -25,42 +26,61 @@ struct PlannedSlice {
   int64_t logit_rows = 0;  // of the last positions
 };
 
-// Sequences wait in the order of their arrival. One starts when its worst case
-// of blocks can be reserved and a running place is free; nobody overtakes. It
-// starts behind the shared blocks that its tokens begin with.
-// A step computes every decode first, then prefill in the order of starting.
+// Sequences wait and run in the order of their arrival, and nobody overtakes.
+//
+// One starts, behind the shared blocks that its tokens begin with, when there
+// is a running place and a block for each of its tokens, and when each that
+// then runs could still take its next block, so that a start does not soon
+// cost a preemption. It holds the blocks of all its tokens while it runs. When
+// it grows and none is left, the last arrival that runs is preempted: it gives
+// its blocks back, of which the full ones stay cached while there is room, and
+// waits in its old order, to be computed again. So the first arrival of all
+// always runs on, and each in turn becomes it: nobody starves.
+//
+// A step computes every decode first, then prefill, in the order of arrival.
+// Fewer run than a step has tokens, so that decodes leave some to prefill.
 // None of this may show in a bit of any answer. Not thread-safe: the engine's.
 class Batcher {
  public:
-  Batcher(const BatchLimits& limits, BlockPool* pool)
-      : limits_(limits), pool_(pool) {}
+  Batcher(const BatchLimits& limits, BlockPool* pool);
 
   int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t preemptions() const { return preemptions_; }
 
-  // `sequence` must outlive its stay here, which Remove ends.
-  void Add(Sequence* sequence) { waiting_.push_back(sequence); }
-  // Frees its blocks and its reservation.
+  // `sequence`, whose max_size fits the pool, must outlive its stay here, which
+  // Remove ends.
+  void Add(Sequence* sequence);
+  // Gives its blocks back.
   void Remove(Sequence* sequence);
+
+  // Makes a sequence that runs wait again, without its blocks.
+  void Preempt(Sequence* sequence);
 
   // Shares the blocks that are full up to `computed`, whose values must all be
   // finite.
   void ShareWritten(Sequence* sequence);
 
-  // Starts what can start, chooses the next step's slices and gives each the
-  // blocks that it writes to. Empty: nothing to compute.
+  // Preempts and starts what must and can, and chooses the next step's slices.
+  // Empty: nothing to compute.
   std::vector<PlannedSlice> Plan();
 
  private:
+  using Arrivals = std::map<int64_t, Sequence*>;
+
+  void GrowRunning();
   void StartWaiting();
+  bool TryStart(Sequence* sequence);
   // Appends a slice within what is left of the step.
   void PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan);
 
   const BatchLimits limits_;
+  const int64_t places_;
   BlockPool* const pool_;
-  std::list<Sequence*> waiting_;
-  // In the order of starting.
-  std::list<Sequence*> running_;
+  Arrivals waiting_;
+  Arrivals running_;
+  int64_t arrivals_ = 0;
+  int64_t preemptions_ = 0;
   int64_t tokens_left_ = 0;
   int64_t rows_left_ = 0;
 };

@@ -32,12 +32,13 @@ class ContractTest : public ::testing::TestWithParam<KvDtype> {
   }
 
   std::unique_ptr<EngineHarness> NewWorker(int64_t step_tokens = 48,
-                                           int threads = 2) {
+                                           int threads = 2,
+                                           int64_t kv_blocks = 200) {
     absl::StatusOr<std::unique_ptr<Model>> model =
         Model::Load({folder_, GetParam(), threads});
     EXPECT_TRUE(model.ok()) << model.status();
     Engine::Options options;
-    options.kv_blocks = 200;
+    options.kv_blocks = kv_blocks;
     options.max_running_sequences = 40;
     options.max_step_tokens = step_tokens;
     options.max_context_tokens = 512;
@@ -180,6 +181,38 @@ TEST_P(ContractTest, ManyThatShareAtOnce) {
   EXPECT_EQ(worker->engine().kv_blocks_used(), 0);
   // One text of 135 tokens, whose last one is never computed: two full blocks.
   EXPECT_EQ(worker->engine().kv_blocks_cached(), 2);
+}
+
+TEST_P(ContractTest, PreemptedByPressureAndByHand) {
+  constexpr int kRequests = 10;
+  const auto request = [](int i) {
+    Submit submit = MakeSubmit(i, Prompt(5 + 5 * i, i), 300);
+    submit.mutable_sampling()->set_temperature(i % 2 * 0.8f);
+    submit.set_seed(i);
+    submit.set_logprobs(true);
+    submit.set_prompt_logprobs(i % 3 == 0);
+    return submit;
+  };
+  auto calm = NewWorker();
+  for (int i = 0; i < kRequests; ++i) calm->Submit(request(i));
+  calm->Drain();
+  EXPECT_EQ(calm->engine().preemptions(), 0);
+  auto pressed = NewWorker(48, 2, /*kv_blocks=*/12);
+  for (int i = 0; i < kRequests; ++i) pressed->Submit(request(i));
+  int64_t by_pressure = 0;
+  for (int step = 1; !pressed->engine().idle() && step < 4000; ++step) {
+    const int64_t before = pressed->engine().preemptions();
+    pressed->Step();
+    by_pressure += pressed->engine().preemptions() - before;
+    if (step % 37 == 0) pressed->Preempt(step / 37 % kRequests);
+  }
+  EXPECT_GT(by_pressure, 2);
+  EXPECT_GT(pressed->engine().preemptions() - by_pressure, 2);
+  for (int i = 0; i < kRequests; ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(pressed->answer(i).reason(), Terminal::LENGTH);
+    ExpectSame(pressed->answer(i), calm->answer(i));
+  }
 }
 
 std::string DtypeName(const ::testing::TestParamInfo<KvDtype>& dtype) {

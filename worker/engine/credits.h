@@ -25,12 +25,11 @@ struct CreditAmount {
   }
 };
 
-// What a submit costs: whole blocks for its prompt and all its output. A
-// function of the message alone, so that both ends of the link agree, also on
-// one that is malformed.
+// What a submit costs: whole blocks for the tokens that it brings, not for
+// those that it may write. A function of the message alone, so that both ends
+// of the link agree, also on one that is malformed.
 inline CreditAmount SubmitCost(const worker::v1::Submit& submit) {
-  const int64_t tokens = std::max<int64_t>(0, submit.prompt_tokens()) +
-                         std::max<int64_t>(0, submit.max_tokens());
+  const int64_t tokens = std::max<int64_t>(0, submit.total_tokens());
   return {1, BlocksFor(tokens) * kBlockTokens};
 }
 

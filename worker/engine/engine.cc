@@ -114,6 +114,11 @@ void Engine::Cancel(SessionId session, const AttemptKey& key) {
   End(found->second.get(), Terminal::CANCELLED, "");
 }
 
+void Engine::Preempt(SessionId session, const AttemptKey& key) {
+  const auto found = sequences_.find(SequenceId(session, key));
+  if (found != sequences_.end()) batcher_.Preempt(found->second.get());
+}
+
 StepSummary Engine::Step(absl::Time now) {
   EndExpired(now);
   StepSummary summary;
@@ -125,8 +130,8 @@ StepSummary Engine::Step(absl::Time now) {
     size_t row = 0;
     for (size_t i = 0; i < plan.size(); ++i) {
       Sequence* sequence = plan[i].sequence;
-      const std::span<const float> rows(logits_.data() + row * vocab_size_,
-                                        plan[i].logit_rows * vocab_size_);
+      const std::span<float> rows(logits_.data() + row * vocab_size_,
+                                  plan[i].logit_rows * vocab_size_);
       row += plan[i].logit_rows;
       if (!sequence->decoding()) summary.prompt_tokens += plan[i].tokens;
       if (health[i] == SliceHealth::kFinite) {
@@ -135,13 +140,15 @@ StepSummary Engine::Step(absl::Time now) {
         End(sequence, Terminal::NOT_FINITE,
             absl::StrCat("the model produced a value that is not finite at a "
                          "position from ",
-                         sequence->computed));
+                         sequence->hold.computed));
       }
     }
   }
   SendReports();
   summary.running = batcher_.running();
   summary.waiting = batcher_.waiting();
+  summary.preemptions = preemptions() - preemptions_reported_;
+  preemptions_reported_ = preemptions();
   summary.kv_blocks_used = pool_.used();
   summary.kv_blocks_cached = pool_.cached();
   summary.kv_blocks_total = pool_.total();
@@ -163,26 +170,25 @@ std::vector<SliceHealth> Engine::Compute(
   int64_t rows = 0;
   for (const PlannedSlice& slice : plan) {
     const Sequence& sequence = *slice.sequence;
-    slices.push_back(
-        {std::span(sequence.tokens).subspan(sequence.computed, slice.tokens),
-         sequence.computed, sequence.block_ids, slice.logit_rows});
+    slices.push_back({std::span(sequence.tokens)
+                          .subspan(sequence.hold.computed, slice.tokens),
+                      sequence.hold.computed, sequence.hold.block_ids,
+                      slice.logit_rows});
     rows += slice.logit_rows;
   }
   logits_.resize(rows * vocab_size_);
   return model_->Forward(slices, *cache_, std::span(logits_));
 }
 
-int64_t Engine::Advance(const PlannedSlice& slice,
-                        std::span<const float> rows) {
+int64_t Engine::Advance(const PlannedSlice& slice, std::span<float> rows) {
   Sequence* sequence = slice.sequence;
-  const int64_t first_row =
-      sequence->computed + slice.tokens - slice.logit_rows;
-  if (sequence->prompt_logprobs && sequence->computed < sequence->prompt_tokens)
-    ScorePrompt(*sequence, first_row, rows);
-  sequence->computed += slice.tokens;
+  sequence->hold.computed += slice.tokens;
+  if (sequence->wants_scores()) {
+    ScorePrompt(sequence, sequence->hold.computed - slice.logit_rows, rows);
+  }
   batcher_.ShareWritten(sequence);
   int64_t sampled = 0;
-  if (sequence->wants_output() && sequence->computed == sequence->size()) {
+  if (sequence->wants_output() && sequence->hold.computed == sequence->size()) {
     SampleNext(sequence, rows.last(vocab_size_));
     sampled = 1;
   }
@@ -192,29 +198,30 @@ int64_t Engine::Advance(const PlannedSlice& slice,
   return sampled;
 }
 
-void Engine::ScorePrompt(const Sequence& sequence, int64_t first_position,
+void Engine::ScorePrompt(Sequence* sequence, int64_t first_position,
                          std::span<const float> rows) {
   const int64_t count = static_cast<int64_t>(rows.size()) / vocab_size_;
   for (int64_t i = 0; i < count; ++i) {
     // Row i scores the token that follows its position.
     const int64_t next = first_position + i + 1;
-    if (next >= sequence.prompt_tokens) break;
+    if (next >= sequence->prompt_tokens) break;
     const std::span<const float> logits =
         rows.subspan(i * vocab_size_, vocab_size_);
-    AttemptReport* report = Report(sequence);
+    AttemptReport* report = Report(*sequence);
     if (report->prompt_logprobs_size() == 0) {
       report->set_prompt_position(static_cast<int32_t>(next));
     }
     report->add_prompt_logprobs(
-        cpu::LogProb(logits, cpu::LogSumExp(logits), sequence.tokens[next]));
+        cpu::LogProb(logits, cpu::LogSumExp(logits), sequence->tokens[next]));
+    sequence->scored_tokens = next + 1;
   }
 }
 
-void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
+void Engine::SampleNext(Sequence* sequence, std::span<float> logits) {
   const int64_t position = sequence->size();
   const int64_t limit = std::min(options_.tokenizer_ids, vocab_size_);
-  const int32_t token =
-      cpu::Sample(logits, limit, sequence->sampling, sequence->seed, position);
+  const int32_t token = sequence->uses.Sample(logits, limit, sequence->sampling,
+                                              sequence->seed, position);
   AttemptReport* report = Report(*sequence);
   if (report->token_ids_size() == 0) {
     report->set_position(static_cast<int32_t>(position));
@@ -222,7 +229,7 @@ void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
   report->add_token_ids(token);
   if (position == sequence->submitted_tokens) {
     report->set_cached_tokens(static_cast<int32_t>(
-        std::min(sequence->cached_tokens, sequence->prompt_tokens)));
+        std::min(*sequence->cached_tokens, sequence->prompt_tokens)));
   }
   if (sequence->logprobs || sequence->top_logprobs > 0) {
     const double log_sum_exp = cpu::LogSumExp(logits);
@@ -235,6 +242,7 @@ void Engine::SampleNext(Sequence* sequence, std::span<const float> logits) {
     }
   }
   sequence->tokens.push_back(token);
+  sequence->uses.AddOutput(token);
   sequence->CheckStop();
 }
 

@@ -27,11 +27,13 @@ using ReportSink = std::function<void(worker::v1::StepReport)>;
 
 // What one step did, for metrics.
 struct StepSummary {
-  bool computed = false;         // False: it only ended sequences.
-  int64_t prompt_tokens = 0;     // computed: prompt and resumed output
+  bool computed = false;  // False: it only ended sequences.
+  // Computed: prompt, resumed output, and again what was preempted.
+  int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;  // sampled
   int64_t running = 0;
   int64_t waiting = 0;
+  int64_t preemptions = 0;       // since the step before
   int64_t kv_blocks_used = 0;    // of a sequence that runs
   int64_t kv_blocks_cached = 0;  // of none, kept for their text
   int64_t kv_blocks_total = 0;
@@ -62,7 +64,8 @@ class Engine {
   int64_t steps() const { return steps_; }
   int64_t kv_blocks_used() const { return pool_.used(); }
   int64_t kv_blocks_cached() const { return pool_.cached(); }
-  int64_t kv_blocks_reserved() const { return pool_.reserved(); }
+  int64_t kv_blocks_available() const { return pool_.available(); }
+  int64_t preemptions() const { return batcher_.preemptions(); }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
   // Nothing to compute and nothing to report.
   bool idle() const { return sequences_.empty() && reports_.empty(); }
@@ -83,6 +86,10 @@ class Engine {
               worker::v1::Terminal::Reason reason, absl::string_view message);
   // A key that does not run, or no longer, is stale and ignored.
   void Cancel(SessionId session, const worker::v1::AttemptKey& key);
+  // Does to a sequence what memory pressure does: it gives its blocks back and
+  // is computed again, with the same bits. For tests; a key that does not run,
+  // or no longer, is stale and ignored.
+  void Preempt(SessionId session, const worker::v1::AttemptKey& key);
 
   // Ends what is past its deadline, computes one step and reports.
   StepSummary Step(absl::Time now);
@@ -107,10 +114,10 @@ class Engine {
   void EndExpired(absl::Time now);
   std::vector<SliceHealth> Compute(const std::vector<PlannedSlice>& plan);
   // `rows`: the slice's (logit_rows, vocab_size). Returns tokens sampled.
-  int64_t Advance(const PlannedSlice& slice, std::span<const float> rows);
-  void ScorePrompt(const Sequence& sequence, int64_t first_position,
+  int64_t Advance(const PlannedSlice& slice, std::span<float> rows);
+  void ScorePrompt(Sequence* sequence, int64_t first_position,
                    std::span<const float> rows);
-  void SampleNext(Sequence* sequence, std::span<const float> logits);
+  void SampleNext(Sequence* sequence, std::span<float> logits);
   void SendReports();
 
   const Options options_;
@@ -126,6 +133,7 @@ class Engine {
   std::map<SessionId, std::map<SequenceId, worker::v1::AttemptReport>> reports_;
   std::vector<float> logits_;  // (logit rows of the step, vocab_size)
   int64_t steps_ = 0;
+  int64_t preemptions_reported_ = 0;
 };
 
 }  // namespace invar

@@ -9,8 +9,7 @@
 #include <limits>
 
 #include "kernels/ops.h"
-#include "worker/engine/testing/engine_harness.h"
-#include "worker/engine/testing/fake_model.h"
+#include "worker/engine/testing/engine_fixture.h"
 
 namespace invar {
 namespace {
@@ -19,62 +18,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using worker::v1::Submit;
 using worker::v1::Terminal;
-
-constexpr int64_t kBlocks = 40;
-
-Engine::Options SmallOptions() {
-  Engine::Options options;
-  options.kv_blocks = kBlocks;
-  options.max_running_sequences = 8;
-  options.max_step_tokens = 16;
-  options.max_context_tokens = 1024;
-  options.max_top_logprobs = 5;
-  options.tokenizer_ids = 90;  // of the model's 97
-  return options;
-}
-
-std::vector<int32_t> Prompt(int64_t size, int32_t salt = 0) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < size; ++i) {
-    ids.push_back(static_cast<int32_t>((i * 7 + salt * 13 + 1) % 90));
-  }
-  return ids;
-}
-
-class EngineTest : public ::testing::Test {
- protected:
-  explicit EngineTest(FakeModel::Options model = {},
-                      const Engine::Options& options = SmallOptions())
-      : fake_(model), harness_(options, std::make_unique<FakeModel>(model)) {}
-
-  // Greedy continuation, computed without an engine.
-  std::vector<int32_t> Expected(std::vector<int32_t> tokens, int count) {
-    std::vector<int32_t> result;
-    for (int i = 0; i < count; ++i) {
-      result.push_back(cpu::Argmax(fake_.Logits(tokens), 90));
-      tokens.push_back(result.back());
-    }
-    return result;
-  }
-
-  // Every attempt has ended: nothing is held, and all credits are back.
-  void ExpectBaseline(int64_t submits) {
-    EXPECT_TRUE(harness_.engine().idle());
-    EXPECT_EQ(harness_.engine().kv_blocks_used(), 0);
-    EXPECT_EQ(harness_.engine().kv_blocks_reserved(), 0);
-    EXPECT_EQ(harness_.credits().sequences(), 8 + submits);
-  }
-
-  void ExpectInvalid(const Submit& submit, const std::string& message) {
-    const Answer answer = harness_.Run(submit);
-    EXPECT_EQ(answer.reason(), Terminal::INVALID);
-    EXPECT_THAT(answer.terminal->message(), HasSubstr(message));
-    EXPECT_EQ(harness_.engine().kv_blocks_reserved(), 0);
-  }
-
-  FakeModel fake_;
-  EngineHarness harness_;
-};
 
 TEST_F(EngineTest, GreedyAnswerOverSeveralBlocksAndChunks) {
   const Answer answer = harness_.Run(MakeSubmit(1, Prompt(150), 70));
@@ -299,16 +242,17 @@ TEST_F(EngineTest, BeyondTheCreditsIsRejected) {
 
 TEST_F(EngineTest, BeyondTheBlocksIsRejected) {
   for (int i = 0; i < 3; ++i) {
-    harness_.Submit(MakeSubmit(i, Prompt(600), 400));  // 16 of 40 blocks
+    harness_.Submit(MakeSubmit(i, Prompt(1000, i), 4));  // 16 of 40 blocks
   }
   harness_.Drain();
   EXPECT_EQ(harness_.answer(1).reason(), Terminal::LENGTH);
   EXPECT_EQ(harness_.answer(2).reason(), Terminal::REJECTED);
   ExpectBaseline(3);
+  EXPECT_EQ(harness_.credits().kv_tokens(), (40 + 3 * 16) * kBlockTokens);
 }
 
 TEST_F(EngineTest, AClosedSessionFreesAndOthersGoOn) {
-  Engine::Options options = SmallOptions();
+  Engine::Options options = SmallEngineOptions();
   options.schedulers = 2;
   EngineHarness harness(options,
                         std::make_unique<FakeModel>(FakeModel::Options{}));
@@ -317,7 +261,7 @@ TEST_F(EngineTest, AClosedSessionFreesAndOthersGoOn) {
   harness.engine().Submit(2, MakeSubmit(2, Prompt(50), 20), absl::UnixEpoch());
   for (int i = 0; i < 8; ++i) harness.Step();
   harness.engine().Close(2);
-  EXPECT_EQ(harness.engine().kv_blocks_reserved(), BlocksFor(70));
+  EXPECT_EQ(harness.engine().kv_blocks_used(), 1);
   harness.Drain();
   EXPECT_EQ(harness.answer(1).token_ids, Expected(Prompt(50), 20));
   EXPECT_EQ(harness.answer(2).reason(), Terminal::REASON_UNSPECIFIED);
@@ -328,13 +272,13 @@ TEST_F(EngineTest, AClosedSessionFreesAndOthersGoOn) {
 }
 
 TEST_F(EngineTest, SharesSumToTheCapacity) {
-  Engine::Options options = SmallOptions();
+  Engine::Options options = SmallEngineOptions();
   options.schedulers = 3;
   Engine engine(options, std::make_unique<FakeModel>(FakeModel::Options{}));
   CreditAmount sum;
   for (int place = 0; place < 3; ++place) sum += engine.Share(place);
   EXPECT_EQ(sum.sequences, 8);
-  EXPECT_EQ(sum.kv_tokens, kBlocks * kBlockTokens);
+  EXPECT_EQ(sum.kv_tokens, options.kv_blocks * kBlockTokens);
   EXPECT_EQ(engine.Share(0).sequences, 3);
   EXPECT_EQ(engine.Share(2).sequences, 2);
 }
@@ -434,7 +378,17 @@ TEST_F(EngineTest, CachedBlocksGiveWayUnderPressure) {
   ExpectBaseline(30);
 }
 
-TEST_F(EngineTest, MalformedSubmitsAreInvalid) {
+class InvalidSubmitTest : public EngineTest {
+ protected:
+  void ExpectInvalid(const Submit& submit, const std::string& message) {
+    const Answer answer = harness_.Run(submit);
+    EXPECT_EQ(answer.reason(), Terminal::INVALID);
+    EXPECT_THAT(answer.terminal->message(), HasSubstr(message));
+    EXPECT_EQ(harness_.engine().kv_blocks_used(), 0);
+  }
+};
+
+TEST_F(InvalidSubmitTest, Malformed) {
   ExpectInvalid(MakeSubmit(1, {}, 4), "prompt_tokens");
   ExpectInvalid(MakeSubmit(2, {1, 97}, 4), "token_ids[1] is 97");
   ExpectInvalid(MakeSubmit(3, {1, -1}, 4), "token_ids[1] is -1");
@@ -463,7 +417,7 @@ TEST_F(EngineTest, MalformedSubmitsAreInvalid) {
   ExpectInvalid(submit, "total_tokens");
 }
 
-TEST_F(EngineTest, SamplingOutOfRangeIsInvalid) {
+TEST_F(InvalidSubmitTest, SamplingOutOfRange) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const auto with = [](auto set) {
     Submit submit = MakeSubmit(1, Prompt(4), 4);
@@ -480,13 +434,28 @@ TEST_F(EngineTest, SamplingOutOfRangeIsInvalid) {
   ExpectInvalid(with([](auto* s) { s->set_min_tokens(-1); }), "min_tokens");
   ExpectInvalid(with([](auto* s) { s->add_stop_token_ids(97); }),
                 "stop_token_ids[0] is 97");
-  ExpectInvalid(with([](auto* s) { s->set_presence_penalty(1); }), "penalty");
-  ExpectInvalid(with([](auto* s) { (*s->mutable_logit_bias())[1] = 1; }),
-                "logit_bias");
+  for (const float value : {-2.1f, 2.1f, nan}) {
+    ExpectInvalid(with([&](auto* s) { s->set_presence_penalty(value); }),
+                  "presence_penalty");
+    ExpectInvalid(with([&](auto* s) { s->set_frequency_penalty(value); }),
+                  "frequency_penalty");
+  }
+  for (const float value : {0.0f, -1.0f, 2.1f, nan}) {
+    ExpectInvalid(with([&](auto* s) { s->set_repetition_penalty(value); }),
+                  "repetition_penalty");
+  }
+  for (const float value : {-101.0f, 101.0f, nan}) {
+    ExpectInvalid(with([&](auto* s) { (*s->mutable_logit_bias())[1] = value; }),
+                  "logit_bias[1]");
+  }
+  for (const int32_t id : {-1, 97, std::numeric_limits<int32_t>::max()}) {
+    ExpectInvalid(with([&](auto* s) { (*s->mutable_logit_bias())[id] = 1; }),
+                  "is of no token");
+  }
 }
 
 TEST_F(EngineTest, MoreThanTheWholeCacheIsInvalid) {
-  Engine::Options options = SmallOptions();
+  Engine::Options options = SmallEngineOptions();
   options.kv_blocks = 2;
   EngineHarness harness(options,
                         std::make_unique<FakeModel>(FakeModel::Options{}));
@@ -503,7 +472,7 @@ TEST_F(EngineTest, AStepStaysWithinItsTokens) {
     for (const SequenceSlice& slice : slices) tokens += slice.token_ids.size();
     most = std::max(most, tokens);
   };
-  Engine::Options options = SmallOptions();
+  Engine::Options options = SmallEngineOptions();
   options.max_step_tokens = 3;  // fewer than sequences
   EngineHarness harness(options, std::make_unique<FakeModel>(model));
   for (int i = 0; i < 8; ++i) {

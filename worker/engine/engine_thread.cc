@@ -57,6 +57,11 @@ void EngineThread::Cancel(SessionId session,
   Post([session, key](Engine& engine) { engine.Cancel(session, key); });
 }
 
+void EngineThread::Preempt(SessionId session,
+                           const worker::v1::AttemptKey& key) {
+  Post([session, key](Engine& engine) { engine.Preempt(session, key); });
+}
+
 bool EngineThread::WaitUntilIdle(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
   const auto idle = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {

@@ -44,6 +44,7 @@ class EngineThread {
   void Refuse(SessionId session, worker::v1::Submit submit,
               worker::v1::Terminal::Reason reason, absl::string_view message);
   void Cancel(SessionId session, const worker::v1::AttemptKey& key);
+  void Preempt(SessionId session, const worker::v1::AttemptKey& key);
 
   // Waits until no command, sequence or report is left; false on timeout.
   bool WaitUntilIdle(absl::Duration timeout);

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <compare>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "invar/worker/v1/link.pb.h"
 #include "kernels/ops.h"
 #include "worker/engine/credits.h"
+#include "worker/engine/token_uses.h"
 
 namespace invar {
 
@@ -33,10 +35,20 @@ struct SequenceId {
   friend auto operator<=>(const SequenceId&, const SequenceId&) = default;
 };
 
+// What a sequence that runs holds of the KV cache.
+struct CacheHold {
+  // Positions [0, computed) lie in the cache, in block_ids.
+  int64_t computed = 0;
+  std::vector<int32_t> block_ids;
+  int64_t shared_blocks = 0;  // leading ones
+  bool shares_blocks = true;  // False after a collision of names.
+};
+
 struct Sequence {
   explicit Sequence(const SequenceId& id) : id(id) {}
 
   SequenceId id;
+  int64_t arrival = 0;  // Ascends over an engine's life.
   worker::v1::AttemptKey key;
   CreditAmount cost;
   absl::Time deadline = absl::InfiniteFuture();
@@ -50,33 +62,35 @@ struct Sequence {
   bool stopped = false;  // The last token is a stop id.
 
   cpu::SamplingParameters sampling;
+  TokenUses uses;
   uint64_t seed = 0;
   int64_t min_tokens = 0;
   std::vector<int32_t> stop_token_ids;  // ascending
   bool logprobs = false;
   int64_t top_logprobs = 0;
-  bool prompt_logprobs = false;
+  // Prompt tokens whose log-probability is reported or not asked for. Nothing
+  // comes before the first token, so it is never asked for.
+  int64_t scored_tokens = 0;
 
-  // Positions [0, computed) lie in the cache, in block_ids.
-  int64_t computed = 0;
-  std::vector<int32_t> block_ids;
-  int64_t reserved_blocks = 0;  // 0: not started
-  // Leading blocks that are shared, and positions that were so at the start.
-  int64_t shared_blocks = 0;
-  int64_t cached_tokens = 0;
-  bool shares_blocks = true;  // False after a collision of names.
+  // Empty unless it runs: a preempted sequence begins again from nothing.
+  CacheHold hold;
+  // Positions that the cache held at the first start.
+  std::optional<int64_t> cached_tokens;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t output_tokens() const { return size() - prompt_tokens; }
   bool wants_output() const { return !stopped && size() < max_size; }
+  bool wants_scores() const { return scored_tokens < prompt_tokens; }
   // Nothing is left to compute.
-  bool finished() const {
-    return !wants_output() && (!prompt_logprobs || computed >= prompt_tokens);
-  }
-  // One token to compute: this attempt has computed all else, or found it. One
-  // that found all else has yet to compete with the prompts for its first step.
+  bool finished() const { return !wants_output() && !wants_scores(); }
+  // One token to compute, which this attempt has sampled.
   bool decoding() const {
-    return computed > cached_tokens && computed + 1 == size();
+    return size() > submitted_tokens && hold.computed + 1 == size();
+  }
+  // Until here the cache is as good as computing: the next position whose
+  // logits are wanted lies behind it.
+  int64_t cacheable_tokens() const {
+    return wants_scores() ? scored_tokens : size();
   }
 
   // Sets `stopped` from the last token, if it is output.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,13 +37,15 @@ absl::Status CheckSampling(const EffectiveSampling& sampling) {
   if (sampling.min_tokens() < 0) {
     return Invalid("sampling.min_tokens", "must not be negative");
   }
-  if (sampling.presence_penalty() != 0.0f ||
-      sampling.frequency_penalty() != 0.0f ||
-      sampling.repetition_penalty() != 1.0f) {
-    return Invalid("sampling", "has a penalty; this worker applies none");
+  if (!InRange(sampling.presence_penalty(), -2.0f, 2.0f)) {
+    return Invalid("sampling.presence_penalty", "must be in [-2, 2]");
   }
-  if (!sampling.logit_bias().empty()) {
-    return Invalid("sampling.logit_bias", "is set; this worker applies none");
+  if (!InRange(sampling.frequency_penalty(), -2.0f, 2.0f)) {
+    return Invalid("sampling.frequency_penalty", "must be in [-2, 2]");
+  }
+  if (!InRange(sampling.repetition_penalty(), 0.0f, 2.0f) ||
+      sampling.repetition_penalty() == 0.0f) {
+    return Invalid("sampling.repetition_penalty", "must be in (0, 2]");
   }
   return absl::OkStatus();
 }
@@ -57,6 +60,38 @@ absl::Status CheckIds(absl::string_view field, const Ids& ids,
                                 vocab_size, ")"));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckLogitBias(const EffectiveSampling& sampling,
+                            int64_t vocab_size) {
+  for (const auto& [id, bias] : sampling.logit_bias()) {
+    const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
+    if (id < 0 || id >= vocab_size) {
+      return Invalid(field, absl::StrCat("is of no token; the vocabulary is "
+                                         "[0, ",
+                                         vocab_size, ")"));
+    }
+    if (!InRange(bias, -100.0f, 100.0f)) {
+      return Invalid(field, "must be in [-100, 100]");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Needs the sequence's tokens.
+TokenUses MakeTokenUses(const EffectiveSampling& sampling,
+                        const Sequence& sequence) {
+  TokenUses uses({sampling.repetition_penalty(), sampling.frequency_penalty(),
+                  sampling.presence_penalty()});
+  for (const auto& [id, bias] : sampling.logit_bias()) uses.SetBias(id, bias);
+  for (int64_t i = 0; i < sequence.size(); ++i) {
+    if (i < sequence.prompt_tokens) {
+      uses.AddPrompt(sequence.tokens[i]);
+    } else {
+      uses.AddOutput(sequence.tokens[i]);
+    }
+  }
+  return uses;
 }
 
 }  // namespace
@@ -101,6 +136,9 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(
                       submit.sampling().stop_token_ids(), limits.vocab_size);
   }
   if (status.ok()) status = CheckSampling(submit.sampling());
+  if (status.ok()) {
+    status = CheckLogitBias(submit.sampling(), limits.vocab_size);
+  }
   if (status.ok() && (submit.top_logprobs() < 0 ||
                       submit.top_logprobs() > limits.top_logprobs)) {
     status = Invalid("top_logprobs",
@@ -126,6 +164,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(
   const EffectiveSampling& sampling = submit.sampling();
   sequence->sampling = {sampling.temperature(), sampling.top_k(),
                         sampling.top_p(), sampling.min_p()};
+  sequence->uses = MakeTokenUses(sampling, *sequence);
   sequence->seed = submit.seed();
   sequence->min_tokens = sampling.min_tokens();
   sequence->stop_token_ids.assign(sampling.stop_token_ids().begin(),
@@ -134,7 +173,8 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(
   sequence->CheckStop();
   sequence->logprobs = submit.logprobs();
   sequence->top_logprobs = submit.top_logprobs();
-  sequence->prompt_logprobs = submit.prompt_logprobs();
+  sequence->scored_tokens =
+      submit.prompt_logprobs() ? 1 : sequence->prompt_tokens;
   return sequence;
 }
 

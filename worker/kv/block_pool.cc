@@ -26,16 +26,8 @@ BlockPool::BlockPool(int64_t blocks, PrefixCache::NameFunction name)
   }
 }
 
-bool BlockPool::Reserve(int64_t blocks) {
-  Assert(blocks >= 0, "a reservation is not negative");
-  if (reserved_ + blocks > total()) return false;
-  reserved_ += blocks;
-  AssertAccounts();
-  return true;
-}
-
 int32_t BlockPool::Take() {
-  Assert(all_references_ < reserved_, "a block taken was reserved");
+  Assert(available() > 0, "a block is taken where one is available");
   if (free_.empty()) free_.push_back(prefixes_.EvictOldest());
   const int32_t block = free_.back();
   free_.pop_back();
@@ -82,12 +74,9 @@ void BlockPool::AssertWritable(int32_t block) const {
          "a block is written before it is shared");
 }
 
-void BlockPool::Release(std::span<const int32_t> taken, int64_t reserved) {
-  Assert(static_cast<int64_t>(taken.size()) <= reserved,
-         "a sequence takes at most what it reserved");
+void BlockPool::Release(std::span<const int32_t> taken) {
   // Backwards: the end of a text is evicted before its beginning.
   for (size_t i = taken.size(); i-- > 0;) DropReference(taken[i]);
-  reserved_ -= reserved;
   AssertAccounts();
 }
 
@@ -112,9 +101,7 @@ void BlockPool::DropReference(int32_t block) {
 void BlockPool::AssertAccounts() const {
   Assert(static_cast<int64_t>(free_.size()) + used_ + cached() == total(),
          "free + used + cached == total");
-  Assert(used_ <= all_references_ && all_references_ <= reserved_ &&
-             reserved_ <= total(),
-         "used <= references <= reserved <= total");
+  Assert(used_ <= all_references_, "used <= references");
 }
 
 }  // namespace invar

@@ -1,11 +1,10 @@
 // Hands out the blocks of the KV cache, new ones and those that hold a text's
 // beginning already.
 //
-// A sequence reserves its worst case before it starts, as if nothing were
-// shared, so that a sequence that runs never waits for a block; it takes blocks
-// within its reservation as it grows. A block that it wrote in full can be
-// shared; it then stays after its last reader, until its room is needed. Which
-// block a sequence gets never shows in its bits.
+// A sequence takes blocks as it grows; who gives way when none is left is the
+// Batcher's business. A block that it wrote in full can be shared; it then
+// stays after its last reader, until its room is needed. Which block a sequence
+// gets never shows in its bits.
 #ifndef INVAR_WORKER_KV_BLOCK_POOL_H_
 #define INVAR_WORKER_KV_BLOCK_POOL_H_
 
@@ -25,9 +24,9 @@ constexpr int64_t BlocksFor(int64_t tokens) {
 }
 
 // Not thread-safe: the engine's. Asserted after every call, also in release
-// builds: free + used + cached == total, used <= references <= reserved <=
-// total, and no block is given back that was not taken. A block is used while
-// a sequence refers to it, and cached while none does and it holds a text.
+// builds: free + used + cached == total, used <= references, and no block is
+// given back that was not taken. A block is used while a sequence refers to it,
+// and cached while none does and it holds a text.
 class BlockPool {
  public:
   explicit BlockPool(int64_t blocks,
@@ -38,18 +37,16 @@ class BlockPool {
   int64_t total() const { return static_cast<int64_t>(references_.size()); }
   int64_t used() const { return used_; }
   int64_t cached() const { return prefixes_.parked(); }
-  int64_t reserved() const { return reserved_; }
+  // Blocks to take now: cached ones give way on demand.
+  int64_t available() const {
+    return static_cast<int64_t>(free_.size()) + cached();
+  }
 
-  // Sets `blocks` aside; false, and nothing happens, if fewer are left. Cached
-  // blocks count as free.
-  bool Reserve(int64_t blocks);
-
-  // A block to write to, of a reservation that is not used up.
+  // A block to write to; there must be one available.
   int32_t Take();
 
-  // The shared blocks that `token_ids` begins with, in order, taken from a
-  // reservation. They end before the block of the last token, so that its
-  // logits are always computed.
+  // Takes the shared blocks that `token_ids` begins with, in order. They end
+  // before the block of the last token, so that its logits are always computed.
   std::vector<int32_t> TakePrefix(std::span<const int32_t> token_ids);
 
   // Shares a taken block that holds `token_ids`, a whole block of them, after
@@ -63,9 +60,8 @@ class BlockPool {
   // Aborts unless one sequence alone refers to the block and it is not shared.
   void AssertWritable(int32_t block) const;
 
-  // Ends a reservation of `reserved` blocks, of which `taken` were taken, in
-  // the order of the text.
-  void Release(std::span<const int32_t> taken, int64_t reserved);
+  // Gives a sequence's blocks back; `taken` is in the order of its text.
+  void Release(std::span<const int32_t> taken);
 
  private:
   void AddReference(int32_t block);
@@ -77,7 +73,6 @@ class BlockPool {
   PrefixCache prefixes_;
   int64_t used_ = 0;
   int64_t all_references_ = 0;
-  int64_t reserved_ = 0;
 };
 
 }  // namespace invar

@@ -17,45 +17,34 @@ TEST(BlocksForTest, RoundsUp) {
 
 TEST(BlockPoolTest, HandsOutEachBlockOnce) {
   BlockPool pool(5);
-  ASSERT_TRUE(pool.Reserve(5));
+  EXPECT_EQ(pool.available(), 5);
   std::set<int32_t> blocks;
   for (int i = 0; i < 5; ++i) blocks.insert(pool.Take());
   EXPECT_EQ(blocks, (std::set<int32_t>{0, 1, 2, 3, 4}));
   EXPECT_EQ(pool.used(), 5);
+  EXPECT_EQ(pool.available(), 0);
 }
 
-TEST(BlockPoolTest, ReservationCountsBeforeABlockIsTaken) {
-  BlockPool pool(4);
-  ASSERT_TRUE(pool.Reserve(3));
-  EXPECT_FALSE(pool.Reserve(2));
-  EXPECT_EQ(pool.reserved(), 3);
-  EXPECT_EQ(pool.used(), 0);
-  EXPECT_TRUE(pool.Reserve(1));
-}
-
-TEST(BlockPoolTest, ReleaseGivesBackTakenAndUntaken) {
-  BlockPool pool(4);
-  ASSERT_TRUE(pool.Reserve(4));
-  const std::vector<int32_t> taken = {pool.Take(), pool.Take()};
-  pool.Release(taken, 4);
-  EXPECT_EQ(pool.used(), 0);
-  EXPECT_EQ(pool.reserved(), 0);
-  EXPECT_TRUE(pool.Reserve(4));
-}
-
-TEST(BlockPoolDeathTest, TakingBeyondTheReservationAborts) {
+TEST(BlockPoolTest, WhatIsReleasedIsHandedOutAgain) {
   BlockPool pool(2);
-  ASSERT_TRUE(pool.Reserve(1));
+  const std::vector<int32_t> taken = {pool.Take(), pool.Take()};
+  pool.Release(taken);
+  EXPECT_EQ(pool.used(), 0);
+  EXPECT_EQ(pool.available(), 2);
+  EXPECT_NE(pool.Take(), pool.Take());
+}
+
+TEST(BlockPoolDeathTest, TakingMoreThanThereIsAborts) {
+  BlockPool pool(1);
   pool.Take();
-  EXPECT_DEATH(pool.Take(), "a block taken was reserved");
+  EXPECT_DEATH(pool.Take(), "a block is taken where one is available");
 }
 
 TEST(BlockPoolDeathTest, GivingBackTwiceAborts) {
   BlockPool pool(2);
-  ASSERT_TRUE(pool.Reserve(2));
   const int32_t block = pool.Take();
   const std::vector<int32_t> twice = {block, block};
-  EXPECT_DEATH(pool.Release(twice, 2), "a block given back was taken");
+  EXPECT_DEATH(pool.Release(twice), "a block given back was taken");
 }
 
 }  // namespace

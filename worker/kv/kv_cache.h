@@ -10,7 +10,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "kernels/types.h"
 
@@ -24,7 +26,7 @@ class KvCache {
         layers_(layers),
         blocks_(blocks),
         row_bytes_(row_elements * KvElementBytes(dtype)),
-        storage_(layers * blocks * kBlockTokens * row_bytes_) {}
+        storage_(Zeros(layers * blocks * kBlockTokens * row_bytes_)) {}
 
   KvDtype dtype() const { return dtype_; }
   int64_t layers() const { return layers_; }
@@ -33,11 +35,11 @@ class KvCache {
 
   // The rows of one block in one layer: (kBlockTokens, row_elements).
   std::byte* Block(int64_t layer, int64_t block) {
-    return storage_.data() +
+    return storage_.get() +
            (layer * blocks_ + block) * kBlockTokens * row_bytes_;
   }
   const std::byte* Block(int64_t layer, int64_t block) const {
-    return storage_.data() +
+    return storage_.get() +
            (layer * blocks_ + block) * kBlockTokens * row_bytes_;
   }
 
@@ -48,11 +50,24 @@ class KvCache {
   }
 
  private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+
+  // The system's own zero pages, which cost neither time nor memory before the
+  // first write: a cache is sized for the worst case, and most of it is not
+  // touched in the first minutes, if ever.
+  static std::unique_ptr<std::byte[], Free> Zeros(int64_t bytes) {
+    void* const p = std::calloc(bytes > 0 ? bytes : 1, 1);
+    if (p == nullptr) throw std::bad_alloc();
+    return std::unique_ptr<std::byte[], Free>(static_cast<std::byte*>(p));
+  }
+
   KvDtype dtype_;
   int64_t layers_;
   int64_t blocks_;
   int64_t row_bytes_;
-  std::vector<std::byte> storage_;
+  std::unique_ptr<std::byte[], Free> storage_;
 };
 
 }  // namespace invar

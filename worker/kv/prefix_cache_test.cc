@@ -42,16 +42,12 @@ std::vector<int32_t> WriteAndShare(BlockPool* pool,
 
 // A sequence that came, wrote `text`, and left.
 void Visit(BlockPool* pool, const std::vector<int32_t>& text) {
-  const int64_t blocks = BlocksFor(static_cast<int64_t>(text.size()));
-  ASSERT_TRUE(pool->Reserve(blocks));
-  pool->Release(WriteAndShare(pool, text), blocks);
+  pool->Release(WriteAndShare(pool, text));
 }
 
 int64_t HitBlocks(BlockPool* pool, const std::vector<int32_t>& text) {
-  const int64_t blocks = BlocksFor(static_cast<int64_t>(text.size()));
-  EXPECT_TRUE(pool->Reserve(blocks));
   const std::vector<int32_t> hit = pool->TakePrefix(text);
-  pool->Release(hit, blocks);
+  pool->Release(hit);
   return static_cast<int64_t>(hit.size());
 }
 
@@ -131,48 +127,45 @@ TEST(SharedBlocksTest, AHitEndsWhereTheTextsPart) {
 TEST(SharedBlocksTest, ReadersShareAndTheLastOneParks) {
   BlockPool pool(8);
   const std::vector<int32_t> text = Text(130);
-  ASSERT_TRUE(pool.Reserve(6));
   const std::vector<int32_t> first = WriteAndShare(&pool, text);
   const std::vector<int32_t> second = WriteAndShare(&pool, text);
   EXPECT_EQ(first, second);
   EXPECT_EQ(pool.used(), 2);
   EXPECT_NE(pool.Take(), first[0]);
-  pool.Release(first, 3);
+  pool.Release(first);
   EXPECT_EQ(pool.used(), 3);
   EXPECT_EQ(pool.cached(), 0);
-  pool.Release(second, 2);
+  pool.Release(second);
   EXPECT_EQ(pool.cached(), 2);
 }
 
 TEST(SharedBlocksTest, OfTwoThatWroteTheSameTextOneBlockStays) {
   BlockPool pool(4);
   const std::vector<int32_t> text = Text(64);
-  ASSERT_TRUE(pool.Reserve(2));
   const int32_t mine = pool.Take();
   const int32_t yours = pool.Take();
   EXPECT_EQ(pool.Share(mine, kNoBlock, text), mine);
   EXPECT_EQ(pool.Share(yours, kNoBlock, text), mine);
   EXPECT_EQ(pool.used(), 1);
-  pool.Release(std::vector<int32_t>{mine}, 1);
-  pool.Release(std::vector<int32_t>{mine}, 1);
+  pool.Release(std::vector<int32_t>{mine});
+  pool.Release(std::vector<int32_t>{mine});
   EXPECT_EQ(pool.used(), 0);
   EXPECT_EQ(pool.cached(), 1);
 }
 
-TEST(SharedBlocksTest, CachedBlocksCountAsFreeAndGoOldestAndDeepestFirst) {
+TEST(SharedBlocksTest, CachedBlocksAreAvailableAndGoOldestAndDeepestFirst) {
   BlockPool pool(4);
   Visit(&pool, Text(128));
   Visit(&pool, Text(128, 1000));
   EXPECT_EQ(pool.cached(), 4);
+  EXPECT_EQ(pool.available(), 4);
   EXPECT_EQ(HitBlocks(&pool, Text(129)), 2);  // The older text, read again.
-  ASSERT_TRUE(pool.Reserve(1));
   const std::vector<int32_t> one = {pool.Take()};
   EXPECT_EQ(pool.cached(), 3);
-  pool.Release(one, 1);
+  pool.Release(one);
   EXPECT_EQ(HitBlocks(&pool, Text(129, 1000)), 1);
   EXPECT_EQ(HitBlocks(&pool, Text(129)), 2);
   // All of them on demand.
-  ASSERT_TRUE(pool.Reserve(4));
   for (int i = 0; i < 4; ++i) pool.Take();
   EXPECT_EQ(pool.cached(), 0);
   EXPECT_EQ(pool.used(), 4);
@@ -181,24 +174,21 @@ TEST(SharedBlocksTest, CachedBlocksCountAsFreeAndGoOldestAndDeepestFirst) {
 TEST(SharedBlocksTest, ACollisionSharesNothing) {
   BlockPool pool(4, OneName);
   Visit(&pool, Text(64));
-  ASSERT_TRUE(pool.Reserve(1));
   const int32_t block = pool.Take();
   EXPECT_EQ(pool.Share(block, kNoBlock, Text(64, 1)), kNoBlock);
-  pool.Release(std::vector<int32_t>{block}, 1);
+  pool.Release(std::vector<int32_t>{block});
   EXPECT_EQ(pool.cached(), 1);
   EXPECT_EQ(HitBlocks(&pool, Text(65, 1)), 0);
 }
 
 TEST(SharedBlocksDeathTest, APartOfABlockIsNotShared) {
   BlockPool pool(2);
-  ASSERT_TRUE(pool.Reserve(1));
   const int32_t block = pool.Take();
   EXPECT_DEATH(pool.Share(block, kNoBlock, Text(63)), "shared block is full");
 }
 
 TEST(SharedBlocksDeathTest, WritingToASharedBlockAborts) {
   BlockPool pool(2);
-  ASSERT_TRUE(pool.Reserve(1));
   const int32_t block = pool.Take();
   pool.AssertWritable(block);
   pool.Share(block, kNoBlock, Text(64));

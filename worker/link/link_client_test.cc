@@ -40,7 +40,8 @@ WorkerConfig MakeConfig() {
       "model { path: '" + ModelFolder() +
           "' } kv_cache { memory_bytes: 65536 dtype: FP32 } "
           "limits { heartbeat_ms: 50 heartbeat_timeout_ms: 200 "
-          "         link_message_bytes: 16384 max_step_tokens: 8192 "
+          "         link_message_bytes: 16384 max_logit_bias: 16 "
+          "         max_step_tokens: 8192 "
           "         max_running_sequences: 8 }",
       "test");
   EXPECT_TRUE(config.ok()) << config.status();

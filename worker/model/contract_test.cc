@@ -22,7 +22,30 @@ constexpr int64_t kBlocks = (kLength + kBlockTokens) / kBlockTokens;
 
 ModelConfig Config(const std::string& name) {
   ModelConfig config = testing::TinyModelConfig();
-  if (name == "fp8") config.quantization = Quantization::kFp8Static;
+  if (name == "fp8") config.quantization = testing::StaticFp8();
+  if (name == "channel_fp8") {
+    config.quantization = {.format = CheckpointFormat::kCompressedTensors,
+                           .weights = WeightScaling::kChannel,
+                           .inputs = InputScaling::kToken,
+                           .kv_scales = true,
+                           .ignored = {"re:.*lm_head$"}};
+  }
+  if (name == "v3_block_fp8") {
+    // Heads and sizes that cut blocks.
+    config.architecture = Architecture::kDeepseekV3;
+    config.hidden_size = 144;
+    config.intermediate_size = 272;
+    config.kv_lora_rank = 144;
+    config.qk_nope_head_dim = 80;
+    config.router.scoring = cpu::RouterScoring::kSigmoid;
+    config.router.method = cpu::RouterMethod::kNoauxTc;
+    config.router.groups = 4;
+    config.router.top_groups = 2;
+    config.router.normalise = true;
+    config.quantization = {.format = CheckpointFormat::kBlockFp8,
+                           .weights = WeightScaling::kBlock,
+                           .inputs = InputScaling::kGroup};
+  }
   if (name == "q_lora_groups_tied") {
     config.q_lora_rank = 32;
     config.tie_word_embeddings = true;
@@ -206,7 +229,13 @@ INSTANTIATE_TEST_SUITE_P(
                               "f9584d5dfbf71159f7d9223f6223695a"},
                       Setting{"q_lora_groups_tied", KvDtype::kFp32,
                               "621449fec16a7b3013e27f6bf668b236"
-                              "f261dc9c62b8e745d3166a99ada1ff00"}),
+                              "f261dc9c62b8e745d3166a99ada1ff00"},
+                      Setting{"channel_fp8", KvDtype::kFp8E4m3,
+                              "a1f9a7047ab3959752347179aa20497c"
+                              "2090fc4f02456e5d2fc98fdc4d56dc2c"},
+                      Setting{"v3_block_fp8", KvDtype::kFp8E5m2,
+                              "cfe6aef6296d0c1db965e3158cd0dadc"
+                              "3df5cb00621274884ab2f76eb92084ce"}),
     SettingName);
 
 // One token's embedding is infinite; only sequences that hold it suffer.

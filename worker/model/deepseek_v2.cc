@@ -103,6 +103,7 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
   cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size, layer.input_norm.data(),
                c.rms_norm_eps, tokens, c.hidden_size, s.normed.data(),
                c.hidden_size);
+  Show("input_norm", tokens, c.hidden_size, s.normed.data());
   if (c.q_lora_rank == 0) {
     cpu::Linear(pool_, layer.q, s.normed.data(), tokens, s.q.data());
   } else {
@@ -115,6 +116,7 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
   cpu::RopeApply(pool_, s.cosines.data(), s.sines.data(), tokens, c.heads,
                  c.qk_rope_head_dim, s.q.data() + c.qk_nope_head_dim,
                  c.heads * c.qk_head_dim(), c.qk_head_dim());
+  Show("q", tokens, c.heads * c.qk_head_dim(), s.q.data());
 
   cpu::Linear(pool_, layer.kv_a, s.normed.data(), tokens, s.kv_a.data());
   float* k_pe = s.kv_a.data() + c.kv_lora_rank;
@@ -123,18 +125,25 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
   cpu::RmsNorm(pool_, s.kv_a.data(), c.kv_row_elements(),
                layer.latent_norm.data(), c.rms_norm_eps, tokens, c.kv_lora_rank,
                s.latent.data(), c.kv_lora_rank);
+  Show("kv_a", tokens, c.kv_row_elements(), s.kv_a.data());
+  Show("latent", tokens, c.kv_lora_rank, s.latent.data());
   // Every token of the step is in the cache before any token attends, and is
   // read back from it: the same path for a chunk's own tokens and for older.
   cpu::KvAppend(pool_, s.places, s.latent.data(), k_pe, c.kv_row_elements(),
                 cache, s.finite.data());
 
   cpu::AbsorbQuery(pool_, layer.kv_b, s.q.data(), tokens, s.query.data());
-  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads, attention_scale_,
-                    cache, s.attended.data());
+  Show("absorb_query", tokens, c.heads * c.kv_row_elements(), s.query.data());
+  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads,
+                    attention_scale_ * layer.kv_scale, cache,
+                    s.attended.data());
+  Show("mla_attention", tokens, c.heads * c.kv_lora_rank, s.attended.data());
   cpu::AbsorbValue(pool_, layer.kv_b, s.attended.data(), tokens,
                    s.values.data());
+  Show("absorb_value", tokens, c.heads * c.v_head_dim, s.values.data());
   cpu::LinearRowParallel(pool_, layer.o, s.values.data(), tokens,
                          s.projected.data());
+  Show("o", tokens, c.hidden_size, s.projected.data());
   cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
                s.hidden.data());
 }
@@ -155,16 +164,22 @@ void DeepseekV2::FeedForward(const Layer& layer) {
   cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size,
                layer.attention_norm.data(), c.rms_norm_eps, tokens,
                c.hidden_size, s.normed.data(), c.hidden_size);
+  Show("attention_norm", tokens, c.hidden_size, s.normed.data());
   RunMlp(layer.mlp, s.normed.data(), s.projected.data());
+  Show("mlp", tokens, c.hidden_size, s.projected.data());
   if (layer.experts.empty()) {
     cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
                  s.hidden.data());
     return;
   }
-  cpu::Router(pool_, c.router, layer.router, s.normed.data(), tokens,
-              s.expert_ids.data(), s.expert_weights.data());
+  cpu::Router(pool_, c.router, layer.router,
+              layer.correction.empty() ? nullptr : layer.correction.data(),
+              s.normed.data(), tokens, s.expert_ids.data(),
+              s.expert_weights.data());
+  Show("router", tokens, c.router.top_k, s.expert_weights.data());
   cpu::Experts(pool_, layer.experts, s.normed.data(), tokens,
                s.expert_ids.data(), c.router.top_k, s.slots.data());
+  Show("experts", tokens, c.router.top_k * c.hidden_size, s.slots.data());
   cpu::Combine(pool_, s.projected.data(), s.slots.data(),
                s.expert_weights.data(), tokens, c.router.top_k, c.hidden_size,
                s.hidden.data());
@@ -187,6 +202,7 @@ void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
   cpu::RmsNorm(pool_, step_.hidden.data(), hidden, final_norm_.data(),
                config_.rms_norm_eps, rows, hidden, step_.normed.data(), hidden);
   cpu::Linear(pool_, lm_head_, step_.normed.data(), rows, logits.data());
+  Show("lm_head", rows, config_.vocab_size, logits.data());
 }
 
 std::vector<SliceHealth> DeepseekV2::Health(
@@ -216,13 +232,19 @@ std::vector<SliceHealth> DeepseekV2::Forward(
   cpu::RopeAngles(rope_, step_.positions, step_.cosines.data(),
                   step_.sines.data());
   cpu::Embedding(embedding_, step_.ids, step_.hidden.data());
+  shown_layer_ = -1;
+  Show("embedding", step_.tokens(), config_.hidden_size, step_.hidden.data());
   for (size_t i = 0; i < layers_.size(); ++i) {
+    shown_layer_ = static_cast<int64_t>(i);
     Attention(layers_[i], {.dtype = kv_dtype_,
                            .data = cache.Block(static_cast<int64_t>(i), 0),
                            .latent = config_.kv_lora_rank,
-                           .rope = config_.qk_rope_head_dim});
+                           .rope = config_.qk_rope_head_dim,
+                           .scale = layers_[i].kv_scale});
     FeedForward(layers_[i]);
+    Show("hidden", step_.tokens(), config_.hidden_size, step_.hidden.data());
   }
+  shown_layer_ = config_.layers;
   Logits(slices, logits);
   return Health(slices, logits);
 }

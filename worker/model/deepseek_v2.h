@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/aligned.h"
 #include "kernels/ops.h"
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 
 namespace invar {
@@ -32,6 +33,9 @@ class DeepseekV2 final : public Model {
   std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
                                    KvCache& cache,
                                    std::span<float> logits) override;
+  void Observe(OpObserver observer) override {
+    observer_ = std::move(observer);
+  }
 
  private:
   struct Mlp {
@@ -52,32 +56,36 @@ class DeepseekV2 final : public Model {
     std::vector<float> attention_norm;  // (hidden)
     // A dense layer's MLP, or the shared experts of a MoE layer.
     Mlp mlp;
+    float kv_scale = 1.0f;             // of the cache's rows
     Weight router;                     // (experts, hidden)
+    std::vector<float> correction;     // (experts) or empty
     std::vector<cpu::Expert> experts;  // empty: a dense layer
   };
 
   // One step's tokens, T of them over all slices, and what is computed of
   // them. Grows to the largest step and stays.
   struct Step {
+    using Floats = cpu::AlignedVector<float>;
+
     std::vector<int32_t> ids;             // (T)
     std::vector<int64_t> positions;       // (T)
     std::vector<cpu::TokenPlace> places;  // (T)
     std::vector<uint8_t> finite;          // (T)
-    std::vector<float> cosines, sines;    // (T, R / 2)
-    std::vector<float> hidden;            // (T, hidden)
-    std::vector<float> normed;            // (T, hidden)
-    std::vector<float> q_a;               // (T, q_lora_rank)
-    std::vector<float> q;                 // (T, heads, N + R)
-    std::vector<float> kv_a;              // (T, L + R)
-    std::vector<float> latent;            // (T, L)
-    std::vector<float> query;             // (T, heads, L + R)
-    std::vector<float> attended;          // (T, heads, L)
-    std::vector<float> values;            // (T, heads, V)
-    std::vector<float> projected;         // (T, hidden)
-    std::vector<float> gate, up;          // (T, inner)
+    Floats cosines, sines;                // (T, R / 2)
+    Floats hidden;                        // (T, hidden)
+    Floats normed;                        // (T, hidden)
+    Floats q_a;                           // (T, q_lora_rank)
+    Floats q;                             // (T, heads, N + R)
+    Floats kv_a;                          // (T, L + R)
+    Floats latent;                        // (T, L)
+    Floats query;                         // (T, heads, L + R)
+    Floats attended;                      // (T, heads, L)
+    Floats values;                        // (T, heads, V)
+    Floats projected;                     // (T, hidden)
+    Floats gate, up;                      // (T, inner)
     std::vector<int32_t> expert_ids;      // (T, top_k)
-    std::vector<float> expert_weights;    // (T, top_k)
-    std::vector<float> slots;             // (T, top_k, hidden)
+    Floats expert_weights;                // (T, top_k)
+    Floats slots;                         // (T, top_k, hidden)
 
     int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
   };
@@ -93,6 +101,11 @@ class DeepseekV2 final : public Model {
   void CheckSlices(std::span<const SequenceSlice> slices, const KvCache& cache,
                    std::span<const float> logits) const;
   void BeginStep(std::span<const SequenceSlice> slices);
+  // Shows an operation's (rows, row_size) to the observer, if there is one.
+  void Show(std::string_view op, int64_t rows, int64_t row_size,
+            const float* values) const {
+    if (observer_) observer_({shown_layer_, op, rows, row_size, values});
+  }
   // hidden += attention(norm(hidden))
   void Attention(const Layer& layer, const cpu::KvLayer& cache);
   // hidden += mlp(norm(hidden))
@@ -114,6 +127,8 @@ class DeepseekV2 final : public Model {
   std::vector<Layer> layers_;
   mutable cpu::ThreadPool pool_;
   Step step_;
+  OpObserver observer_;
+  int64_t shown_layer_ = -1;
 };
 
 }  // namespace invar

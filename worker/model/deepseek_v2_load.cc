@@ -31,8 +31,8 @@ Weight ToWeight(const LoadedTensor& tensor) {
           .columns = tensor.shape[1]};
 }
 
-float Scalar(const LoadedTensor& tensor) {
-  return *reinterpret_cast<const float*>(tensor.data.get());
+const float* Scales(const LoadedTensor& tensor) {
+  return reinterpret_cast<const float*>(tensor.data.get());
 }
 
 const char* KvDtypeName(KvDtype dtype) {
@@ -53,22 +53,51 @@ const char* KvDtypeName(KvDtype dtype) {
 
 Weight DeepseekV2::LoadWeight(const std::string& module) const {
   Weight weight = ToWeight(checkpoint_.tensor(module + ".weight"));
-  if (weight.dtype == WeightDtype::kFp8E4m3) {
-    weight.scale = Scalar(checkpoint_.tensor(module + ".weight_scale"));
-    weight.input_scale = Scalar(checkpoint_.tensor(module + ".input_scale"));
+  const Quantization& quantization = config_.quantization;
+  if (!quantization.Covers(module)) return weight;
+  switch (quantization.weights) {
+    case WeightScaling::kNone:
+      break;
+    case WeightScaling::kTensor:
+      weight.scale = Scales(checkpoint_.tensor(module + ".weight_scale"))[0];
+      break;
+    case WeightScaling::kChannel:
+      weight.row_scales = Scales(checkpoint_.tensor(module + ".weight_scale"));
+      break;
+    case WeightScaling::kBlock:
+      weight.block_scales =
+          Scales(checkpoint_.tensor(module + ".weight_scale_inv"));
+      break;
+  }
+  switch (quantization.inputs) {
+    case InputScaling::kNone:
+      break;
+    case InputScaling::kTensor:
+      weight.input_scale =
+          Scales(checkpoint_.tensor(module + ".input_scale"))[0];
+      break;
+    case InputScaling::kToken:
+      weight.dynamic_inputs = DynamicInputs::kToken;
+      break;
+    case InputScaling::kGroup:
+      weight.dynamic_inputs = DynamicInputs::kGroup;
+      break;
   }
   return weight;
 }
 
 std::vector<float> DeepseekV2::LoadVector(const std::string& name) const {
   const LoadedTensor& tensor = checkpoint_.tensor(name);
-  std::vector<float> values(tensor.shape[0]);
+  // Whole lanes: a loaded tensor's memory reaches to their end.
+  const int64_t padded = (tensor.shape[0] + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> values(padded);
   const std::array<int32_t, 1> first_row = {0};
   const Weight row = {.dtype = ToWeightDtype(tensor.dtype),
                       .data = tensor.data.get(),
                       .rows = 1,
-                      .columns = tensor.shape[0]};
+                      .columns = padded};
   cpu::Embedding(row, first_row, values.data());
+  values.resize(tensor.shape[0]);
   return values;
 }
 
@@ -79,6 +108,9 @@ DeepseekV2::Mlp DeepseekV2::LoadMlp(const std::string& module) const {
 
 void DeepseekV2::LoadExperts(const std::string& mlp, Layer& layer) const {
   layer.router = ToWeight(checkpoint_.tensor(mlp + ".gate.weight"));
+  if (config_.architecture == Architecture::kDeepseekV3) {
+    layer.correction = LoadVector(mlp + ".gate.e_score_correction_bias");
+  }
   // One scale for the inputs of all experts: the largest, since an expert that
   // calibration never reached has a placeholder that would saturate.
   float input_scale = 0.0f;
@@ -117,6 +149,11 @@ DeepseekV2::Layer DeepseekV2::LoadLayer(int64_t index) const {
                 .nope = config_.qk_nope_head_dim,
                 .rope = config_.qk_rope_head_dim,
                 .value = config_.v_head_dim};
+  // Scales are made for FP8 codes; other caches hold the values themselves.
+  if (config_.quantization.kv_scales && KvElementBytes(kv_dtype_) == 1) {
+    layer.kv_scale = Scales(checkpoint_.tensor(attention + ".k_scale"))[0];
+    layer.kv_b.latent_scale = layer.kv_scale;
+  }
   layer.o = LoadWeight(attention + ".o_proj");
   layer.attention_norm =
       LoadVector(module + ".post_attention_layernorm.weight");
@@ -165,13 +202,18 @@ std::vector<std::pair<std::string, std::string>> DeepseekV2::NumericsPlan()
       {"linear.split_k", "1"},
       {"linear.row_parallel_leaf", "128*ceil(K/1024)"},
       {"linear.row_parallel_places", absl::StrCat(kMaxLeaves)},
-      {"linear.fp8_inputs", "static e4m3, experts share the largest scale"},
+      {"linear.fp8_inputs", Name(config_.quantization.inputs)},
+      {"linear.fp8_input_scales_of_experts", "the largest, where static"},
+      {"linear.weight_scales", Name(config_.quantization.weights)},
       {"attention.form", "absorbed"},
       {"attention.tile_tokens", absl::StrCat(kAttentionTile)},
       {"attention.split_tokens", absl::StrCat(kAttentionSplit)},
       {"attention.split_merge", "ascending"},
       {"kv.dtype", KvDtypeName(kv_dtype_)},
-      {"kv.scale", "1"},
+      {"kv.scale",
+       config_.quantization.kv_scales && KvElementBytes(kv_dtype_) == 1
+           ? "the checkpoint's, one a layer"
+           : "1"},
       {"kv.rounding", "nearest even, saturating"},
       {"router.order", "score descending, expert id ascending"},
       {"experts.combine", "shared first, then by rank, fp32"},

@@ -2,15 +2,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
 
@@ -30,7 +33,7 @@ class LoadTest : public ::testing::Test {
     folder_ = ::testing::TempDir() + "/load_" +
               ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(folder_);
-    config_.quantization = Quantization::kFp8Static;
+    config_.quantization = testing::StaticFp8();
   }
 
   absl::Status Load() {
@@ -215,7 +218,7 @@ TEST_F(LoadTest, MissingLeftOverOrMisshapenTensor) {
   WriteChanged([](auto& tensors) { Find(tensors, kQ).dtype = "F8_E5M2"; });
   ExpectInvalid({kQ, "F8_E5M2"});
   // A quantised weight where the config knows of no quantisation.
-  config_.quantization = Quantization::kNone;
+  config_.quantization = Quantization();
   WriteChanged([](auto& tensors) {
     Find(tensors, kQ).dtype = "F8_E4M3";
     Find(tensors, kQ).bytes.resize(96 * 32);
@@ -262,6 +265,102 @@ TEST_F(LoadTest, RandomDamageIsSurvived) {
   EXPECT_TRUE(Load().ok());
 }
 
+// A checkpoint in memory: file name -> bytes.
+using Files = std::map<std::string, std::string>;
+
+// One seeded change of a whole checkpoint; says which.
+std::string Mutate(Files& files, std::mt19937_64& random) {
+  std::string& shard =
+      files[random() % 2 == 0 ? "/model-00001-of-00002.safetensors"
+                              : "/model-00002-of-00002.safetensors"];
+  std::string& index = files["/model.safetensors.index.json"];
+  uint64_t header;
+  std::memcpy(&header, shard.data(), sizeof(header));
+  const auto replace = [&](std::string& text, const std::string& from,
+                           const std::string& to) {
+    std::vector<size_t> places;
+    for (size_t at = text.find(from); at != text.npos;
+         at = text.find(from, at + 1)) {
+      places.push_back(at);
+    }
+    if (places.empty()) return;
+    text.replace(places[random() % places.size()], from.size(), to);
+  };
+  switch (random() % 8) {
+    case 0:
+      shard[random() % (8 + header)] ^= static_cast<char>(1 << random() % 8);
+      return "a bit of a header";
+    case 1:
+      shard.resize(random() % shard.size());
+      return "a truncated shard";
+    case 2:
+      std::swap(files["/model-00001-of-00002.safetensors"],
+                files["/model-00002-of-00002.safetensors"]);
+      return "swapped shards";
+    case 3:
+      replace(shard, "\"shape\":[", "\"shape\":[1,");
+      return "a shape";
+    case 4:
+      replace(shard, "F8_E4M3", "F8_E5M2");
+      return "a dtype";
+    case 5:
+      replace(shard, "proj.weight\"", "proj.wei\"");
+      return "a tensor without its name";
+    case 6:
+      replace(index, "-00001-", "-00002-");
+      return "a lying index";
+    default: {
+      std::string& config = files["/config.json"];
+      config[random() % config.size()] ^= static_cast<char>(1 << random() % 8);
+      return "a bit of config.json";
+    }
+  }
+}
+
+// Each is refused with a file and a reason, or loads to the same digest unless
+// its config says that it is another model. 10,000 with INVAR_FULL=1.
+TEST_F(LoadTest, SeededMutantsAreRefusedOrTheSame) {
+  const int mutants = std::getenv("INVAR_FULL") != nullptr ? 10'000 : 400;
+  WriteSharded();
+  Files valid;
+  for (const std::string name :
+       {"/config.json", kIndex, kShard, "/model-00002-of-00002.safetensors"}) {
+    valid[name] = Read(name);
+    ASSERT_LE(valid[name].size(), 64u << 10) << name;
+  }
+  const auto digest = [&]() -> absl::StatusOr<std::string> {
+    const auto config =
+        ParseModelConfig(Read("/config.json"), folder_ + "/config.json");
+    if (!config.ok()) return config.status();
+    const auto checkpoint =
+        Checkpoint::Load(folder_, ArchitectureTensors(*config), {.threads = 1});
+    if (!checkpoint.ok()) return checkpoint.status();
+    return checkpoint->digest();
+  };
+  const std::string expected = digest().value();
+  int refused = 0;
+  for (int seed = 0; seed < mutants; ++seed) {
+    std::mt19937_64 random(seed);
+    Files files = valid;
+    const std::string change = Mutate(files, random);
+    for (const auto& [name, bytes] : files) {
+      if (bytes != valid[name]) Write(name, bytes);
+    }
+    const auto actual = digest();
+    if (actual.ok()) {
+      EXPECT_EQ(*actual, expected) << "seed " << seed << ": " << change;
+    } else {
+      ++refused;
+      EXPECT_THAT(std::string(actual.status().message()), HasSubstr(folder_))
+          << "seed " << seed << ": " << change;
+    }
+    for (const auto& [name, bytes] : files) {
+      if (bytes != valid[name]) Write(name, valid[name]);
+    }
+  }
+  EXPECT_GT(refused, mutants * 8 / 10);
+}
+
 TEST_F(LoadTest, ConfigFieldsAreChecked) {
   const std::string good = testing::ConfigJson(config_);
   ASSERT_TRUE(ParseModelConfig(good, "config.json").ok());
@@ -294,7 +393,9 @@ TEST_F(LoadTest, ConfigFieldsAreChecked) {
       {"\"hidden_act\"",
        "\"rope_scaling\": {\"type\": \"llama3\"}, \"hidden_act\"",
        kUnimplemented, "llama3"},
-      {"\"static\"", "\"dynamic\"", kUnimplemented, "activation_scheme"},
+      {"\"static\"", "\"per_channel\"", kUnimplemented, "activation_scheme"},
+      {"\"fp8\"", "\"compressed-tensors\"", kInvalidArgument,
+       "quantization_config.format is missing"},
       {"\"fp8\"", "\"awq\"", kUnimplemented, "quant_method"},
   };
   for (const Case& c : cases) {
@@ -306,6 +407,54 @@ TEST_F(LoadTest, ConfigFieldsAreChecked) {
     EXPECT_THAT(std::string(config.status().message()),
                 AllOf(HasSubstr("config.json"), HasSubstr(c.word)));
   }
+}
+
+TEST_F(LoadTest, QuantisationsThatAreNotSupportedAreNamed) {
+  config_.quantization = {.format = CheckpointFormat::kCompressedTensors,
+                          .weights = WeightScaling::kChannel,
+                          .inputs = InputScaling::kToken,
+                          .ignored = {"re:.*lm_head$"}};
+  const std::string good = testing::ConfigJson(config_);
+  ASSERT_TRUE(ParseModelConfig(good, "config.json").ok());
+  const std::vector<std::array<std::string, 3>> cases = {
+      {"\"channel\"", "\"group\"", "weights.strategy"},
+      {"\"token\"", "\"group\"", "input_activations.strategy"},
+      {"\"num_bits\": 8", "\"num_bits\": 4", "num_bits is 4"},
+      {"float-quantized", "pack-quantized", "format is \"pack-quantized\""},
+      {"\"Linear\"", "\"Conv\"", "targets"},
+      {"re:.*lm_head$", "re:(a|b)", "re:(a|b)"},
+  };
+  for (const auto& [from, to, word] : cases) {
+    std::string text = good;
+    ASSERT_NE(text.find(from), std::string::npos) << from;
+    text.replace(text.find(from), from.size(), to);
+    const auto config = ParseModelConfig(text, "config.json");
+    EXPECT_EQ(config.status().code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(config.status().message()), HasSubstr(word));
+  }
+}
+
+TEST_F(LoadTest, IgnoredModulesByNameParentAndPattern) {
+  Quantization quantization = testing::StaticFp8();
+  quantization.ignored = {"model.layers.0.self_attn", "lm_head",
+                          "re:.*experts.\\d+.up_proj$"};
+  EXPECT_FALSE(quantization.Covers("lm_head"));
+  EXPECT_FALSE(quantization.Covers("model.layers.0.self_attn.o_proj"));
+  EXPECT_FALSE(quantization.Covers("model.layers.1.mlp.experts.12.up_proj"));
+  EXPECT_TRUE(quantization.Covers("model.layers.0.self_attn2.o_proj"));
+  EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.12.up_proj2"));
+  EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.x.up_proj"));
+}
+
+TEST_F(LoadTest, EachProblemOfAConfigIsListed) {
+  std::string text = testing::ConfigJson(config_);
+  for (const auto& [from, to] :
+       {std::pair("\"silu\"", "\"gelu\""), std::pair("\"fp8\"", "\"awq\"")}) {
+    text.replace(text.find(from), std::string(from).size(), to);
+  }
+  std::vector<absl::Status> problems;
+  EXPECT_FALSE(ParseModelConfig(text, "config.json", &problems).ok());
+  EXPECT_EQ(problems.size(), 2u);
 }
 
 TEST_F(LoadTest, RopeParametersAndRopeScalingMeanTheSame) {

@@ -5,8 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/ops.h"
-#include "worker/model/architecture.h"
-#include "worker/model/checkpoint.h"
+#include "worker/model/checkpoint/architecture.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/deepseek_v2.h"
 
 namespace invar {

@@ -8,16 +8,18 @@
 #define INVAR_WORKER_MODEL_MODEL_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/kv/kv_cache.h"
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar {
 
@@ -38,6 +40,17 @@ struct SequenceSlice {
 // kNonFinite: a latent written to the cache or a wanted logit is infinite or
 // not a number. The request must fail, and its blocks must not be shared.
 enum class SliceHealth { kFinite, kNonFinite };
+
+// What one operation returned for the rows of a step. Of any backend: values
+// that are not fp32 in memory are shown as fp32.
+struct OpOutput {
+  int64_t layer = 0;  // -1 before the first; layers() after the last
+  std::string_view op;
+  int64_t rows = 0;      // a row a token of the step, or a wanted logit row
+  int64_t row_size = 0;  // values
+  const float* values = nullptr;  // (rows, row_size), valid during the call
+};
+using OpObserver = std::function<void(const OpOutput&)>;
 
 class Model {
  public:
@@ -85,6 +98,11 @@ class Model {
   virtual std::vector<SliceHealth> Forward(
       std::span<const SequenceSlice> slices, KvCache& cache,
       std::span<float> logits) = 0;
+
+  // Shows each operation's output to `observer` from now on; an empty one ends
+  // it, and then nothing is spent on it. For the bisection of two runs whose
+  // bits differ (digests.h). A backend without it shows nothing.
+  virtual void Observe(OpObserver observer) {}
 };
 
 }  // namespace invar

@@ -21,7 +21,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/thread_pool.h"
-#include "worker/model/architecture.h"
+#include "worker/model/checkpoint/architecture.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
 

@@ -2,6 +2,8 @@
 #ifndef INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
 #define INVAR_WORKER_ENGINE_TESTING_ENGINE_HARNESS_H_
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -13,7 +15,7 @@
 
 namespace invar {
 
-// All that was reported of one attempt.
+// All that was reported of one request.
 struct Answer {
   std::vector<int32_t> token_ids;
   std::vector<float> logprobs;
@@ -22,12 +24,42 @@ struct Answer {
   std::vector<int32_t> positions;  // of each of token_ids
   int32_t cached_tokens = 0;
   std::optional<worker::v1::Terminal> terminal;
+  int terminals = 0;
 
   worker::v1::Terminal::Reason reason() const {
     return terminal.has_value() ? terminal->reason()
                                 : worker::v1::Terminal::REASON_UNSPECIFIED;
   }
 };
+
+// Also checks that nothing is reported twice.
+inline void AddTo(const worker::v1::AttemptReport& report, Answer* answer) {
+  EXPECT_EQ(answer->terminals, 0) << report.DebugString();
+  for (int i = 0; i < report.token_ids_size(); ++i) {
+    if (!answer->positions.empty()) {
+      EXPECT_EQ(report.position() + i, answer->positions.back() + 1);
+    }
+    answer->token_ids.push_back(report.token_ids(i));
+    answer->positions.push_back(report.position() + i);
+  }
+  answer->cached_tokens += report.cached_tokens();
+  const auto& logprobs = report.logprobs();
+  answer->logprobs.insert(answer->logprobs.end(), logprobs.begin(),
+                          logprobs.end());
+  answer->alternatives.insert(answer->alternatives.end(),
+                              report.alternatives().begin(),
+                              report.alternatives().end());
+  const auto& page = report.prompt_logprobs();
+  if (!page.empty()) {
+    EXPECT_EQ(report.prompt_position(), answer->prompt_logprobs.size() + 1);
+  }
+  answer->prompt_logprobs.insert(answer->prompt_logprobs.end(), page.begin(),
+                                 page.end());
+  if (report.has_terminal()) {
+    answer->terminal = report.terminal();
+    ++answer->terminals;
+  }
+}
 
 // A submit of session 1 with neutral sampling.
 inline worker::v1::Submit MakeSubmit(int64_t request,
@@ -71,15 +103,27 @@ class EngineHarness {
   void Cancel(int64_t request) {
     engine_.Cancel(1, MakeSubmit(request, {}, 0).key());
   }
-  StepSummary Step() { return engine_.Step(now_); }
+  void Preempt(int64_t request) {
+    engine_.Preempt(1, MakeSubmit(request, {}, 0).key());
+  }
+  // Also checks the accounts of the cache.
+  StepSummary Step() {
+    const StepSummary summary = engine_.Step(now_);
+    EXPECT_EQ(summary.kv_blocks_used + engine_.kv_blocks_available(),
+              summary.kv_blocks_total);
+    EXPECT_LE(summary.kv_blocks_cached, engine_.kv_blocks_available());
+    return summary;
+  }
   void Advance(absl::Duration duration) { now_ += duration; }
-  // Steps until nothing is left; returns how many steps that took.
-  int Drain() {
+  // Steps until nothing is left; returns how many steps that took. Fails the
+  // test where `most` do not do.
+  int Drain(int most = 100000) {
     int steps = 0;
-    while (!engine_.idle()) {
+    while (!engine_.idle() && steps < most) {
       Step();
       ++steps;
     }
+    EXPECT_TRUE(engine_.idle()) << "not idle after " << steps << " steps";
     return steps;
   }
   // Submits, drains, and returns the answer.
@@ -94,22 +138,7 @@ class EngineHarness {
   void Collect(worker::v1::StepReport report) {
     credits_ = report.credits();
     for (const worker::v1::AttemptReport& attempt : report.attempts()) {
-      Answer& answer = answers_[attempt.key().request()];
-      for (int i = 0; i < attempt.token_ids_size(); ++i) {
-        answer.token_ids.push_back(attempt.token_ids(i));
-        answer.positions.push_back(attempt.position() + i);
-      }
-      answer.cached_tokens += attempt.cached_tokens();
-      for (const float value : attempt.logprobs()) {
-        answer.logprobs.push_back(value);
-      }
-      for (const auto& value : attempt.alternatives()) {
-        answer.alternatives.push_back(value);
-      }
-      for (const float value : attempt.prompt_logprobs()) {
-        answer.prompt_logprobs.push_back(value);
-      }
-      if (attempt.has_terminal()) answer.terminal = attempt.terminal();
+      AddTo(attempt, &answers_[attempt.key().request()]);
     }
     reports_.push_back(std::move(report));
   }

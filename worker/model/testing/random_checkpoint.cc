@@ -11,7 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "worker/model/architecture.h"
+#include "worker/model/checkpoint/architecture.h"
 
 namespace invar::testing {
 namespace {
@@ -62,8 +62,12 @@ RawTensor RandomTensor(const TensorSpec& spec, std::mt19937_64& random) {
     case TensorKind::kScale: {
       // Inputs of magnitude up to 9; weights about 1 / sqrt(a few hundred).
       const bool input = absl::StrContains(spec.name, "input_scale");
-      const double scale = (input ? 0.02 : 0.015) * (1.5 + Uniform(random));
-      return {spec.name, "F32", {}, FloatBytes(static_cast<float>(scale))};
+      std::string bytes;
+      for (int64_t i = 0; i < count; ++i) {
+        const double scale = (input ? 0.02 : 0.015) * (1.5 + Uniform(random));
+        bytes += FloatBytes(static_cast<float>(scale));
+      }
+      return {spec.name, "F32", spec.shape, bytes};
     }
     case TensorKind::kFloat:
       break;
@@ -77,10 +81,50 @@ RawTensor RandomTensor(const TensorSpec& spec, std::mt19937_64& random) {
   return {spec.name, "BF16", spec.shape, Bf16Bytes(count, 0, spread, random)};
 }
 
-json QuantizationJson(const ModelConfig& config) {
-  return {{"quant_method", "fp8"},
-          {"activation_scheme", "static"},
-          {"ignored_layers", config.ignored_layers}};
+json Scheme(const char* strategy, bool dynamic) {
+  return {{"num_bits", 8},
+          {"type", "float"},
+          {"strategy", strategy},
+          {"dynamic", dynamic},
+          {"symmetric", true}};
+}
+
+json QuantizationJson(const Quantization& quantization) {
+  switch (quantization.format) {
+    case CheckpointFormat::kPlain:
+      return nullptr;
+    case CheckpointFormat::kAutoFp8:
+      return {
+          {"quant_method", "fp8"},
+          {"activation_scheme",
+           quantization.inputs == InputScaling::kTensor ? "static" : "dynamic"},
+          {"ignored_layers", quantization.ignored}};
+    case CheckpointFormat::kBlockFp8:
+      return {{"quant_method", "fp8"},
+              {"fmt", "e4m3"},
+              {"activation_scheme", "dynamic"},
+              {"weight_block_size", {kScaleBlock, kScaleBlock}}};
+    case CheckpointFormat::kCompressedTensors:
+      break;
+  }
+  json group = {
+      {"targets", {"Linear"}},
+      {"weights",
+       Scheme(quantization.weights == WeightScaling::kChannel ? "channel"
+                                                              : "tensor",
+              false)}};
+  if (quantization.inputs != InputScaling::kNone) {
+    const bool dynamic = quantization.inputs == InputScaling::kToken;
+    group["input_activations"] = Scheme(dynamic ? "token" : "tensor", dynamic);
+  }
+  json config = {{"quant_method", "compressed-tensors"},
+                 {"format", "float-quantized"},
+                 {"ignore", quantization.ignored},
+                 {"config_groups", {{"group_0", group}}}};
+  if (quantization.kv_scales) {
+    config["kv_cache_scheme"] = Scheme("tensor", false);
+  }
+  return config;
 }
 
 json RopeJson(const cpu::YarnScaling& yarn) {
@@ -113,8 +157,15 @@ ModelConfig TinyModelConfig() {
   config.shared_experts = 2;
   config.router.experts = 8;
   config.router.top_k = 3;
-  config.ignored_layers = {"lm_head"};
+  config.quantization.ignored = {"lm_head"};
   return config;
+}
+
+Quantization StaticFp8() {
+  return {.format = CheckpointFormat::kAutoFp8,
+          .weights = WeightScaling::kTensor,
+          .inputs = InputScaling::kTensor,
+          .ignored = {"lm_head"}};
 }
 
 ModelConfig EmbeddedModelConfig() {
@@ -134,14 +185,13 @@ ModelConfig EmbeddedModelConfig() {
   config.shared_experts = 2;
   config.router.experts = 16;
   config.router.top_k = 4;
-  config.quantization = Quantization::kFp8Static;
-  config.ignored_layers = {"lm_head"};
+  config.quantization = StaticFp8();
   return config;
 }
 
 std::string ConfigJson(const ModelConfig& c) {
   json config = {
-      {"architectures", {"DeepseekV2ForCausalLM"}},
+      {"architectures", {Name(c.architecture)}},
       {"vocab_size", c.vocab_size},
       {"hidden_size", c.hidden_size},
       {"num_hidden_layers", c.layers},
@@ -165,6 +215,13 @@ std::string ConfigJson(const ModelConfig& c) {
       {"hidden_act", "silu"},
   };
   if (c.q_lora_rank > 0) config["q_lora_rank"] = c.q_lora_rank;
+  if (c.architecture == Architecture::kDeepseekV3) {
+    config["topk_method"] = "noaux_tc";
+    config["scoring_func"] = "sigmoid";
+    config["norm_topk_prob"] = c.router.normalise;
+    config["n_group"] = c.router.groups;
+    config["topk_group"] = c.router.top_groups;
+  }
   if (c.router.method == cpu::RouterMethod::kGroupLimitedGreedy) {
     config["topk_method"] = "group_limited_greedy";
     config["n_group"] = c.router.groups;
@@ -173,8 +230,8 @@ std::string ConfigJson(const ModelConfig& c) {
   if (c.rope_scaling.factor > 1.0) {
     config["rope_scaling"] = RopeJson(c.rope_scaling);
   }
-  if (c.quantization == Quantization::kFp8Static) {
-    config["quantization_config"] = QuantizationJson(c);
+  if (c.quantization.format != CheckpointFormat::kPlain) {
+    config["quantization_config"] = QuantizationJson(c.quantization);
   }
   return config.dump(2);
 }

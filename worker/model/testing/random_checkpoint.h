@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "worker/model/config.h"
+#include "worker/model/checkpoint/config.h"
 
 namespace invar::testing {
 
@@ -17,6 +17,9 @@ ModelConfig TinyModelConfig();
 
 // The embedded model's shape: hidden 384, 6 layers, V2-Lite's MLA widths.
 ModelConfig EmbeddedModelConfig();
+
+// AutoFP8 with static scales, lm_head ignored.
+Quantization StaticFp8();
 
 // The config.json that ParseModelConfig reads back as `config`.
 std::string ConfigJson(const ModelConfig& config);
@@ -32,7 +35,7 @@ struct RawTensor {
 // A safetensors file of `tensors` in the given order.
 std::string SafetensorsBytes(const std::vector<RawTensor>& tensors);
 
-// The tensors of `config` (AutoFP8 where config.quantization says so, bf16
+// The tensors of `config` (FP8 where config.quantization says so, bf16
 // elsewhere), a pure function of config and seed. Scaled so that activations
 // neither grow nor fade.
 std::vector<RawTensor> RandomTensors(const ModelConfig& config, uint64_t seed);

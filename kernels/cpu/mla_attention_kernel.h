@@ -1,0 +1,167 @@
+// The attention's walk over a tile of the cache, for any instruction set that
+// has sixteen lanes: see dot_kernel.h, whose rules hold here too.
+//
+// Simd, beyond what dot_kernel.h asks for: Broadcast; kTileRows, the rows whose
+// scores share registers; kTileGroups, the groups of kLanes columns whose
+// weighted sums do.
+#ifndef INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
+#define INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
+
+#include <immintrin.h>
+
+#include "kernels/cpu/codes.h"
+#include "kernels/cpu/isa_kernels.h"
+
+namespace invar::cpu {
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+
+template <typename Simd, typename Code, int kHeads, int kRows>
+inline void RowScores(const KvTile& tile, const float* query, int64_t row,
+                      float scale, float* scores) {
+  const int64_t elements = tile.row_elements;
+  const int64_t row_bytes = elements * Code::kBytes;
+  const std::byte* keys = tile.data + row * row_bytes;
+  typename Simd::Vector sum[kRows][kHeads];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) sum[r][h] = Simd::Zero();
+  }
+  for (int64_t k = 0; k < elements; k += kLanes) {
+    typename Simd::Vector key[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      key[r] =
+          Simd::template Decode<Code>(keys + r * row_bytes + k * Code::kBytes);
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const auto q = Simd::Load(query + h * elements + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        sum[r][h] = Simd::MultiplyAdd(key[r], q, sum[r][h]);
+      }
+    }
+  }
+  float sums[kRows * kHeads];
+  Simd::Sums(sum, sums);
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      scores[h * kAttentionTile + row + r] = sums[h * kRows + r] * scale;
+    }
+  }
+}
+
+template <typename Simd, typename Code, int kHeads>
+void TileScores(const KvTile& tile, const float* query, float scale,
+                float* scores) {
+  int64_t row = 0;
+  for (; row + Simd::kTileRows <= tile.rows; row += Simd::kTileRows) {
+    RowScores<Simd, Code, kHeads, Simd::kTileRows>(tile, query, row, scale,
+                                                   scores);
+  }
+  for (; row < tile.rows; ++row) {
+    RowScores<Simd, Code, kHeads, 1>(tile, query, row, scale, scores);
+  }
+}
+
+template <typename Simd, typename Code, int kHeads, int kGroups>
+inline void GroupValues(const KvTile& tile, const float* weights, int64_t c,
+                        float* const* latents) {
+  const int64_t row_bytes = tile.row_elements * Code::kBytes;
+  const std::byte* column = tile.data + c * Code::kBytes;
+  // This group's share of the next rows.
+  const std::byte* next =
+      tile.next + c / kLanes / kGroups * tile.rows * kCacheLine;
+  typename Simd::Vector sum[kHeads][kGroups];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      sum[h][g] = Simd::Load(latents[h] + c + g * kLanes);
+    }
+  }
+  for (int64_t row = 0; row < tile.rows; ++row, column += row_bytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(next + row * kCacheLine),
+                 _MM_HINT_T1);
+    typename Simd::Vector value[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      value[g] =
+          Simd::template Decode<Code>(column + g * kLanes * Code::kBytes);
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const auto weight = Simd::Broadcast(weights[h * kAttentionTile + row]);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        sum[h][g] = Simd::MultiplyAdd(weight, value[g], sum[h][g]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      Simd::Store(sum[h][g], latents[h] + c + g * kLanes);
+    }
+  }
+}
+
+template <typename Simd, typename Code, int kHeads>
+void TileValues(const KvTile& tile, const float* weights,
+                float* const* latents) {
+  constexpr int64_t kColumns = Simd::kTileGroups * kLanes;
+  int64_t c = 0;
+  for (; c + kColumns <= tile.latent; c += kColumns) {
+    GroupValues<Simd, Code, kHeads, Simd::kTileGroups>(tile, weights, c,
+                                                       latents);
+  }
+  for (; c < tile.latent; c += kLanes) {
+    GroupValues<Simd, Code, kHeads, 1>(tile, weights, c, latents);
+  }
+}
+
+// Calls body with `heads` as a constant.
+template <typename Body>
+void DispatchHeads(int heads, Body body) {
+  switch (heads) {
+    case 1:
+      return body(std::integral_constant<int, 1>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case kHeadsAtOnce:
+      return body(std::integral_constant<int, kHeadsAtOnce>());
+  }
+}
+
+template <typename Simd>
+void TileScoresAll(const KvTile& tile, const float* query, int heads,
+                   float scale, float* scores) {
+  DispatchKv(tile.dtype, [&](auto code) {
+    DispatchHeads(heads, [&](auto count) {
+      TileScores<Simd, decltype(code), decltype(count)::value>(tile, query,
+                                                               scale, scores);
+    });
+  });
+}
+
+template <typename Simd>
+void TileValuesAll(const KvTile& tile, const float* weights, int heads,
+                   float* const* latents) {
+  DispatchKv(tile.dtype, [&](auto code) {
+    DispatchHeads(heads, [&](auto count) {
+      TileValues<Simd, decltype(code), decltype(count)::value>(tile, weights,
+                                                               latents);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace invar::cpu
+
+#endif  // INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_

@@ -1,0 +1,169 @@
+// The life of a worker: attached, loaded, admitted or refused, lost.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/numerics.h"
+#include "common/version.h"
+#include "scheduler/core/core.h"
+
+namespace invar::scheduler {
+namespace {
+
+std::string Short(const std::string& digest) { return digest.substr(0, 12); }
+
+}  // namespace
+
+void Core::On(const WorkerAttached& event) {
+  const std::string& id = event.hello.worker_id();
+  if (event.hello.protocol_version() != kLinkProtocolVersion) {
+    Emit(SendRefused{
+        event.link,
+        absl::StrCat("the worker speaks link protocol ",
+                     event.hello.protocol_version(), ", this scheduler ",
+                     kLinkProtocolVersion, "; run the same version of both")});
+    return;
+  }
+  if (Worker* old = workers_.Find(id)) {
+    const LinkNumber link = old->link;
+    Emit(CloseLink{link, absl::AbortedError(absl::StrCat(
+                             "worker ", id,
+                             " attached again; if these are "
+                             "two workers, give each its own --worker-id"))});
+    Lose(link, "it attached again");
+  }
+  Worker& worker = workers_.Add(event.link, event.hello);
+  worker.last_beat = now_;
+  Info(absl::StrCat("worker ", id, " (", event.hello.device(),
+                    ") attached, epoch ", worker.epoch));
+  Emit(SendConfigure{event.link, worker.epoch});
+}
+
+std::string Core::WhyRefused(const worker::v1::Loaded& loaded) const {
+  if (loaded.numerics().tokenizer_digest() != options_.tokenizer_digest) {
+    return "its tokenizer differs from the scheduler's; both must read the "
+           "same checkpoint";
+  }
+  if (loaded.numerics().fingerprint() != Fingerprint(loaded.numerics())) {
+    return "its fingerprint is not the hash of its numerics";
+  }
+  if (loaded.capacity().block_tokens() < 1 ||
+      loaded.capacity().kv_blocks() < 1 || loaded.max_context_tokens() < 1) {
+    return "it reports no capacity";
+  }
+  return "";
+}
+
+void Core::On(const WorkerLoaded& event) {
+  Worker* worker = workers_.Find(event.link);
+  if (worker == nullptr) return;
+  const auto& loaded = event.loaded;
+  worker->last_beat = now_;
+  worker->numerics = loaded.numerics();
+  worker->capacity = loaded.capacity();
+  worker->max_context_tokens = loaded.max_context_tokens();
+  worker->TakeGrant(loaded.credits());
+  worker->share_kv_tokens = loaded.credits().kv_tokens();
+  const std::string& id = worker->id();
+  if (const std::string refusal = WhyRefused(loaded); !refusal.empty()) {
+    Warn(absl::StrCat("worker ", id, " refused: ", refusal));
+    Emit(SendRefused{event.link, refusal});
+    worker->state = v1::WorkerInfo::REFUSED;
+    return;
+  }
+  const Worker* primary = workers_.Primary();
+  workers_.Admit(worker);
+  Emit(SendAdmitted{event.link, worker->fingerprint()});
+  Info(absl::StrCat("worker ", id, " admitted to pool ",
+                    Short(worker->fingerprint())));
+  if (primary != nullptr && primary->fingerprint() != worker->fingerprint()) {
+    Warn(absl::StrCat("worker ", id, " differs from pool ",
+                      Short(primary->fingerprint()), " in ",
+                      FirstDifference(primary->numerics, worker->numerics),
+                      "; it forms a pool of its own"));
+  }
+}
+
+void Core::On(const WorkerLoadFailed& event) {
+  Worker* worker = workers_.Find(event.link);
+  if (worker == nullptr) return;
+  Warn(absl::StrCat("worker ", worker->id(),
+                    " could not load: ", event.failure.message()));
+  Lose(event.link, "it could not load");
+}
+
+void Core::On(const WorkerBeat& event) {
+  Worker* worker = workers_.Find(event.link);
+  if (worker == nullptr) return;
+  worker->last_beat = now_;
+  worker->heartbeat = event.heartbeat;
+}
+
+void Core::On(const WorkerReported& event) {
+  Worker* worker = workers_.Find(event.link);
+  if (worker == nullptr || !worker->admitted()) return;
+  for (const auto& report : event.report.attempts()) OnAttempt(worker, report);
+  if (event.report.has_credits()) worker->TakeGrant(event.report.credits());
+}
+
+void Core::On(const WorkerLeaving& event) {
+  Worker* worker = workers_.Find(event.link);
+  if (worker == nullptr) return;
+  Info(absl::StrCat("worker ", worker->id(), " is leaving"));
+  if (worker->admitted()) worker->state = v1::WorkerInfo::DRAINING;
+}
+
+void Core::On(const WorkerLost& event) { Lose(event.link, event.reason); }
+
+void Core::On(const WorkerDrained& event) {
+  Worker* worker = workers_.Find(event.worker_id);
+  if (worker == nullptr || worker->state != v1::WorkerInfo::READY) return;
+  worker->state = v1::WorkerInfo::DRAINING;
+  Emit(SendDrain{worker->link});
+  Info(absl::StrCat("worker ", event.worker_id, " is draining"));
+}
+
+void Core::On(const WorkerResumed& event) {
+  Worker* worker = workers_.Find(event.worker_id);
+  if (worker == nullptr || worker->state != v1::WorkerInfo::DRAINING) return;
+  worker->state = v1::WorkerInfo::READY;
+  Info(absl::StrCat("worker ", event.worker_id, " is resumed"));
+}
+
+void Core::Lose(LinkNumber link, const std::string& reason) {
+  const std::optional<Worker> worker = workers_.Remove(link);
+  if (!worker.has_value()) return;
+  Info(absl::StrCat("worker ", worker->id(), " is gone (", reason, "), ",
+                    worker->running.size(), " sequences with it"));
+  OnLoss(worker->running);
+}
+
+void Core::LoseSilent() {
+  const absl::Duration beat_limit =
+      absl::Milliseconds(options_.limits.heartbeat_timeout_ms());
+  std::vector<std::pair<LinkNumber, std::string>> dead;
+  for (const auto& [link, worker] : workers_.all()) {
+    if (now_ - worker.last_beat > beat_limit) {
+      dead.emplace_back(
+          link, absl::StrCat("no heartbeat for ",
+                             absl::FormatDuration(now_ - worker.last_beat)));
+    } else if (worker.heartbeat.step_age_ms() >
+               options_.limits.step_stall_ms()) {
+      dead.emplace_back(link,
+                        absl::StrCat("its step has taken ",
+                                     worker.heartbeat.step_age_ms(), " ms"));
+    }
+  }
+  for (const auto& [link, reason] : dead) {
+    Emit(CloseLink{link, absl::AbortedError(reason)});
+    Lose(link, reason);
+  }
+}
+
+void Core::UpdateReadiness() {
+  const bool ready = workers_.Primary() != nullptr;
+  if (ready == ready_) return;
+  ready_ = ready;
+  Emit(SetReady{ready});
+}
+
+}  // namespace invar::scheduler

@@ -1,0 +1,245 @@
+#include "tests/contract/cell.h"
+
+#include <algorithm>
+#include <map>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "tests/contract/random.h"
+
+namespace invar::contract {
+namespace {
+
+constexpr int kChunks[] = {1, 7, 64, 512};
+// One cell in so many loads its model anew.
+constexpr int kRestartEvery = 8;
+
+constexpr const char* kKvNames[] = {"e5m2", "e4m3", "bf16", "fp32"};
+constexpr const char* kWeightsNames[] = {"bf16", "fp8"};
+constexpr const char* kPreemptionNames[] = {
+    "none",        "in-prompt",  "first-token", "block-end",  "block-full",
+    "block-start", "last-token", "often",       "neighbours", "pressure"};
+
+// The value of a name in an array of them; -1: none.
+template <size_t kCount>
+int IndexOf(const char* const (&names)[kCount], absl::string_view name) {
+  const auto found = std::find(names, names + kCount, name);
+  return found == names + kCount ? -1 : static_cast<int>(found - names);
+}
+
+std::string PrefixName(int prefix) {
+  if (prefix == kScored) return "scored";
+  return prefix == 0 ? "cold" : absl::StrCat(prefix);
+}
+
+// Where a batch cell's probe runs, or how; a cell is a pair of both.
+struct Place {
+  int batch;
+  int slot;
+};
+struct Way {
+  int variant;
+  int chunk;
+  int prefix;
+  Preemption preemption;
+};
+
+std::vector<Place> AllPlaces() {
+  std::vector<Place> places;
+  for (int batch = 1; batch <= kMaxBatch; ++batch) {
+    for (int slot = 0; slot < batch; ++slot) places.push_back({batch, slot});
+  }
+  return places;
+}
+
+std::vector<Way> AllWays(int variants) {
+  std::vector<Way> ways;
+  for (int variant = 0; variant < variants; ++variant) {
+    for (const int chunk : kChunks) {
+      for (int prefix = kScored; prefix <= kMaxPrefixBlocks; ++prefix) {
+        for (size_t p = 0; p < std::size(kPreemptionNames); ++p) {
+          ways.push_back({variant, chunk, prefix, static_cast<Preemption>(p)});
+        }
+      }
+    }
+  }
+  return ways;
+}
+
+void AddBatchCells(const Setting& setting, int variants, Random& random,
+                   std::vector<Cell>& cells) {
+  std::vector<Place> places = AllPlaces();
+  std::vector<Way> ways = AllWays(variants);
+  random.Shuffle(places);
+  random.Shuffle(ways);
+  for (size_t i = 0; i < std::max(places.size(), ways.size()); ++i) {
+    const Place& place = places[i % places.size()];
+    Way way = ways[i % ways.size()];
+    // Nobody else is there to be preempted.
+    if (place.batch == 1 && (way.preemption == Preemption::kNeighbours ||
+                             way.preemption == Preemption::kPressure)) {
+      way.preemption = Preemption::kOften;
+    }
+    cells.push_back({.setting = setting,
+                     .variant = way.variant,
+                     .batch = place.batch,
+                     .slot = place.slot,
+                     .chunk = way.chunk,
+                     .prefix = way.prefix,
+                     .preemption = way.preemption,
+                     .restart = random.Below(kRestartEvery) == 0});
+  }
+}
+
+void AddPositionCells(const Setting& setting, int variants, Random& random,
+                      std::vector<Cell>& cells) {
+  for (int variant = 0; variant < variants; ++variant) {
+    cells.push_back(
+        {.setting = setting, .variant = variant, .kind = Kind::kDecode});
+    for (const int chunk : kChunks) {
+      cells.push_back({.setting = setting,
+                       .variant = variant,
+                       .kind = Kind::kScore,
+                       .chunk = chunk});
+    }
+    for (int first = 0; first < kPositions; first += kResumeRange) {
+      cells.push_back({.setting = setting,
+                       .variant = variant,
+                       .kind = Kind::kResume,
+                       .chunk = kChunks[random.Below(std::size(kChunks))],
+                       .first_position = first});
+    }
+  }
+}
+
+// Sets one dimension of a cell; false if the pair says nothing.
+bool SetDimension(const std::string& key, const std::string& value,
+                  Cell& cell) {
+  int number = 0;
+  const bool numeric = absl::SimpleAtoi(value, &number) && number >= 0;
+  if (key == "kv") {
+    const int index = IndexOf(kKvNames, value);
+    cell.setting.kv_dtype = static_cast<KvDtype>(index);
+    return index >= 0;
+  }
+  if (key == "weights") {
+    const int index = IndexOf(kWeightsNames, value);
+    cell.setting.weights = static_cast<Weights>(index);
+    return index >= 0;
+  }
+  if (key == "preempt") {
+    const int index = IndexOf(kPreemptionNames, value);
+    cell.preemption = static_cast<Preemption>(index);
+    return index >= 0;
+  }
+  if (key == "prefix") {
+    const bool named = value == "scored" || value == "cold";
+    cell.prefix = value == "scored" ? kScored : value == "cold" ? 0 : number;
+    return named || (numeric && number <= kMaxPrefixBlocks);
+  }
+  if (!numeric) return false;
+  if (key == "batch") {
+    cell.batch = number;
+    return number >= 1 && number <= kMaxBatch;
+  }
+  if (key == "chunk") {
+    cell.chunk = number;
+    return number >= 1;
+  }
+  if (key == "slot") cell.slot = number;
+  if (key == "restart") cell.restart = number != 0;
+  if (key == "decode") cell.kind = Kind::kDecode;
+  if (key == "score") cell.kind = Kind::kScore;
+  if (key == "resume") {
+    cell.kind = Kind::kResume;
+    cell.first_position = number;
+    return number < kPositions;
+  }
+  return key == "slot" || key == "restart" || key == "decode" || key == "score";
+}
+
+}  // namespace
+
+std::string SettingName(const Setting& setting) {
+  return absl::StrCat(
+      "kv=", kKvNames[static_cast<int>(setting.kv_dtype)],
+      "/weights=", kWeightsNames[static_cast<int>(setting.weights)]);
+}
+
+std::string PreemptionName(Preemption preemption) {
+  return kPreemptionNames[static_cast<int>(preemption)];
+}
+
+std::string CellName(const Cell& cell, const Backend& backend) {
+  const std::string where = absl::StrCat(SettingName(cell.setting), "/",
+                                         backend.variants[cell.variant].name);
+  switch (cell.kind) {
+    case Kind::kBatch:
+      return absl::StrCat(where, "/batch=", cell.batch, "/slot=", cell.slot,
+                          "/chunk=", cell.chunk,
+                          "/prefix=", PrefixName(cell.prefix),
+                          "/preempt=", PreemptionName(cell.preemption),
+                          "/restart=", cell.restart ? 1 : 0);
+    case Kind::kDecode:
+      return absl::StrCat(where, "/decode=", kPositions);
+    case Kind::kScore:
+      return absl::StrCat(where, "/score=", kPositions, "/chunk=", cell.chunk);
+    case Kind::kResume:
+      return absl::StrCat(where, "/resume=", cell.first_position,
+                          "/chunk=", cell.chunk);
+  }
+  return where;
+}
+
+absl::StatusOr<Cell> ParseCell(const std::string& name,
+                               const Backend& backend) {
+  Cell cell;
+  std::vector<std::string> of_variant;
+  for (const auto part : absl::StrSplit(name, '/')) {
+    const std::string pair(part);
+    const std::pair<std::string, std::string> key_value =
+        absl::StrSplit(pair, absl::MaxSplits('=', 1));
+    if (!SetDimension(key_value.first, key_value.second, cell)) {
+      of_variant.push_back(pair);
+    }
+  }
+  for (size_t i = 0; i < backend.variants.size(); ++i) {
+    const std::vector<std::string> pairs =
+        absl::StrSplit(backend.variants[i].name, '/');
+    if (std::is_permutation(pairs.begin(), pairs.end(), of_variant.begin(),
+                            of_variant.end())) {
+      cell.variant = static_cast<int>(i);
+      if (cell.slot < cell.batch) return cell;
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("no cell is named \"", name, "\"; --list shows them"));
+}
+
+std::vector<Cell> AllCells(const Backend& backend, uint64_t seed) {
+  std::vector<Cell> cells;
+  const int variants = static_cast<int>(backend.variants.size());
+  for (const KvDtype kv_dtype : backend.kv_dtypes) {
+    for (const Weights weights : {Weights::kBf16, Weights::kFp8}) {
+      const Setting setting = {kv_dtype, weights};
+      Random random(SeedFor(seed, SettingName(setting)));
+      std::vector<Cell> own;
+      AddBatchCells(setting, variants, random, own);
+      AddPositionCells(setting, variants, random, own);
+      random.Shuffle(own);
+      cells.insert(cells.end(), own.begin(), own.end());
+    }
+  }
+  return cells;
+}
+
+std::vector<Cell> Shard(const std::vector<Cell>& cells, int index, int count) {
+  std::vector<Cell> part;
+  for (size_t i = index - 1; i < cells.size(); i += count) {
+    part.push_back(cells[i]);
+  }
+  return part;
+}
+
+}  // namespace invar::contract

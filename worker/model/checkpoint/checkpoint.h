@@ -1,0 +1,73 @@
+// A checkpoint's tensors in memory, every one of them checked.
+#ifndef INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
+#define INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/model/checkpoint/architecture.h"
+#include "worker/model/checkpoint/safetensors.h"
+#include "worker/model/checkpoint/text_file.h"
+
+namespace invar {
+
+// A copy of a tensor, aligned to a cache line. A copy and no mapping: a file
+// that changes under a running server must not change answers.
+struct LoadedTensor {
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  // As in the file; scales are F32, whatever the file has.
+  TensorDtype dtype = TensorDtype::kF32;
+  std::vector<int64_t> shape;
+  std::unique_ptr<std::byte[], Free> data;
+  int64_t bytes = 0;
+};
+
+class Checkpoint {
+ public:
+  struct Options {
+    int threads = 0;  // that read and hash; 0: chosen by the machine
+    // Called by any of the threads, with the bytes read so far and in all.
+    std::function<void(int64_t done, int64_t total)> progress;
+  };
+
+  // Reads model.safetensors, or the shards of model.safetensors.index.json, in
+  // `folder`. They must hold exactly `expected`, and the index must say of
+  // each tensor where it is; nothing is read before that is so. Errors name
+  // the file and the tensor.
+  static absl::StatusOr<Checkpoint> Load(
+      const std::string& folder, const std::vector<TensorSpec>& expected,
+      const Options& options);
+  static absl::StatusOr<Checkpoint> Load(
+      const std::string& folder, const std::vector<TensorSpec>& expected) {
+    return Load(folder, expected, Options());
+  }
+
+  // A tensor of `expected` that is there.
+  const LoadedTensor& tensor(std::string_view name) const {
+    return tensors_.find(name)->second;
+  }
+  bool Has(std::string_view name) const {
+    return tensors_.find(name) != tensors_.end();
+  }
+
+  // SHA-256 (hex) over a line "name dtype shape sha256" a tensor, in name
+  // order: independent of sharding and of file names.
+  const std::string& digest() const { return digest_; }
+
+ private:
+  std::map<std::string, LoadedTensor, std::less<>> tensors_;
+  std::string digest_;
+};
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_MODEL_CHECKPOINT_CHECKPOINT_H_
