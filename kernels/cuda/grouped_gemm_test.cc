@@ -72,8 +72,9 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
       for (float& v : x) v = std::round(v) * 0.0625f;
       std::vector<int32_t> ids(tokens * o.top_k);
       std::vector<float> weights(tokens * o.top_k);
-      cpu::Router(pool, o, cpu::Fp32Weight(w, o.experts, kHidden), x.data(),
-                  tokens, ids.data(), weights.data());
+      cpu::Router(pool, o, cpu::Fp32Weight(w, o.experts, kHidden),
+                  /*correction=*/nullptr, x.data(), tokens, ids.data(),
+                  weights.data());
       const Routed routed = Route(o, w, kHidden, x, tokens, 8);
       EXPECT_EQ(routed.ids, ids) << tokens;
       EXPECT_LT(RelativeError(routed.weights, weights), 1e-6);
