@@ -1,0 +1,158 @@
+// kv_b_proj in absorbed form: a small product a head on either side of the
+// attention. Weights go from memory straight to operands in registers, FP8
+// codes exactly to fp16; the tensor's scale is applied in fp32 at the end.
+//
+// A block has 16 tokens of one head and 64 of the outputs, 16 a warp. K is one
+// chain of steps, ascending.
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kTokens = 16;
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kBlockRows = 16 * kWarps;
+
+// A row of x or out: token t, head h begins at (t * heads + h) * stride.
+struct Rows {
+  const float* x;
+  int x_stride;
+  float* out;
+  int out_stride;
+};
+
+// out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
+// grid (kRows / 64, H, tokens / 16)
+template <typename Code, int kRows, int kColumns>
+__device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
+                            const Rows& rows) {
+  using Operand = typename Code::Operand;
+  constexpr int kChunkSteps = 4 / Code::kBytes;
+  constexpr int kChunks = kColumns * Code::kBytes / 64;
+  __shared__ uint4 operands[kColumns / 16][32];
+  __shared__ float factors[kTokens];
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int64_t h = blockIdx.y;
+  const int64_t first_token = int64_t{blockIdx.z} * kTokens;
+  for (int i = warp; i < kTokens; i += kWarps) {
+    const int64_t t = first_token + i;
+    const float row_scale = PackRow<Code, kColumns>(
+        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr, i,
+        operands);
+    if (lane == 0) factors[i] = w.scale / row_scale;
+  }
+  __syncthreads();
+  const int first_row = blockIdx.x * kBlockRows + warp * 16;
+  const std::byte* weights =
+      w.data + ((h * kRows + first_row + lane / 4) * kColumns) * Code::kBytes +
+      16 * (lane % 4);
+  float sums[2][4] = {};
+#pragma unroll 4
+  for (int c = 0; c < kChunks; ++c) {
+    uint4 codes[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      codes[n] = *reinterpret_cast<const uint4*>(
+          weights + 8 * n * kColumns * Code::kBytes + 64 * c);
+    }
+#pragma unroll
+    for (int j = 0; j < kChunkSteps; ++j) {
+      const uint4 x = operands[c * kChunkSteps + j][lane];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const uint2 b = RightOperand<Code>(codes[n], j);
+        Mma<Operand>(sums[n], x, b.x, b.y);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int token = lane / 4 + i / 2 * 8;
+    const int64_t t = first_token + token;
+    if (t >= tokens) continue;
+    float* out = rows.out + (t * w.heads + h) * rows.out_stride + first_row +
+                 lane % 4 * 2 + i % 2;
+    out[0] = sums[0][i] * factors[token];
+    out[8] = sums[1][i] * factors[token];
+  }
+}
+
+template <typename Code>
+__global__ void __launch_bounds__(kThreads)
+    AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
+                      const float* q, float* query) {
+  constexpr int kWidth = kNope + kRope;
+  HeadProduct<Code, kLatent, kNope>(k, places.tokens, {q, kWidth, query, kRow});
+  if (blockIdx.x != 0) return;
+  // (a, b) -> (a cos - b sin, a sin + b cos)
+  for (int i = threadIdx.x; i < kTokens * kRope / 2; i += kThreads) {
+    const int pair = i % (kRope / 2);
+    const int64_t t = int64_t{blockIdx.z} * kTokens + i / (kRope / 2);
+    if (t >= places.tokens) return;
+    const int64_t angle = int64_t{places.positions[t]} * (kRope / 2) + pair;
+    const float cosine = angles.cosines[angle];
+    const float sine = angles.sines[angle];
+    const int64_t row = t * k.heads + blockIdx.y;
+    const float2 v =
+        reinterpret_cast<const float2*>(q + row * kWidth + kNope)[pair];
+    reinterpret_cast<float2*>(query + row * kRow + kLatent)[pair] = {
+        v.x * cosine - v.y * sine, v.x * sine + v.y * cosine};
+  }
+}
+
+template <typename Code>
+__global__ void __launch_bounds__(kThreads)
+    AbsorbValueKernel(HeadProjection v, int64_t tokens, const float* attended,
+                      float* out) {
+  HeadProduct<Code, kValue, kLatent>(v, tokens,
+                                     {attended, kLatent, out, kValue});
+}
+
+template <typename Body>
+void DispatchHead(WeightDtype dtype, Body body) {
+  switch (dtype) {
+    case WeightDtype::kFp8E4m3:
+      return body.template operator()<E4m3>();
+    case WeightDtype::kFp16:
+      return body.template operator()<Fp16>();
+    case WeightDtype::kBf16:
+      return body.template operator()<Bf16>();
+    case WeightDtype::kFp32:
+      return;  // the loader refuses it
+  }
+}
+
+dim3 Grid(int rows, int64_t heads, int64_t tokens) {
+  return {static_cast<unsigned>(rows / kBlockRows),
+          static_cast<unsigned>(heads),
+          static_cast<unsigned>((tokens + kTokens - 1) / kTokens)};
+}
+
+}  // namespace
+
+void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
+                 const TokenPlaces& places, const RopeAngles& angles,
+                 const float* q, float* query) {
+  DispatchHead(k.dtype, [&]<typename Code>() {
+    AbsorbQueryKernel<Code>
+        <<<Grid(kLatent, k.heads, places.tokens), kThreads, 0, stream>>>(
+            k, places, angles, q, query);
+  });
+  CheckLaunch("absorb_query");
+}
+
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, float* out) {
+  DispatchHead(v.dtype, [&]<typename Code>() {
+    AbsorbValueKernel<Code>
+        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(v, tokens,
+                                                                 attended, out);
+  });
+  CheckLaunch("absorb_value");
+}
+
+}  // namespace invar::cuda

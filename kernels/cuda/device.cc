@@ -1,0 +1,91 @@
+#include "kernels/cuda/device.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace invar::cuda {
+namespace {
+
+// The compute capability that the kernels are compiled for.
+constexpr int kMajor = 9;
+constexpr int kMinor = 0;
+
+std::string VersionText(int version) {
+  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
+
+}  // namespace
+
+absl::Status ToStatus(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat(what, ": ", cudaGetErrorString(error));
+  cudaGetLastError();  // It has been told; the next check must not see it.
+  if (error == cudaErrorMemoryAllocation) {
+    return absl::ResourceExhaustedError(text);
+  }
+  return absl::FailedPreconditionError(text);
+}
+
+absl::StatusOr<DeviceFacts> UseDevice(int index) {
+  int driver = 0;
+  absl::Status status =
+      ToStatus(cudaDriverGetVersion(&driver), "asking for the CUDA driver");
+  if (!status.ok()) return status;
+  if (driver == 0) {
+    return absl::FailedPreconditionError(
+        "no NVIDIA driver is installed; use --device cpu");
+  }
+  if (driver < CUDART_VERSION / 1000 * 1000) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the NVIDIA driver runs CUDA ", VersionText(driver),
+                     "; this build needs ", CUDART_VERSION / 1000,
+                     ".0: install a newer one"));
+  }
+  int count = 0;
+  status = ToStatus(cudaGetDeviceCount(&count), "counting GPUs");
+  if (!status.ok()) return status;
+  if (index < 0 || index >= count) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "there is no cuda:", index, "; this machine has ", count, " GPUs"));
+  }
+  cudaDeviceProp properties;
+  status = ToStatus(cudaGetDeviceProperties(&properties, index),
+                    "asking for the GPU's properties");
+  if (!status.ok()) return status;
+  if (properties.major != kMajor || properties.minor != kMinor) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cuda:", index, " is ", properties.name, " of compute capability ",
+        properties.major, ".", properties.minor, "; this build is for ", kMajor,
+        ".", kMinor, " (H100, H200)"));
+  }
+  status = ToStatus(cudaSetDevice(index), "choosing the GPU");
+  if (!status.ok()) return status;
+  size_t free = 0;
+  size_t total = 0;
+  status = ToStatus(cudaMemGetInfo(&free, &total), "asking for its memory");
+  if (!status.ok()) return status;
+  return DeviceFacts{properties.name, VersionText(driver),
+                     properties.multiProcessorCount,
+                     static_cast<int64_t>(total), static_cast<int64_t>(free)};
+}
+
+Stream::Stream() {
+  Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+        "making a stream");
+}
+
+Stream::~Stream() { cudaStreamDestroy(stream_); }
+
+void Stream::Synchronize() const {
+  Check(cudaStreamSynchronize(stream_), "waiting for a stream");
+}
+
+absl::StatusOr<void*> AllocateBytes(int64_t bytes, absl::string_view what) {
+  void* data = nullptr;
+  const absl::Status status =
+      ToStatus(cudaMalloc(&data, bytes),
+               absl::StrCat(what, " needs ", bytes, " bytes of GPU memory"));
+  if (!status.ok()) return status;
+  return data;
+}
+
+}  // namespace invar::cuda

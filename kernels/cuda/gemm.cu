@@ -1,0 +1,281 @@
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/gemm_tile.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kGroups = 2;  // 128 rows a block
+
+struct Arguments {
+  int rows;
+  int tokens;
+  int k_blocks;     // stages of 128 bytes that K takes
+  int leaf_blocks;  // of one leaf
+  int leaves;
+  float scale;
+  const float* row_scales;
+  void* out;
+  GemmOutput type;
+};
+
+__device__ void StoreOutput(const Arguments& a, int row, int token, float sum) {
+  if (row >= a.rows || token >= a.tokens) return;
+  const float scale =
+      a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
+  const int64_t at = static_cast<int64_t>(token) * a.rows + row;
+  if (a.type == GemmOutput::kFp32) {
+    static_cast<float*>(a.out)[at] = sum * scale;
+  } else {
+    static_cast<__nv_bfloat16*>(a.out)[at] = __float2bfloat16_rn(sum * scale);
+  }
+}
+
+// The producer's copies for the tile at (row, token), from K block `first`.
+template <typename TileType, int kStages>
+__device__ void ProduceTile(const Ring<TileType, kStages>& ring,
+                            const CUtensorMap& weights, const CUtensorMap& x,
+                            int row, int token, int first, int blocks) {
+  Produce<Ring<TileType, kStages>, kStages>(
+      ring, threadIdx.x % 32, blocks, TileType::kStageBytes,
+      [&](int lane, int stage, int b) {
+        if (lane < TileType::kRowBlocks) {
+          CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes, &weights,
+                  (first + b) * kTileRowBytes, row + lane * kProductRows,
+                  &ring.full[stage]);
+        }
+      },
+      [&](int lane, int stage, int b) {
+        constexpr int kBoxes = TileType::kInputBytes / 1024;
+        if (lane < kBoxes) {
+          CopyBox(ring.inputs(stage) + lane * 1024, &x,
+                  (first + b) * kTileRowBytes, token + lane * 8,
+                  &ring.full[stage]);
+        }
+      });
+}
+
+// A cluster shares a tile's leaves, one a block; each block then folds its part
+// of the tile from all of them. One block and one leaf: nothing to fold.
+template <typename Format, int kTokens, int kStages>
+__global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
+    LeafKernel(const __grid_constant__ CUtensorMap weights,
+               const __grid_constant__ CUtensorMap x, const Arguments a) {
+  using TileType = Tile<kTokens, 1, kGroups>;
+  constexpr int kValues = kTokens / 2;
+  extern __shared__ std::byte shared[];
+  const Ring<TileType, kStages> ring(shared);
+  const int cluster = a.leaves == 1   ? 1
+                      : a.leaves <= 2 ? 2
+                      : a.leaves <= 4 ? 4
+                                      : 8;
+  const int leaf = blockIdx.x % cluster;
+  const int row = blockIdx.x / cluster * TileType::kRows;
+  const int token = blockIdx.y * kTokens;
+  const int first = leaf * a.leaf_blocks;
+  const int blocks =
+      leaf < a.leaves ? min(a.leaf_blocks, a.k_blocks - first) : 0;
+  if (threadIdx.x == 0) {
+    Ring<TileType, kStages>(ring).Init();
+  }
+  AllowNextKernel();
+  __syncthreads();
+  float sum[1][kValues] = {};
+  const int group = threadIdx.x / 128;
+  if (group == kGroups) {
+    ProduceTile<TileType, kStages>(ring, weights, x, row, token, first, blocks);
+  } else if (blocks > 0) {
+    Walk<kStages> walk;
+    Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
+        ring, walk, group, blocks, sum);
+  }
+  const int thread = threadIdx.x % 128;
+  WaitForPriorKernel();  // before this kernel's first write
+  if (cluster == 1) {
+    if (group == kGroups) return;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      StoreOutput(a, row + group * kProductRows + FragmentRow(thread, i),
+                  token + FragmentToken(thread, i), sum[0][i]);
+    }
+    return;
+  }
+  // (group, value, thread), over the stages, which all groups have left.
+  float* sums = reinterpret_cast<float*>(ring.stages);
+  __syncthreads();
+  if (group < kGroups) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      sums[(group * kValues + i) * 128 + thread] = sum[0][i];
+    }
+  }
+  ClusterSync();
+  const int share = kGroups * kValues * 128 / cluster;
+  for (int e = leaf * share + threadIdx.x; e < (leaf + 1) * share;
+       e += TileType::kThreads) {
+    float place[kMaxLeaves];
+#pragma unroll
+    for (int i = 0; i < kMaxLeaves; ++i) {
+      if (i < a.leaves) place[i] = LoadFromRank(&sums[e], i);
+    }
+#pragma unroll
+    for (int stride = 1; stride < kMaxLeaves; stride *= 2) {
+#pragma unroll
+      for (int i = 0; i < kMaxLeaves; i += 2 * stride) {
+        if (i + stride < a.leaves) place[i] += place[i + stride];
+      }
+    }
+    const int value = e / 128 % kValues;
+    StoreOutput(
+        a, row + e / 128 / kValues * kProductRows + FragmentRow(e % 128, value),
+        token + FragmentToken(e % 128, value), place[0]);
+  }
+  ClusterSync();  // no block leaves while its sums are being read
+}
+
+// One block walks all leaves: the same tree, as a binary counter of sums.
+template <typename Format, int kTokens, int kStages>
+__global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
+    WalkKernel(const __grid_constant__ CUtensorMap weights,
+               const __grid_constant__ CUtensorMap x, const Arguments a) {
+  using TileType = Tile<kTokens, 1, kGroups>;
+  constexpr int kValues = kTokens / 2;
+  constexpr int kLevels = 3;  // 2^3 places
+  static_assert(1 << kLevels == kMaxLeaves);
+  extern __shared__ std::byte shared[];
+  const Ring<TileType, kStages> ring(shared);
+  const int row = blockIdx.x * TileType::kRows;
+  const int token = blockIdx.y * kTokens;
+  if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
+  AllowNextKernel();
+  __syncthreads();
+  const int group = threadIdx.x / 128;
+  if (group == kGroups) {
+    ProduceTile<TileType, kStages>(ring, weights, x, row, token, 0, a.k_blocks);
+    return;
+  }
+  Walk<kStages> walk;
+  float sum[1][kValues] = {};
+  float pending[kLevels][kValues];
+#pragma unroll 1
+  for (int leaf = 0; leaf < a.leaves; ++leaf) {
+    const int first = leaf * a.leaf_blocks;
+    Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
+        ring, walk, group, min(a.leaf_blocks, a.k_blocks - first), sum);
+    // Bits of `leaf` that are 1 are sums that wait for this one; the last leaf
+    // collects all that wait, since absent places are skipped.
+    bool carried = true;
+    const bool last = leaf + 1 == a.leaves;
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+      const bool waits = leaf >> level & 1;
+      if (waits && (carried || last)) {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sum[0][i] += pending[level][i];
+      } else if (carried && !waits && !last) {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) pending[level][i] = sum[0][i];
+        carried = false;
+      }
+    }
+  }
+  WaitForPriorKernel();
+  const int thread = threadIdx.x % 128;
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    StoreOutput(a, row + group * kProductRows + FragmentRow(thread, i),
+                token + FragmentToken(thread, i), sum[0][i]);
+  }
+}
+
+template <typename Format, int kTokens, bool kWalk>
+void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
+         const LaunchOptions& options) {
+  using TileType = Tile<kTokens, 1, kGroups>;
+  // Two blocks a multiprocessor where one alone has no full pipeline.
+  constexpr int kStages = kTokens <= 16 ? 6 : kTokens <= 64 ? 4 : 6;
+  const int row_tiles = (a.rows + TileType::kRows - 1) / TileType::kRows;
+  const int token_tiles = (a.tokens + kTokens - 1) / kTokens;
+  LaunchShape shape = {.threads = TileType::kThreads,
+                       .shared_bytes = Ring<TileType, kStages>::kSharedBytes};
+  if constexpr (kWalk) {
+    shape.grid = dim3(row_tiles, token_tiles);
+    Launch(WalkKernel<Format, kTokens, kStages>, shape, options, "Gemm",
+           weight.map, x.map, a);
+  } else {
+    while (shape.cluster < a.leaves) shape.cluster *= 2;
+    shape.grid = dim3(row_tiles * shape.cluster, token_tiles);
+    Launch(LeafKernel<Format, kTokens, kStages>, shape, options, "Gemm",
+           weight.map, x.map, a);
+  }
+}
+
+template <typename Format>
+void RunTile(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
+             GemmTile tile, const LaunchOptions& options) {
+  if (tile.walk && a.leaves > 1) {
+    return Run<Format, 64, true>(weight, x, a, options);
+  }
+  switch (tile.tokens) {
+    case 8:
+      return Run<Format, 8, false>(weight, x, a, options);
+    case 16:
+      return Run<Format, 16, false>(weight, x, a, options);
+    case 32:
+      return Run<Format, 32, false>(weight, x, a, options);
+    case 64:
+      return Run<Format, 64, false>(weight, x, a, options);
+    default:
+      return Run<Format, 128, false>(weight, x, a, options);
+  }
+}
+
+GemmTile ChooseTile(const Arguments& a) {
+  GemmTile tile;
+  tile.tokens = a.tokens <= 8    ? 8
+                : a.tokens <= 16 ? 16
+                : a.tokens <= 32 ? 32
+                : a.tokens <= 64 ? 64
+                                 : 128;
+  // Sums that are shared or stacked fit registers up to 64 tokens.
+  if (a.leaves > 1) tile.tokens = tile.tokens < 64 ? tile.tokens : 64;
+  // Enough tiles to fill the GPU without clusters.
+  const int64_t tiles =
+      static_cast<int64_t>((a.rows + 127) / 128) * ((a.tokens + 63) / 64);
+  if (a.leaves > 1 && tiles >= 128) tile = {.tokens = 64, .walk = true};
+  return tile;
+}
+
+}  // namespace
+
+void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
+          int64_t tokens, GemmOutput type, void* out,
+          const LaunchOptions& options, GemmTile tile) {
+  if (tokens == 0) return;
+  const int64_t bytes = WeightElementBytes(weight.dtype);
+  const int64_t block = kTileRowBytes / bytes;
+  const Arguments a = {
+      .rows = static_cast<int>(weight.rows),
+      .tokens = static_cast<int>(tokens),
+      .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
+      .leaf_blocks = static_cast<int>(leaf / block),
+      .leaves = static_cast<int>((weight.columns + leaf - 1) / leaf),
+      .scale = weight.scale,
+      .row_scales = weight.row_scales,
+      .out = out,
+      .type = type};
+  if (tile.tokens == 0) tile = ChooseTile(a);
+  switch (weight.dtype) {
+    case WeightDtype::kFp8E4m3:
+      return RunTile<E4m3Format>(weight, x, a, tile, options);
+    case WeightDtype::kFp16:
+      return RunTile<Fp16Format>(weight, x, a, tile, options);
+    default:
+      return RunTile<Bf16Format>(weight, x, a, tile, options);
+  }
+}
+
+}  // namespace invar::cuda

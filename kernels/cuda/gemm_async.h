@@ -1,0 +1,122 @@
+// Hopper's asynchronous machinery as functions of one instruction each:
+// transaction barriers, the tensor copy engine, clusters, dependent launch.
+//
+// Names and semantics are PTX's (ISA 9.0); nothing here knows a matrix.
+#ifndef INVAR_KERNELS_CUDA_GEMM_ASYNC_H_
+#define INVAR_KERNELS_CUDA_GEMM_ASYNC_H_
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace invar::cuda {
+
+__device__ inline uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- Transaction barriers ---------------------------------------------------
+
+__device__ inline void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(arrivals));
+}
+
+// Makes initialised barriers visible to the copy engine and the cluster.
+__device__ inline void BarrierInitFence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void BarrierExpect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   SharedAddress(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+__device__ inline void BarrierArrive(uint64_t* barrier) {
+  asm volatile(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// Returns once the phase of this parity is complete.
+__device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// ---- The copy engine --------------------------------------------------------
+
+__device__ inline void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// The map's box at (byte column, row) into shared memory; its bytes count on
+// `barrier`. What lies outside the matrix arrives as zeros.
+__device__ inline void CopyBox(void* to, const CUtensorMap* map, int32_t column,
+                               int32_t row, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier"
+      "::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          SharedAddress(to)),
+      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// ---- Clusters ---------------------------------------------------------------
+
+__device__ inline uint32_t ClusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of all blocks of the cluster; orders their shared memory.
+__device__ inline void ClusterSync() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+// The float that block `rank` of the cluster has at `address`.
+__device__ inline float LoadFromRank(const float* address, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(remote)
+               : "r"(SharedAddress(address)), "r"(rank));
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(remote)
+               : "memory");
+  return value;
+}
+
+// ---- Programmatic dependent launch ------------------------------------------
+
+// Returns once the kernel before this one has finished and its writes are
+// visible. Without the launch attribute, at once.
+__device__ inline void WaitForPriorKernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// Lets the next kernel start its own preparations.
+__device__ inline void AllowNextKernel() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_GEMM_ASYNC_H_

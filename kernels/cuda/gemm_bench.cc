@@ -1,0 +1,194 @@
+// The decode shapes of DeepSeek-V2-Lite: time against bytes that must move.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <random>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/testing/bench.h"
+
+namespace invar::cuda::testing {
+namespace {
+
+constexpr int64_t kHidden = 2048;
+constexpr int64_t kInner = 1408;
+constexpr int64_t kExperts = 64;
+constexpr int64_t kTopK = 6;
+// Inputs rotate so that L2 (50 MB) keeps none of them.
+constexpr int64_t kRotatedBytes = int64_t{300} << 20;
+
+// Random bytes that are small finite numbers in each dtype.
+DeviceBuffer<std::byte> RandomCodes(int64_t bytes) {
+  std::mt19937_64 random(bytes);
+  std::vector<std::byte> chunk(1 << 20);
+  for (std::byte& b : chunk) b = static_cast<std::byte>(random() & 0xbf);
+  auto buffer = *DeviceBuffer<std::byte>::Allocate(bytes, "weights");
+  for (int64_t at = 0; at < bytes; at += chunk.size()) {
+    Check(cudaMemcpy(buffer.data() + at, chunk.data(),
+                     std::min<int64_t>(chunk.size(), bytes - at),
+                     cudaMemcpyHostToDevice),
+          "filling");
+  }
+  return buffer;
+}
+
+const char* Name(WeightDtype dtype) {
+  return dtype == WeightDtype::kFp8E4m3 ? "fp8" : "bf16";
+}
+
+void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
+           int64_t columns, int64_t leaf, bool swiglu, int64_t tokens) {
+  const int64_t size = WeightElementBytes(dtype);
+  const int64_t bytes = rows * columns * size;
+  const int copies =
+      static_cast<int>(std::clamp<int64_t>(kRotatedBytes / bytes, 2, 40));
+  const auto data = RandomCodes(bytes * copies);
+  const auto x_data = RandomCodes(tokens * columns * size);
+  const auto out = *DeviceBuffer<float>::Allocate(tokens * rows, "out");
+  GemmInput x;
+  MakeGemmInput(dtype, x_data.data(), tokens, columns, &x);
+  std::vector<GemmWeight> weights(copies);
+  for (int i = 0; i < copies; ++i) {
+    MakeGemmWeight(dtype, data.data() + i * bytes, rows, columns, &weights[i]);
+  }
+  const double seconds = bench.Seconds(copies, [&](int i) {
+    const LaunchOptions options = {bench.stream(), /*overlap=*/true};
+    if (swiglu) {
+      GemmSwiGlu(weights[i], 1.0f, x, tokens, {out.data(), dtype, 1.0f},
+                 options);
+    } else {
+      Gemm(weights[i], leaf, x, tokens, GemmOutput::kFp32, out.data(), options);
+    }
+  });
+  const double moved = bytes + tokens * columns * size +
+                       tokens * rows * (swiglu ? size / 2.0 : 4.0);
+  bench.Report(
+      std::string(name) + " " + Name(dtype) + " T=" + std::to_string(tokens),
+      seconds, moved, 2.0 * tokens * rows * columns);
+}
+
+void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
+  const int64_t size = WeightElementBytes(dtype);
+  const int64_t gate_up_bytes = kExperts * 2 * kInner * kHidden * size;
+  const int64_t down_bytes = gate_up_bytes / 2;
+  const int64_t slots = tokens * kTopK;
+  const int copies = 2;
+  const auto gate_up = RandomCodes(gate_up_bytes * copies);
+  const auto down = RandomCodes(down_bytes * copies);
+  const auto x_data = RandomCodes(tokens * kHidden * size);
+  const auto act = RandomCodes(slots * kInner * size);
+  const auto out = *DeviceBuffer<float>::Allocate(slots * kHidden, "slots");
+  const auto order = *DeviceBuffer<int32_t>::Allocate(slots, "order");
+  const auto work = *DeviceBuffer<ExpertWork>::Allocate(slots + 64, "work");
+  const auto counts =
+      *DeviceBuffer<int32_t>::Upload(std::vector<int32_t>(2, 0), "counts");
+  const auto ids = *DeviceBuffer<int32_t>::Allocate(slots, "ids");
+  const auto chosen = *DeviceBuffer<float>::Allocate(slots, "weights");
+  std::mt19937_64 random(7);
+  std::vector<float> values(std::max(kExperts, tokens) * kHidden);
+  for (float& v : values)
+    v = static_cast<int64_t>(random() % 2001 - 1000) * 1e-3f;
+  const auto router = *DeviceBuffer<float>::Upload(values, "router");
+  for (float& v : values)
+    v = static_cast<int64_t>(random() % 2001 - 1000) * 1e-3f;
+  const auto x_values = *DeviceBuffer<float>::Upload(values, "x");
+  const ExpertPlan plan = {order.data(), work.data(), counts.data()};
+  const cpu::RouterOptions options = {.experts = kExperts, .top_k = kTopK};
+  const LaunchOptions launch = {bench.stream(), /*overlap=*/true};
+  const double router_seconds = bench.Seconds(20, [&](int) {
+    Router(options, WeightDtype::kFp32, router.data(), kHidden, x_values.data(),
+           tokens, ids.data(), chosen.data(), plan, launch);
+  });
+  const std::vector<int32_t> all = ids.Download();
+  std::vector<bool> hit(kExperts);
+  for (const int32_t e : all) hit[e] = true;
+  const double share =
+      static_cast<double>(std::count(hit.begin(), hit.end(), true)) / kExperts;
+  const std::string suffix =
+      std::string(" ") + Name(dtype) + " T=" + std::to_string(tokens);
+  bench.Report("router" + suffix, router_seconds,
+               kExperts * kHidden * 4.0 + tokens * kHidden * 4.0);
+  std::vector<GroupedWeights> weights(copies);
+  for (int i = 0; i < copies; ++i) {
+    weights[i].experts = kExperts;
+    weights[i].hidden = kHidden;
+    weights[i].inner = kInner;
+    MakeGemmWeight(dtype, gate_up.data() + i * gate_up_bytes,
+                   kExperts * 2 * kInner, kHidden, &weights[i].gate_up);
+    MakeGemmWeight(dtype, down.data() + i * down_bytes, kExperts * kHidden,
+                   kInner, &weights[i].down);
+  }
+  GemmInput x;
+  GemmInput act_input;
+  MakeGemmInput(dtype, x_data.data(), tokens, kHidden, &x);
+  MakeGemmInput(dtype, act.data(), slots, kInner, &act_input);
+  const double up_seconds = bench.Seconds(copies * 4, [&](int i) {
+    ExpertsGateUp(weights[i % copies], x, plan, tokens, kTopK,
+                  {act.data(), dtype, 1.0f}, launch);
+  });
+  bench.Report("experts gate+up" + suffix, up_seconds,
+               share * gate_up_bytes + slots * (kInner + kHidden) * size,
+               2.0 * slots * 2 * kInner * kHidden);
+  const double down_seconds = bench.Seconds(copies * 4, [&](int i) {
+    ExpertsDown(weights[i % copies], act_input, plan, tokens, kTopK, out.data(),
+                launch);
+  });
+  bench.Report("experts down" + suffix, down_seconds,
+               share * down_bytes + slots * (kInner * size + kHidden * 4),
+               2.0 * slots * kInner * kHidden);
+}
+
+void Norm(Bench& bench, int64_t tokens) {
+  const auto floats = [](int64_t count) {
+    return *DeviceBuffer<float>::Allocate(count, "norm");
+  };
+  const auto hidden = floats(tokens * kHidden);
+  const auto shared = floats(tokens * kHidden);
+  const auto slots = floats(tokens * kTopK * kHidden);
+  const auto weights = floats(tokens * kTopK);
+  const auto gain = floats(kHidden);
+  const auto normed = floats(tokens * kHidden);
+  const auto codes = floats(tokens * kHidden);
+  for (const auto* b : {&hidden, &shared, &slots, &weights, &gain}) {
+    Check(cudaMemset(b->data(), 0x3c, b->bytes()), "filling");
+  }
+  const double seconds = bench.Seconds(20, [&](int) {
+    RmsNorm({.hidden = hidden.data(),
+             .hidden_stride = kHidden,
+             .addend = {shared.data(), slots.data(), weights.data(), kTopK},
+             .gain = gain.data(),
+             .rows = tokens,
+             .size = kHidden,
+             .normed = normed.data(),
+             .inputs = {{codes.data(), WeightDtype::kFp8E4m3, 1.0f}, {}}},
+            {bench.stream(), /*overlap=*/true});
+  });
+  bench.Report("combine + norm T=" + std::to_string(tokens), seconds,
+               tokens * kHidden * (4.0 * (3 + kTopK + 1) + 1));
+}
+
+void Run(Bench& bench) {
+  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
+    for (const int64_t t : {1, 8, 32, 128, 256, 8192}) {
+      Dense(bench, "q_proj 3072x2048", dtype, 3072, 2048,
+            ColumnParallelLeaf(3072, 2048), false, t);
+      Dense(bench, "o_proj 2048x2048", dtype, 2048, 2048, RowParallelLeaf(2048),
+            false, t);
+      Dense(bench, "shared gate+up 5632x2048", dtype, 5632, 2048, 0, true, t);
+      Dense(bench, "shared down 2048x2816", dtype, 2048, 2816,
+            RowParallelLeaf(2816), false, t);
+      if (t <= 256) {
+        Dense(bench, "lm_head 102400x2048", dtype, 102400, 2048,
+              ColumnParallelLeaf(102400, 2048), false, t);
+      }
+      Experts(bench, dtype, t);
+    }
+  }
+  for (const int64_t t : {1, 8, 32, 128, 256}) Norm(bench, t);
+}
+
+const BenchEntry entry("linear", Run);
+
+}  // namespace
+}  // namespace invar::cuda::testing

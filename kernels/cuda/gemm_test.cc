@@ -1,0 +1,109 @@
+// Products: against float64, and every tile against every other bit for bit.
+#include "kernels/cuda/gemm_test_values.h"
+
+namespace invar::cuda::testing {
+namespace {
+
+struct Shape {
+  int64_t rows;
+  int64_t columns;
+  bool narrow;  // leaves as row-parallel weights have them
+};
+
+class GemmTest : public GpuTestWithParam<std::tuple<WeightDtype, Shape>> {};
+
+std::vector<float> Product(const GemmWeight& weight, int64_t leaf,
+                       const GemmInput& x, int64_t tokens, GemmTile tile,
+                       Stream& stream, bool overlap = false) {
+  const auto out = Poisoned<float>(tokens * weight.rows);
+  Gemm(weight, leaf, x, tokens, GemmOutput::kFp32, out.data(),
+       {.stream = stream.get(), .overlap = overlap}, tile);
+  stream.Synchronize();
+  return out.Download();
+}
+
+TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
+  const auto [dtype, shape] = GetParam();
+  constexpr int64_t kTokens = 150;
+  const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
+  const Codes x = Encode(dtype, SpreadValues(kTokens * shape.columns, 2));
+  const auto w_data = Upload(w.bytes);
+  const auto x_data = Upload(x.bytes);
+  GemmWeight weight;
+  GemmInput input;
+  ASSERT_TRUE(
+      MakeGemmWeight(dtype, w_data.data(), shape.rows, shape.columns, &weight));
+  ASSERT_TRUE(
+      MakeGemmInput(dtype, x_data.data(), kTokens, shape.columns, &input));
+  weight.scale = 0.25f;
+  const std::vector<float> row_scales = cpu::RandomValues(shape.rows, 3);
+  const auto scales = Upload(row_scales);
+  weight.row_scales = scales.data();
+  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
+                                    : (shape.columns + 127) / 128 * 128;
+
+  const std::vector<float> all =
+      Product(weight, leaf, input, kTokens, {.tokens = 8}, stream());
+  std::vector<double> expected;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t r = 0; r < shape.rows; ++r) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < shape.columns; ++k) {
+        sum +=
+            w.values[r * shape.columns + k] * x.values[t * shape.columns + k];
+      }
+      expected.push_back(sum * 0.25 * row_scales[r]);
+    }
+  }
+  EXPECT_LT(RelativeError(all, expected), ProductTolerance(dtype));
+
+  // Tiles, then numbers of tokens; a row is the same bits in all of them.
+  for (const GemmTile tile : {GemmTile{16}, GemmTile{32}, GemmTile{64},
+                              GemmTile{128}, GemmTile{64, true}}) {
+    const auto other = Product(weight, leaf, input, kTokens, tile, stream());
+    EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
+        << "tile " << tile.tokens << " walk " << tile.walk;
+  }
+  for (const int64_t tokens : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129}) {
+    const auto other =
+        Product(weight, leaf, input, tokens, {}, stream(), /*overlap=*/true);
+    EXPECT_TRUE(SameBits(all.data(), other.data(), other.size()))
+        << tokens << " tokens";
+  }
+}
+
+// The same token at every place of a tile.
+TEST_P(GemmTest, ARowDoesNotDependOnItsPlace) {
+  const auto [dtype, shape] = GetParam();
+  const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 4));
+  const auto row = SpreadValues(shape.columns, 5);
+  const auto w_data = Upload(w.bytes);
+  GemmWeight weight;
+  ASSERT_TRUE(
+      MakeGemmWeight(dtype, w_data.data(), shape.rows, shape.columns, &weight));
+  const int64_t leaf = RowParallelLeaf(shape.columns);
+  std::vector<float> first;
+  for (const int64_t place : {0, 1, 5, 17, 63, 66}) {
+    auto values = SpreadValues(67 * shape.columns, 6 + place);
+    std::copy(row.begin(), row.end(), &values[place * shape.columns]);
+    const auto x_data = Upload(Encode(dtype, values).bytes);
+    GemmInput input;
+    ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), 67, shape.columns, &input));
+    const auto out = Product(weight, leaf, input, 67, {}, stream());
+    const float* mine = &out[place * shape.rows];
+    if (first.empty()) first.assign(mine, mine + shape.rows);
+    EXPECT_TRUE(SameBits(first.data(), mine, shape.rows)) << "place " << place;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, GemmTest,
+    ::testing::Combine(
+        ::testing::Values(WeightDtype::kBf16, WeightDtype::kFp16,
+                          WeightDtype::kFp8E4m3),
+        ::testing::Values(Shape{320, 2048, true}, Shape{576, 2816, true},
+                          Shape{129, 352, true}, Shape{64, 1408, false},
+                          Shape{77, 16, true}, Shape{200, 1104, false})));
+
+}  // namespace
+}  // namespace invar::cuda::testing

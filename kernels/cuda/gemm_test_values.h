@@ -1,0 +1,56 @@
+// Operands for the tests of products: as codes, and exactly as doubles.
+#ifndef INVAR_KERNELS_CUDA_GEMM_TEST_VALUES_H_
+#define INVAR_KERNELS_CUDA_GEMM_TEST_VALUES_H_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstring>
+#include <vector>
+
+#include "kernels/cpu/test_values.h"
+#include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/testing/gpu_test.h"
+
+namespace invar::cuda::testing {
+
+struct Codes {
+  WeightDtype dtype;
+  std::vector<std::byte> bytes;
+  std::vector<double> values;
+};
+
+// `values` rounded to the dtype; e4m3 saturates.
+inline Codes Encode(WeightDtype dtype, const std::vector<float>& values) {
+  const int64_t size = WeightElementBytes(dtype);
+  Codes codes = {dtype, std::vector<std::byte>(values.size() * size), {}};
+  for (size_t i = 0; i < values.size(); ++i) {
+    std::byte* to = &codes.bytes[i * size];
+    if (dtype == WeightDtype::kFp8E4m3) {
+      const uint8_t code =
+          __nv_cvt_float_to_fp8(values[i], __NV_SATFINITE, __NV_E4M3);
+      std::memcpy(to, &code, 1);
+      codes.values.push_back(cpu::E4m3Value(code));
+    } else if (dtype == WeightDtype::kFp16) {
+      const __half half = __float2half_rn(values[i]);
+      std::memcpy(to, &half, 2);
+      codes.values.push_back(__half2float(half));
+    } else {
+      const __nv_bfloat16 half = __float2bfloat16_rn(values[i]);
+      std::memcpy(to, &half, 2);
+      codes.values.push_back(__bfloat162float(half));
+    }
+  }
+  return codes;
+}
+
+// The largest error that the products of a dtype may have. FP8 products keep
+// fewer bits inside the matrix units.
+inline double ProductTolerance(WeightDtype dtype) {
+  return dtype == WeightDtype::kFp8E4m3 ? 1.5e-3 : 2e-6;
+}
+
+}  // namespace invar::cuda::testing
+
+#endif  // INVAR_KERNELS_CUDA_GEMM_TEST_VALUES_H_

@@ -1,0 +1,209 @@
+// The tile that every matrix product here is made of.
+//
+// One producer warp keeps a ring of stages full through the copy engine; each
+// stage is 128 bytes of K of the tile's rows of weights and of its tokens.
+// One or two warpgroups multiply. Weights lie on the side of the product that
+// has 64 rows, tokens on the side that has 8 to 128: one token then costs one
+// eighth of what it would the other way round, and every T runs the same code.
+//
+// The numerics contract: an output's bits are a function of its row of weights
+// and of its token alone. Along K a leaf is one ascending chain of products;
+// FP8 promotes to an fp32 sum every 128 of K. How many rows, tokens, stages or
+// warpgroups a tile has is free (gemm_test.cc checks it bit for bit).
+#ifndef INVAR_KERNELS_CUDA_GEMM_TILE_H_
+#define INVAR_KERNELS_CUDA_GEMM_TILE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_wgmma.h"
+
+namespace invar::cuda {
+
+template <typename Format>
+inline constexpr bool kPromoted = false;
+template <>
+inline constexpr bool kPromoted<E4m3Format> = true;
+// A stage holds 128 bytes of K, so FP8's stages end where it promotes.
+static_assert(kTileRowBytes == 128, "FP8 promotes every 128 of K");
+
+// kBlocks: 64-row blocks of weights a warpgroup multiplies with the same
+// tokens. kGroups: multiplying warpgroups of the thread block.
+template <int kTokens, int kBlocks, int kGroups>
+struct Tile {
+  static constexpr int kRowBlocks = kBlocks * kGroups;
+  static constexpr int kRows = kRowBlocks * kProductRows;
+  static constexpr int kBlockBytes = kProductRows * kTileRowBytes;
+  static constexpr int kWeightBytes = kRowBlocks * kBlockBytes;
+  static constexpr int kInputBytes = kTokens * kTileRowBytes;
+  static constexpr int kStageBytes = kWeightBytes + kInputBytes;
+  static constexpr int kMultipliers = kGroups * 128;
+  static constexpr int kThreads = kMultipliers + 32;
+};
+
+// The ring of stages, in dynamic shared memory: a full and an empty barrier a
+// stage, then the stages at a multiple of 1,024 bytes.
+template <typename TileType, int kStages>
+struct Ring {
+  static constexpr int kBarrierBytes = 1024;
+  static_assert(2 * kStages * sizeof(uint64_t) <= kBarrierBytes);
+  // The start of dynamic memory is aligned to less than a stage needs.
+  static constexpr int kSharedBytes =
+      1024 + kBarrierBytes + kStages * TileType::kStageBytes;
+
+  uint64_t* full;
+  uint64_t* empty;
+  std::byte* stages;
+
+  __device__ explicit Ring(std::byte* shared) {
+    const uint32_t address = SharedAddress(shared);
+    std::byte* aligned = shared + ((1024 - address % 1024) % 1024);
+    full = reinterpret_cast<uint64_t*>(aligned);
+    empty = full + kStages;
+    stages = aligned + kBarrierBytes;
+  }
+
+  // By one thread, before the block's first barrier.
+  __device__ void Init() {
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(&full[s], 1);
+      BarrierInit(&empty[s], TileType::kMultipliers / 32);
+    }
+    BarrierInitFence();
+  }
+
+  __device__ std::byte* weights(int s) const {
+    return stages + s * TileType::kStageBytes;
+  }
+  __device__ std::byte* inputs(int s) const {
+    return weights(s) + TileType::kWeightBytes;
+  }
+};
+
+// Where a walk over the ring stands: the b-th block of K lies in stage
+// b mod kStages and completes that stage's phase b / kStages.
+template <int kStages>
+struct Walk {
+  int stage = 0;
+  uint32_t phase = 0;
+
+  __device__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// The producer warp's whole work: `blocks` stages of 128 bytes along K.
+// load_weights(lane, stage, block) and load_inputs(lane, stage, block) issue
+// the copies onto ring.full[stage]; stage_bytes is what they sum to.
+// Weights are constant, so the first stages' load before the prior kernel ends.
+template <typename RingType, int kStages, typename LoadWeights,
+          typename LoadInputs>
+__device__ void Produce(const RingType& ring, int lane, int blocks,
+                        uint32_t stage_bytes, LoadWeights load_weights,
+                        LoadInputs load_inputs) {
+  const int ahead = blocks < kStages ? blocks : kStages;
+  for (int b = 0; b < ahead; ++b) {
+    if (lane == 0) BarrierExpect(&ring.full[b], stage_bytes);
+    __syncwarp();
+    load_weights(lane, b, b);
+  }
+  WaitForPriorKernel();
+  Walk<kStages> walk;
+  for (int b = 0; b < blocks; ++b) {
+    if (b >= kStages) {
+      BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
+      if (lane == 0) BarrierExpect(&ring.full[walk.stage], stage_bytes);
+      __syncwarp();
+      load_weights(lane, walk.stage, b);
+    }
+    load_inputs(lane, walk.stage, b);
+    walk.Advance();
+  }
+}
+
+// sum[m] = the products of the next `blocks` stages, for the row blocks
+// first_block + m of the tile. By all threads of a warpgroup.
+template <typename Format, int kTokens, int kBlocks, typename RingType,
+          int kStages>
+__device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
+                         int first_block, int blocks,
+                         float (&sum)[kBlocks][kTokens / 2]) {
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  constexpr int kBlockBytes = kProductRows * kTileRowBytes;
+  const bool leader = threadIdx.x % 32 == 0;
+  int previous = -1;
+  if constexpr (kPromoted<Format>) {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) sum[m][i] = 0.0f;
+    }
+  }
+  for (int b = 0; b < blocks; ++b) {
+    BarrierWait(&ring.full[walk.stage], walk.phase);
+    const uint64_t weights = TileDescriptor(
+        SharedAddress(ring.weights(walk.stage)) + first_block * kBlockBytes);
+    const uint64_t inputs =
+        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    // Descriptors count in 16 bytes.
+    constexpr int kStep = kProductBytes / 16;
+    constexpr int kBlockStep = kBlockBytes / 16;
+    if constexpr (kPromoted<Format>) {
+      float part[kBlocks][kTokens / 2];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ProductFence();
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          Product<Format, kTokens>::Run(part[m],
+                                        weights + m * kBlockStep + k * kStep,
+                                        inputs + k * kStep, k != 0);
+        }
+        ProductCommit();
+        if constexpr (kTokens > 64) {  // one part at a time fits registers
+          ProductWait<0>();
+#pragma unroll
+          for (int i = 0; i < kTokens / 2; ++i) sum[m][i] += part[m][i];
+        }
+      }
+      if constexpr (kTokens <= 64) ProductWait<0>();
+      if (leader) BarrierArrive(&ring.empty[walk.stage]);
+      if constexpr (kTokens <= 64) {
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+          for (int i = 0; i < kTokens / 2; ++i) sum[m][i] += part[m][i];
+        }
+      }
+    } else {
+      ProductFence();
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+          Product<Format, kTokens>::Run(sum[m],
+                                        weights + m * kBlockStep + k * kStep,
+                                        inputs + k * kStep, b != 0 || k != 0);
+        }
+      }
+      ProductCommit();
+      // This stage's products may run on while the next one is awaited.
+      ProductWait<1>();
+      if (leader && previous >= 0) BarrierArrive(&ring.empty[previous]);
+      previous = walk.stage;
+    }
+    walk.Advance();
+  }
+  if constexpr (!kPromoted<Format>) {
+    ProductWait<0>();
+    if (leader && previous >= 0) BarrierArrive(&ring.empty[previous]);
+  }
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_GEMM_TILE_H_

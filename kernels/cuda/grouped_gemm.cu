@@ -1,0 +1,270 @@
+#include <algorithm>
+
+#include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/silu_mul.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kBlocks = 2;  // row blocks a warpgroup multiplies: gate and up
+
+struct Arguments {
+  const ExpertWork* work;  // null: one expert, tokens in their own order
+  const int32_t* work_count;
+  const int32_t* order;
+  int top_k;
+  int tokens;
+  int k_blocks;
+  int rows;  // of gate, of up, or of down
+  const float* scales;
+  const float* up_scales;
+  float scale;
+  float up_scale;
+  InputSink activated;  // of gate and up
+  float* slots;         // of down
+};
+
+// Which tokens this block multiplies; count 0: none.
+__device__ ExpertWork FindWork(const Arguments& a, int tile) {
+  const int item = blockIdx.y;
+  if (a.work == nullptr) {
+    return {0, item * tile, min(tile, a.tokens - item * tile), 0};
+  }
+  WaitForPriorKernel();
+  if (item >= *a.work_count) return {0, 0, 0, 0};
+  return a.work[item];
+}
+
+// kGateUp: row block 0 of a warpgroup is 64 rows of gate, block 1 the same rows
+// of up, so that SwiGLU needs no exchange. Else the blocks are 128 rows of
+// down.
+template <typename Format, int kTokens, int kGroups, int kStages, bool kGateUp>
+__global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
+    ExpertKernel(const __grid_constant__ CUtensorMap weights,
+                 const __grid_constant__ CUtensorMap x, const Arguments a) {
+  using TileType = Tile<kTokens, kBlocks, kGroups>;
+  constexpr int kValues = kTokens / 2;
+  // Rows of the output that one block makes.
+  constexpr int kRows =
+      kGateUp ? kGroups * kProductRows : kGroups * kBlocks * kProductRows;
+  extern __shared__ std::byte shared[];
+  const Ring<TileType, kStages> ring(shared);
+  if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
+  AllowNextKernel();
+  __syncthreads();
+  const ExpertWork work = FindWork(a, kTokens);
+  if (work.count <= 0) return;
+  const int row = blockIdx.x * kRows;
+  const int group = threadIdx.x / 128;
+  if (group == kGroups) {
+    const int expert_row = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
+    const bool gather = kGateUp && a.work != nullptr;
+    const uint32_t bytes =
+        TileType::kWeightBytes +
+        (gather ? work.count * kTileRowBytes : TileType::kInputBytes);
+    // The tokens of this lane's rows.
+    constexpr int kPerLane = (kTokens + 31) / 32;
+    int token[kPerLane] = {};
+    if (gather) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const int r = threadIdx.x % 32 + 32 * i;
+        if (r < work.count) token[i] = a.order[work.first + r] / a.top_k;
+      }
+    }
+    Produce<Ring<TileType, kStages>, kStages>(
+        ring, threadIdx.x % 32, a.k_blocks, bytes,
+        [&](int lane, int stage, int b) {
+          if (lane >= TileType::kRowBlocks) return;
+          const int from =
+              kGateUp ? expert_row + lane / 2 * kProductRows + lane % 2 * a.rows
+                      : expert_row + lane * kProductRows;
+          CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes, &weights,
+                  b * kTileRowBytes, from, &ring.full[stage]);
+        },
+        [&](int lane, int stage, int b) {
+          if (gather) {
+#pragma unroll
+            for (int i = 0; i < kPerLane; ++i) {
+              const int r = lane + 32 * i;
+              if (r < work.count) {
+                CopyBox(ring.inputs(stage) + r * kTileRowBytes, &x,
+                        b * kTileRowBytes, token[i], &ring.full[stage]);
+              }
+            }
+          } else if (lane < kTokens / 8) {
+            CopyBox(ring.inputs(stage) + lane * 8 * kTileRowBytes, &x,
+                    b * kTileRowBytes, work.first + lane * 8,
+                    &ring.full[stage]);
+          }
+        });
+    return;
+  }
+  Walk<kStages> walk;
+  float sum[kBlocks][kValues];
+  Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
+      ring, walk, group * kBlocks, a.k_blocks, sum);
+  WaitForPriorKernel();
+  const int thread = threadIdx.x % 128;
+  const float scale =
+      a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert];
+  if constexpr (kGateUp) {
+    const float up_scale = a.up_scales == nullptr
+                               ? a.up_scale
+                               : a.up_scale * a.up_scales[work.expert];
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int r = row + group * kProductRows + FragmentRow(thread, i);
+      const int t = FragmentToken(thread, i);
+      if (r >= a.rows || t >= work.count) continue;
+      StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
+                 SwiGlu(sum[0][i] * scale, sum[1][i] * up_scale));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int t = FragmentToken(thread, i);
+      if (t >= work.count) continue;
+      const int64_t slot = a.order[work.first + t];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        const int r =
+            row + (group * kBlocks + m) * kProductRows + FragmentRow(thread, i);
+        if (r < a.rows) a.slots[slot * a.rows + r] = sum[m][i] * scale;
+      }
+    }
+  }
+}
+
+template <typename Format, int kTokens, int kGroups, bool kGateUp>
+void Run(const CUtensorMap& weights, const CUtensorMap& x, const Arguments& a,
+         int64_t items, const LaunchOptions& options) {
+  using TileType = Tile<kTokens, kBlocks, kGroups>;
+  // Small tiles leave room for two blocks a multiprocessor and more.
+  constexpr int kStages = kTokens <= 16 ? 6 : 4;
+  constexpr int kRows = TileType::kRows / (kGateUp ? 2 : 1);
+  const LaunchShape shape = {
+      .grid = dim3((a.rows + kRows - 1) / kRows, static_cast<unsigned>(items)),
+      .threads = TileType::kThreads,
+      .shared_bytes = Ring<TileType, kStages>::kSharedBytes};
+  Launch(ExpertKernel<Format, kTokens, kGroups, kStages, kGateUp>, shape,
+         options, kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
+}
+
+template <typename Format, bool kGateUp>
+void RunTile(const CUtensorMap& weights, const CUtensorMap& x,
+             const Arguments& a, int tile, int64_t items,
+             const LaunchOptions& options) {
+  switch (tile) {
+    case 8:
+      return Run<Format, 8, 1, kGateUp>(weights, x, a, items, options);
+    case 16:
+      return Run<Format, 16, 1, kGateUp>(weights, x, a, items, options);
+    case 32:
+      return Run<Format, 32, 1, kGateUp>(weights, x, a, items, options);
+    case 64:
+      return Run<Format, 64, 1, kGateUp>(weights, x, a, items, options);
+    default:
+      return Run<Format, 128, 2, kGateUp>(weights, x, a, items, options);
+  }
+}
+
+template <bool kGateUp>
+void RunDtype(const GemmWeight& weights, const CUtensorMap& x, Arguments a,
+              int tile, int64_t items, const LaunchOptions& options) {
+  a.k_blocks =
+      static_cast<int>((weights.columns * WeightElementBytes(weights.dtype) +
+                        kTileRowBytes - 1) /
+                       kTileRowBytes);
+  switch (weights.dtype) {
+    case WeightDtype::kFp8E4m3:
+      return RunTile<E4m3Format, kGateUp>(weights.map, x, a, tile, items,
+                                          options);
+    case WeightDtype::kFp16:
+      return RunTile<Fp16Format, kGateUp>(weights.map, x, a, tile, items,
+                                          options);
+    default:
+      return RunTile<Bf16Format, kGateUp>(weights.map, x, a, tile, items,
+                                          options);
+  }
+}
+
+int64_t Items(int64_t tokens, int64_t top_k, int64_t experts, int tile) {
+  const int64_t slots = tokens * top_k;
+  return std::min(experts, slots) + slots / tile;
+}
+
+}  // namespace
+
+int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts) {
+  // About twice an expert's average share, so that few have a second tile.
+  const int64_t share = 2 * tokens * top_k / experts;
+  if (share <= 8 || tokens <= 8) return 8;
+  return share <= 16 ? 16 : share <= 32 ? 32 : share <= 80 ? 64 : 128;
+}
+
+int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts) {
+  return Items(tokens, top_k, experts, ExpertTile(tokens, top_k, experts));
+}
+
+void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
+                   const ExpertPlan& plan, int64_t tokens, int64_t top_k,
+                   const InputSink& activated, const LaunchOptions& options,
+                   int tile) {
+  if (tokens == 0) return;
+  if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
+  RunDtype<true>(experts.gate_up, x.row_map,
+                 {.work = plan.work,
+                  .work_count = plan.counts,
+                  .order = plan.order,
+                  .top_k = static_cast<int>(top_k),
+                  .tokens = static_cast<int>(tokens),
+                  .rows = static_cast<int>(experts.inner),
+                  .scales = experts.gate_scales,
+                  .up_scales = experts.up_scales,
+                  .scale = 1.0f,
+                  .up_scale = 1.0f,
+                  .activated = activated},
+                 tile, Items(tokens, top_k, experts.experts, tile), options);
+}
+
+void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
+                 const ExpertPlan& plan, int64_t tokens, int64_t top_k,
+                 float* slots, const LaunchOptions& options, int tile) {
+  if (tokens == 0) return;
+  if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
+  RunDtype<false>(experts.down, activated.map,
+                  {.work = plan.work,
+                   .work_count = plan.counts,
+                   .order = plan.order,
+                   .top_k = static_cast<int>(top_k),
+                   .tokens = static_cast<int>(tokens),
+                   .rows = static_cast<int>(experts.hidden),
+                   .scales = experts.down_scales,
+                   .scale = 1.0f,
+                   .slots = slots},
+                  tile, Items(tokens, top_k, experts.experts, tile), options);
+}
+
+void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
+                int64_t tokens, const InputSink& activated,
+                const LaunchOptions& options, int tile) {
+  if (tokens == 0) return;
+  if (tile == 0) {
+    tile = tokens <= 8     ? 8
+           : tokens <= 16  ? 16
+           : tokens <= 32  ? 32
+           : tokens <= 512 ? 64
+                           : 128;
+  }
+  RunDtype<true>(gate_up, x.map,
+                 {.tokens = static_cast<int>(tokens),
+                  .rows = static_cast<int>(gate_up.rows / 2),
+                  .scale = gate_up.scale,
+                  .up_scale = up_scale,
+                  .activated = activated},
+                 tile, (tokens + tile - 1) / tile, options);
+}
+
+}  // namespace invar::cuda

@@ -1,0 +1,252 @@
+// Router, plan, grouped products and combine: one MoE layer, piece by piece.
+#include <algorithm>
+
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cuda/gemm_test_values.h"
+#include "kernels/ops.h"
+
+namespace invar::cuda::testing {
+namespace {
+
+struct Case {
+  WeightDtype dtype;
+  int64_t tokens;
+  cpu::RouterOptions router;
+  int64_t hidden;
+  int64_t inner;
+};
+
+struct Routed {
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+  DeviceBuffer<int32_t> order, counts;
+  DeviceBuffer<ExpertWork> work;
+  ExpertPlan plan;
+};
+
+class ExpertsTest : public GpuTest {
+ protected:
+  Routed Route(const cpu::RouterOptions& o, const std::vector<float>& weight,
+               int64_t hidden, const std::vector<float>& x, int64_t tokens,
+               int tile) {
+    Routed r;
+    const int64_t slots = tokens * o.top_k;
+    r.order = Poisoned<int32_t>(slots);
+    r.work = Poisoned<ExpertWork>(slots + o.experts);
+    r.counts = Upload(std::vector<int32_t>(2, 0));
+    r.plan = {r.order.data(), r.work.data(), r.counts.data()};
+    const auto ids = Poisoned<int32_t>(slots);
+    const auto weights = Poisoned<float>(slots);
+    const auto w = Upload(weight);
+    const auto x_data = Upload(x);
+    // Twice: the ticket must be as it was.
+    for (int i = 0; i < 2; ++i) {
+      Router(o, WeightDtype::kFp32, w.data(), hidden, x_data.data(), tokens,
+             ids.data(), weights.data(), r.plan, {.stream = stream().get()},
+             tile);
+    }
+    stream().Synchronize();
+    r.ids = ids.Download();
+    r.weights = weights.Download();
+    return r;
+  }
+};
+
+TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
+  cpu::ThreadPool pool(2);
+  for (const cpu::RouterOptions& o :
+       {cpu::RouterOptions{.experts = 64, .top_k = 6},
+        cpu::RouterOptions{.experts = 16, .top_k = 4, .scaling_factor = 2.0f},
+        cpu::RouterOptions{.method = cpu::RouterMethod::kGroupLimitedGreedy,
+        .experts = 160,
+        .top_k = 6,
+        .groups = 8,
+        .top_groups = 3,
+        .scaling_factor = 16.0f}}) {
+    for (const int64_t tokens : {1, 5, 33, 300}) {
+      constexpr int64_t kHidden = 384;
+      // Small whole numbers: logits are exact in any order, and often equal.
+      auto w = cpu::RandomValues(o.experts * kHidden, 1, 1.6);
+      auto x = cpu::RandomValues(tokens * kHidden, 2, 1.6);
+      for (float& v : w) v = std::round(v);
+      for (float& v : x) v = std::round(v) * 0.0625f;
+      std::vector<int32_t> ids(tokens * o.top_k);
+      std::vector<float> weights(tokens * o.top_k);
+      cpu::Router(pool, o, cpu::Fp32Weight(w, o.experts, kHidden),
+                  /*correction=*/nullptr, x.data(), tokens, ids.data(),
+                  weights.data());
+      const Routed routed = Route(o, w, kHidden, x, tokens, 8);
+      EXPECT_EQ(routed.ids, ids) << tokens;
+      EXPECT_LT(RelativeError(routed.weights, weights), 1e-6);
+
+      std::vector<int32_t> order(ids.size());
+      for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int a, int b) { return ids[a] < ids[b]; });
+      EXPECT_EQ(routed.order.Download(), order);
+      const int32_t items = routed.counts.Download()[0];
+      const auto work = routed.work.Download();
+      int next = 0;
+      for (int i = 0; i < items; ++i) {
+        EXPECT_EQ(work[i].first, next);
+        EXPECT_GT(work[i].count, 0);
+        EXPECT_LE(work[i].count, 8);
+        for (int j = 0; j < work[i].count; ++j) {
+          EXPECT_EQ(ids[order[next + j]], work[i].expert);
+        }
+        next += work[i].count;
+      }
+      EXPECT_EQ(next, static_cast<int>(order.size()));
+    }
+  }
+}
+
+TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
+  const cpu::RouterOptions o = {.experts = 8, .top_k = 3};
+  constexpr int64_t kTokens = 140;
+  for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kFp8E4m3}) {
+    for (const auto& [hidden, inner] :
+         {std::pair<int64_t, int64_t>{384, 96}, {2048, 1408}}) {
+      const auto router = SpreadValues(o.experts * hidden, 1, -6, 0);
+      const auto x_values = SpreadValues(kTokens * hidden, 2, -4, 1);
+      const Codes x = Encode(dtype, x_values);
+      const Codes gate_up =
+          Encode(dtype, SpreadValues(o.experts * 2 * inner * hidden, 3, -8, 0));
+      const Codes down =
+          Encode(dtype, SpreadValues(o.experts * hidden * inner, 4, -8, 0));
+      const auto x_data = Upload(x.bytes);
+      const auto gate_up_data = Upload(gate_up.bytes);
+      const auto down_data = Upload(down.bytes);
+      const auto gate_scales = Upload(cpu::RandomValues(o.experts, 5));
+      const auto up_scales = Upload(cpu::RandomValues(o.experts, 6));
+      const auto down_scales = Upload(cpu::RandomValues(o.experts, 7));
+      GroupedWeights w;
+      w.experts = o.experts;
+      w.hidden = hidden;
+      w.inner = inner;
+      w.gate_scales = gate_scales.data();
+      w.up_scales = up_scales.data();
+      w.down_scales = down_scales.data();
+      ASSERT_TRUE(MakeGemmWeight(dtype, gate_up_data.data(),
+                                 o.experts * 2 * inner, hidden, &w.gate_up));
+      ASSERT_TRUE(MakeGemmWeight(dtype, down_data.data(), o.experts * hidden,
+                                 inner, &w.down));
+      GemmInput input;
+      ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, hidden, &input));
+      std::vector<float> all;
+      std::vector<int32_t> ids;
+      for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
+                                         {kTokens, 16},
+                                         {kTokens, 32},
+                                         {kTokens, 64},
+                                         {kTokens, 128},
+                                         {1, 0},
+                                         {9, 0},
+                                         {70, 0}}) {
+        const int used = tile ? tile : ExpertTile(tokens, o.top_k, o.experts);
+        const Routed routed = Route(o, router, hidden, x_values, tokens, used);
+        const int64_t slots = tokens * o.top_k;
+        const auto act =
+            Poisoned<std::byte>(slots * inner * WeightElementBytes(dtype));
+        const auto out = Poisoned<float>(slots * hidden);
+        GemmInput act_input;
+        ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
+        const LaunchOptions launch = {.stream = stream().get(),
+                                      .overlap = tile == 0};
+        ExpertsGateUp(w, input, routed.plan, tokens, o.top_k,
+                      {act.data(), dtype, 0.05f}, launch, tile);
+        ExpertsDown(w, act_input, routed.plan, tokens, o.top_k, out.data(),
+                    launch, tile);
+        stream().Synchronize();
+        const auto mine = out.Download();
+        if (all.empty()) {
+          all = mine;
+          ids = routed.ids;
+        }
+        EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
+            << "tokens " << tokens << " tile " << tile;
+      }
+      // A few slots in float64.
+      const auto gs = gate_scales.Download();
+      const auto us = up_scales.Download();
+      const auto ds = down_scales.Download();
+      std::vector<float> actual;
+      std::vector<double> expected;
+      for (int64_t slot = 0; slot < kTokens * o.top_k; slot += 61) {
+        const int64_t e = ids[slot];
+        const double* token = &x.values[slot / o.top_k * hidden];
+        std::vector<float> inner_values;
+        for (int64_t r = 0; r < inner; ++r) {
+          double g = 0.0;
+          double u = 0.0;
+          const double* g_row = &gate_up.values[(e * 2 * inner + r) * hidden];
+          for (int64_t k = 0; k < hidden; ++k) {
+            g += g_row[k] * token[k];
+            u += g_row[inner * hidden + k] * token[k];
+          }
+          g *= gs[e];
+          const double value = g / (1.0 + std::exp(-g)) * u * us[e];
+          inner_values.push_back(static_cast<float>(
+              dtype == WeightDtype::kFp8E4m3 ? value / 0.05f : value));
+        }
+        const Codes codes = Encode(dtype, inner_values);
+        for (int64_t r = 0; r < hidden; ++r) {
+          double sum = 0.0;
+          for (int64_t k = 0; k < inner; ++k) {
+            sum += down.values[(e * hidden + r) * inner + k] * codes.values[k];
+          }
+          expected.push_back(sum * ds[e]);
+          actual.push_back(all[slot * hidden + r]);
+        }
+      }
+      // Values near a rounding boundary land on the other side of it.
+      EXPECT_LT(RelativeError(actual, expected),
+                dtype == WeightDtype::kFp8E4m3 ? 8e-3 : 5e-4);
+    }
+  }
+}
+
+TEST_F(ExpertsTest, GemmSwiGluIsOneExpertForAllTokens) {
+  constexpr int64_t kTokens = 130;
+  constexpr int64_t kHidden = 384;
+  constexpr int64_t kInner = 192;
+  for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kFp8E4m3}) {
+    const Codes w = Encode(dtype, SpreadValues(2 * kInner * kHidden, 1, -8, 0));
+    const Codes x = Encode(dtype, SpreadValues(kTokens * kHidden, 2, -4, 1));
+    const auto w_data = Upload(w.bytes);
+    const auto x_data = Upload(x.bytes);
+    GemmWeight weight;
+    GemmInput input;
+    ASSERT_TRUE(
+        MakeGemmWeight(dtype, w_data.data(), 2 * kInner, kHidden, &weight));
+    ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, kHidden, &input));
+    weight.scale = 0.5f;
+    std::vector<float> first;
+    for (const int tile : {8, 16, 32, 64, 128}) {
+      const auto out = Poisoned<float>(kTokens * kInner);
+      GemmSwiGlu(weight, 2.0f, input, kTokens, {out.data(), WeightDtype::kFp32},
+                 {.stream = stream().get()}, tile);
+      stream().Synchronize();
+      const auto mine = out.Download();
+      if (first.empty()) first = mine;
+      EXPECT_TRUE(SameBits(first.data(), mine.data(), mine.size())) << tile;
+    }
+    std::vector<double> expected;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      for (int64_t r = 0; r < kInner; ++r) {
+        double g = 0.0;
+        double u = 0.0;
+        for (int64_t k = 0; k < kHidden; ++k) {
+          g += w.values[r * kHidden + k] * x.values[t * kHidden + k];
+          u += w.values[(kInner + r) * kHidden + k] * x.values[t * kHidden + k];
+        }
+        g *= 0.5;
+        expected.push_back(g / (1.0 + std::exp(-g)) * u * 2.0);
+      }
+    }
+    EXPECT_LT(RelativeError(first, expected), 3 * ProductTolerance(dtype));
+  }
+}
+
+}  // namespace
+}  // namespace invar::cuda::testing

@@ -1,0 +1,430 @@
+// Absorbed MLA attention over the paged cache: one arithmetic for a token of a
+// prompt and for a decoded one. attention.md says why it is built so.
+//
+// A block has one token's 16 heads, the rows of its matrix products. Four warps
+// share each tile of cached rows: in scores = Q K^T a warp has 16 cached rows,
+// in out = P V it has 128 latents. Codes go from shared memory straight to
+// operands in registers, each twice, once a product.
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kHeads = 16;  // of a block: the rows of an mma
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTile = static_cast<int>(kAttentionTile);
+constexpr int kSplit = static_cast<int>(kAttentionSplit);
+static_assert(kTile == 16 * kWarps, "a warp scores sixteen rows of a tile");
+static_assert(kLatent == 128 * kWarps, "a warp sums 128 latents");
+static_assert(kTile == kBlockTokens, "a tile is a block's rows");
+
+constexpr int kSteps = kRow / 16;     // mma steps of a score
+constexpr int kSumTiles = 128 / 8;    // of 8 latents, a warp
+constexpr int kSums = kSumTiles * 4;  // fp32 sums a thread has
+// A split's result: every thread's sums, then 16 maxima and 16 row sums.
+constexpr int kPartialFloats = kSums * kThreads + 2 * kHeads;
+
+// Below this many (token, 16 heads) a block has one split, from here on a whole
+// sequence: measured, and free, since the bits are the same.
+constexpr int64_t kWholeUnits = 100;
+
+template <typename Code>
+struct Shared {
+  alignas(128) std::byte rows[2][kTile * kRow * Code::kBytes];
+  uint4 query[kSteps][32];  // operands as the mma wants them, a lane each
+  uint4 weights[kWarps][32];
+  float warp_max[kWarps][kHeads];
+  float score_factor[kHeads];
+};
+
+// Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so
+// that eight rows' chunks lie in different banks for both products.
+template <typename Code>
+__device__ int Chunk(int row, int chunk) {
+  const int low = (row >> 1) & 3;
+  return chunk ^ (Code::kBytes == 1 ? low : low | (row & 1) << 2);
+}
+
+template <typename Code>
+__device__ uint32_t ChunkAddress(const std::byte* rows, int row, int chunk) {
+  return SharedAddress(rows + row * (kRow * Code::kBytes) +
+                       16 * Chunk<Code>(row, chunk));
+}
+
+// The tile's rows up to `position`, and zeros for the rest, which may hold
+// what an earlier owner of the block left there.
+template <typename Code>
+__device__ void LoadTile(const std::byte* block, int first, int position,
+                         std::byte* rows) {
+  constexpr int kChunks = kRow * Code::kBytes / 16;
+  for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
+    const int row = i / kChunks;
+    CopyAsync(ChunkAddress<Code>(rows, row, i % kChunks), block + 16 * i,
+              first + row <= position);
+  }
+  CommitCopies();
+}
+
+// The block's query as operands, and what its scores are multiplied with.
+template <typename Code>
+__device__ void LoadQuery(const float* query, int heads, float scale_log2,
+                          Shared<Code>& shared) {
+  for (int h = threadIdx.x / 32; h < kHeads; h += kWarps) {
+    const float scale = PackRow<Code, kRow>(
+        h < heads ? query + h * kRow : nullptr, h, shared.query);
+    if (threadIdx.x % 32 == 0) shared.score_factor[h] = scale_log2 / scale;
+  }
+}
+
+// A thread's part of an online softmax: of heads g and g + 8 the maximum (of
+// scores times log2 e), the row sums in sum[0] and sum[2], and the weighted
+// sums of 128 / 4 latents each.
+struct Softmax {
+  float max[2];
+  float sum[4];
+  float out[kSumTiles][4];
+
+  __device__ void Clear() {
+    max[0] = max[1] = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kSumTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[n][i] = 0.0f;
+    }
+  }
+};
+
+// scores[n]: of the warp's cached rows 8n .. 8n+7, as an mma's c. Even and odd
+// steps are two chains, added at the end.
+template <typename Code>
+__device__ void Scores(const Shared<Code>& shared, const std::byte* rows,
+                       float (&scores)[2][4]) {
+  using Operand = typename Code::Operand;
+  constexpr int kChunkSteps = 4 / Code::kBytes;
+  const int lane = threadIdx.x % 32;
+  const int first = threadIdx.x / 32 * 16 + lane / 4;
+  float sums[2][2][4] = {};
+#pragma unroll 3
+  for (int c = 0; c < kSteps / kChunkSteps; ++c) {
+    uint4 codes[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int row = first + 8 * n;
+      codes[n] = *reinterpret_cast<const uint4*>(
+          rows + row * (kRow * Code::kBytes) +
+          16 * Chunk<Code>(row, 4 * c + lane % 4));
+    }
+#pragma unroll
+    for (int j = 0; j < kChunkSteps; ++j) {
+      const uint4 q = shared.query[c * kChunkSteps + j][lane];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const uint2 b = RightOperand<Code>(codes[n], j);
+        Mma<Operand>(sums[n][j % 2], q, b.x, b.y);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = sums[n][0][i] + sums[n][1][i];
+  }
+}
+
+// out += P V for the warp's latents. Sum tile n and the thread's place in it
+// name a latent as StoreRow says.
+template <typename Code>
+__device__ void AddValues(const Shared<Code>& shared, const std::byte* rows,
+                          Softmax& softmax) {
+  using Operand = typename Code::Operand;
+  constexpr uint32_t kOnes =
+      std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
+  constexpr int kChunks = 128 * Code::kBytes / 16;  // of the warp's latents
+  const int lane = threadIdx.x % 32;
+  const int first_chunk = threadIdx.x / 32 * kChunks + lane / 16;
+#pragma unroll
+  for (int step = 0; step < kTile / 16; ++step) {
+    const uint4 weights = shared.weights[step][lane];
+    const int row = 16 * step + lane % 16;
+    Mma<Operand>(softmax.sum, weights, kOnes, kOnes);
+#pragma unroll
+    for (int c = 0; c < kChunks; c += 2) {
+      uint32_t r[4];
+      LoadTransposed(r, ChunkAddress<Code>(rows, row, first_chunk + c));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t low = r[2 * half];
+        const uint32_t high = r[2 * half + 1];
+        if constexpr (Code::kBytes == 1) {
+          float(&even)[4] = softmax.out[2 * (c + half)];
+          float(&odd)[4] = softmax.out[2 * (c + half) + 1];
+          Mma<Operand>(even, weights, Code::Pair(low, false),
+                       Code::Pair(high, false));
+          Mma<Operand>(odd, weights, Code::Pair(low, true),
+                       Code::Pair(high, true));
+        } else {
+          Mma<Operand>(softmax.out[c + half], weights, low, high);
+        }
+      }
+    }
+  }
+}
+
+// One tile: scores, their exponentials as operands, and the sums.
+template <typename Code>
+__device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
+                        int position, Softmax& softmax) {
+  using Operand = typename Code::Operand;
+  // Weights in fp16 are 2^14 times as large, clear of its subnormals.
+  constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  float scores[2][4];
+  Scores<Code>(shared, rows, scores);
+  float max[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + 16 * warp + 8 * n + lane % 4 * 2 + i % 2;
+      const float factor = shared.score_factor[lane / 4 + i / 2 * 8];
+      scores[n][i] = row <= position ? scores[n][i] * factor : -INFINITY;
+      max[i / 2] = fmaxf(max[i / 2], scores[n][i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 1));
+    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 2));
+    if (lane % 4 == 0) shared.warp_max[warp][lane / 4 + 8 * i] = max[i];
+  }
+  __syncthreads();
+  float rescale[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float new_max = softmax.max[i];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      new_max = fmaxf(new_max, shared.warp_max[w][lane / 4 + 8 * i]);
+    }
+    rescale[i] = Exp2(softmax.max[i] - new_max);
+    softmax.max[i] = new_max;
+  }
+  uint32_t weights[4];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float offset = softmax.max[i] - kShift;
+      weights[2 * n + i] = Pack<Operand>(Exp2(scores[n][2 * i] - offset),
+                                         Exp2(scores[n][2 * i + 1] - offset));
+    }
+  }
+  shared.weights[warp][lane] = {weights[0], weights[1], weights[2], weights[3]};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) softmax.sum[i] *= rescale[i / 2];
+#pragma unroll
+  for (int n = 0; n < kSumTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) softmax.out[n][i] *= rescale[i / 2];
+  }
+  __syncthreads();
+  AddValues<Code>(shared, rows, softmax);
+}
+
+// A thread's part of the splits merged so far: kCount of its sums, a multiple
+// of four. How many does not show in any of them.
+template <int kCount>
+struct Merged {
+  float max[2];
+  float sum[2];
+  float total[kCount];
+
+  // total = total and split over one maximum; the first is taken as it is.
+  template <typename SplitSum>
+  __device__ void Add(bool is_first, const float (&split_max)[2],
+                      const float (&split_sum)[2], SplitSum split_out) {
+    float old_factor[2] = {0.0f, 0.0f};
+    float new_factor[2] = {1.0f, 1.0f};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (is_first) {
+        max[i] = split_max[i];
+        sum[i] = split_sum[i];
+        continue;
+      }
+      const float new_max = fmaxf(max[i], split_max[i]);
+      old_factor[i] = Exp2(max[i] - new_max);
+      new_factor[i] = Exp2(split_max[i] - new_max);
+      max[i] = new_max;
+      sum[i] = fmaf(split_sum[i], new_factor[i], sum[i] * old_factor[i]);
+    }
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int i = k % 4 / 2;
+      float& to = total[k];
+      to = is_first ? split_out(k)
+                    : fmaf(split_out(k), new_factor[i], to * old_factor[i]);
+    }
+  }
+
+  // out (heads, L) = total / sum, of sums [first_sum, first_sum + kCount).
+  template <typename Code>
+  __device__ void StoreRow(int first_sum, int heads, float* out) const {
+    const int lane = threadIdx.x % 32;
+    const int first = threadIdx.x / 32 * 128;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int tile = (first_sum + k) / 4;
+      const int head = lane / 4 + k % 4 / 2 * 8;
+      const int latent =
+          Code::kBytes == 1
+              ? first + tile / 2 * 16 + lane % 4 * 4 + k % 2 * 2 + tile % 2
+              : first + tile * 8 + lane % 4 * 2 + k % 2;
+      if (head < heads) {
+        out[head * kLatent + latent] = total[k] / sum[k % 4 / 2];
+      }
+    }
+  }
+};
+
+// grid (T, groups of 16 heads, 1 or splits). With `partials` a block has one
+// split, else all of them.
+template <typename Code>
+__global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
+    AttentionKernel(TokenPlaces places, const float* query, int heads,
+                    float scale_log2, const std::byte* cache, float* partials,
+                    float* out) {
+  extern __shared__ std::byte memory[];
+  auto& shared = *reinterpret_cast<Shared<Code>*>(memory);
+  const int64_t t = blockIdx.x;
+  const int position = places.positions[t];
+  int tile = partials == nullptr ? 0 : blockIdx.z * (kSplit / kTile);
+  if (tile * kTile > position) return;
+  const int last_tile = partials == nullptr
+                            ? position / kTile
+                            : min(position / kTile, tile + kSplit / kTile - 1);
+  const int32_t* blocks = places.block_ids + places.tables[t];
+  const auto load = [&](int index) {
+    LoadTile<Code>(cache + int64_t{blocks[index]} * kTile * kRow * Code::kBytes,
+                   index * kTile, position, shared.rows[index % 2]);
+  };
+  load(tile);
+  const int first_head = blockIdx.y * kHeads;
+  const int block_heads = min(kHeads, heads - first_head);
+  LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
+                  scale_log2, shared);
+
+  Softmax split;
+  split.Clear();
+  Merged<kSums> merged;
+  for (; tile <= last_tile; ++tile) {
+    WaitForCopies();
+    __syncthreads();  // The tile is here, and nobody reads the other any more.
+    if (tile < last_tile) load(tile + 1);
+    AddTile<Code>(shared, shared.rows[tile % 2], tile * kTile, position, split);
+    if (tile != last_tile && (tile + 1) % (kSplit / kTile) != 0) continue;
+    if (partials != nullptr) break;
+    merged.Add(tile < kSplit / kTile, split.max, {split.sum[0], split.sum[2]},
+               [&](int k) { return split.out[k / 4][k % 4]; });
+    split.Clear();
+  }
+  if (partials == nullptr) {
+    merged.template StoreRow<Code>(0, block_heads,
+                                   out + (t * heads + first_head) * kLatent);
+    return;
+  }
+  float* partial =
+      partials + ((t * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z) *
+                     int64_t{kPartialFloats};
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) {
+    partial[k * kThreads + threadIdx.x] = split.out[k / 4][k % 4];
+  }
+  if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
+    float* row = partial + kSums * kThreads;
+    for (int i = 0; i < 2; ++i) {
+      row[threadIdx.x / 4 + 8 * i] = split.max[i];
+      row[kHeads + threadIdx.x / 4 + 8 * i] = split.sum[2 * i];
+    }
+  }
+}
+
+// The same merge from memory, eight sums a thread, so that the memory's latency
+// is waited for once a split by many.
+// grid (T, groups of 16 heads, kSums / kMergeSums)
+constexpr int kMergeSums = 8;
+
+template <typename Code>
+__global__ void __launch_bounds__(kThreads)
+    MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
+                const float* partials, float* out) {
+  const int64_t t = blockIdx.x;
+  const int first_sum = blockIdx.z * kMergeSums;
+  const int splits = places.positions[t] / kSplit + 1;
+  const float* partial = partials + (t * gridDim.y + blockIdx.y) * max_splits *
+                                        int64_t{kPartialFloats};
+  const int head = threadIdx.x % 32 / 4;
+  Merged<kMergeSums> merged;
+#pragma unroll 4
+  for (int s = 0; s < splits; ++s, partial += kPartialFloats) {
+    const float* row = partial + kSums * kThreads;
+    merged.Add(s == 0, {row[head], row[head + 8]},
+               {row[kHeads + head], row[kHeads + head + 8]}, [&](int k) {
+                 return partial[(first_sum + k) * kThreads + threadIdx.x];
+               });
+  }
+  const int first_head = blockIdx.y * kHeads;
+  merged.template StoreRow<Code>(first_sum, min(kHeads, heads - first_head),
+                                 out + (t * heads + first_head) * kLatent);
+}
+
+int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
+
+}  // namespace
+
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position) {
+  const int64_t splits = max_position / kSplit + 1;
+  const int64_t units = tokens * Groups(heads);
+  return units >= kWholeUnits || splits == 1 ? 0
+                                             : units * splits * kPartialFloats;
+}
+
+void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out) {
+  constexpr float kLog2E = 0x1.715476p+0f;
+  const bool whole =
+      AttentionWorkspaceFloats(places.tokens, heads, max_position) == 0;
+  const int64_t splits = max_position / kSplit + 1;
+  const dim3 grid(static_cast<unsigned>(places.tokens),
+                  static_cast<unsigned>(Groups(heads)),
+                  static_cast<unsigned>(whole ? 1 : splits));
+  DispatchKv(cache.dtype, [&]<typename Code>() {
+    constexpr int kBytes = sizeof(Shared<Code>);
+    Check(cudaFuncSetAttribute(AttentionKernel<Code>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kBytes),
+          "mla_attention's shared memory");
+    AttentionKernel<Code><<<grid, kThreads, kBytes, stream>>>(
+        places, query, static_cast<int>(heads), scale * kLog2E, cache.data,
+        whole ? nullptr : workspace, out);
+    CheckLaunch("mla_attention");
+    if (whole) return;
+    MergeKernel<Code>
+        <<<dim3(grid.x, grid.y, kSums / kMergeSums), kThreads, 0, stream>>>(
+            places, static_cast<int>(heads), splits, workspace, out);
+    CheckLaunch("mla_attention's merge");
+  });
+}
+
+}  // namespace invar::cuda

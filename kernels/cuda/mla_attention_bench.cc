@@ -1,0 +1,79 @@
+// Decode attention of one layer, 16 heads: the cached rows' bytes, each read
+// once, over the copy bandwidth.
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/testing/bench.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int64_t kHeads = 16;
+constexpr int kInputs = 4;  // layers, so that L2 does not hold the cache
+
+void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
+            int64_t tokens, int64_t context) {
+  const int64_t blocks = context / kBlockTokens;
+  const int64_t cache_bytes = tokens * context * kRow * KvElementBytes(dtype);
+  std::vector<DeviceBuffer<std::byte>> caches;
+  for (int i = 0; i < kInputs; ++i) {
+    // 0x35 bytes: finite and no zeros in each of the dtypes.
+    caches.push_back(*DeviceBuffer<std::byte>::Allocate(cache_bytes, "caches"));
+    Check(cudaMemset(caches.back().data(), 0x35, cache_bytes), "filling");
+  }
+  std::vector<int32_t> ids(tokens * blocks);
+  std::vector<int32_t> tables(tokens);
+  for (int64_t i = 0; i < tokens * blocks; ++i) {
+    ids[i] = static_cast<int32_t>(i * 7919 % (tokens * blocks));
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    tables[t] = static_cast<int32_t>(t * blocks);
+  }
+  const std::vector<int32_t> positions(tokens,
+                                       static_cast<int32_t>(context - 1));
+  std::vector<float> query(tokens * kHeads * kRow);
+  for (size_t i = 0; i < query.size(); ++i) {
+    query[i] = static_cast<float>(i * 2654435761u % 1000) * 0.001f - 0.5f;
+  }
+  const auto device_ids = *DeviceBuffer<int32_t>::Upload(ids, "ids");
+  const auto device_tables = *DeviceBuffer<int32_t>::Upload(tables, "tables");
+  const auto device_positions =
+      *DeviceBuffer<int32_t>::Upload(positions, "positions");
+  const auto device_query = *DeviceBuffer<float>::Upload(query, "query");
+  const auto out =
+      *DeviceBuffer<float>::Allocate(tokens * kHeads * kLatent, "out");
+  const auto workspace = *DeviceBuffer<float>::Allocate(
+      AttentionWorkspaceFloats(tokens, kHeads, context - 1), "workspace");
+  const double seconds = bench.Seconds(kInputs, [&](int i) {
+    MlaAttention(bench.stream(),
+                 {tokens, device_positions.data(), device_tables.data(),
+                  device_ids.data()},
+                 context - 1, device_query.data(), kHeads, 0.1147f,
+                 {dtype, caches[i].data()}, workspace.data(), out.data());
+  });
+  const double bytes =
+      static_cast<double>(cache_bytes) +
+      static_cast<double>(tokens) * kHeads * (kRow + kLatent) * sizeof(float);
+  bench.Report(
+      "mla_attention decode " + name + " B=" + std::to_string(tokens) +
+          " context " + std::to_string(context),
+      seconds, bytes,
+      2.0 * static_cast<double>(tokens * context * kHeads) * (kRow + kLatent));
+}
+
+void Run(testing::Bench& bench) {
+  for (const int64_t context : {1024, 8192}) {
+    for (const int64_t tokens : {1, 8, 32, 128, 256}) {
+      Decode(bench, KvDtype::kFp8E5m2, "e5m2", tokens, context);
+    }
+    Decode(bench, KvDtype::kFp8E4m3, "e4m3", 128, context);
+    Decode(bench, KvDtype::kBf16, "bf16", 128, context);
+  }
+}
+
+const testing::BenchEntry kEntry("mla_attention", Run);
+
+}  // namespace
+}  // namespace invar::cuda

@@ -1,0 +1,222 @@
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/testing/gpu_test.h"
+
+namespace invar::cuda {
+namespace {
+
+using testing::Poisoned;
+using testing::RelativeError;
+using testing::SameBits;
+using testing::SpreadValues;
+using testing::Upload;
+
+constexpr float kScale = 0.1147f;
+constexpr int64_t kLength = 1100;  // five splits, the last a part of one
+constexpr int64_t kHeads = 19;     // a whole group of 16 and a part
+
+// A cache of two sequences, rows past each one's end and strangers' blocks
+// poisoned with NaN, in shuffled blocks.
+class Sequences {
+ public:
+  Sequences(KvDtype dtype, cudaStream_t stream) : dtype_(dtype) {
+    constexpr int64_t kBlocks = 2 * (kLength / kBlockTokens + 1);
+    for (int32_t b = 0; b < kBlocks; ++b)
+      blocks_.push_back((b * 7 + 3) % kBlocks);
+    cache_ = Poisoned<uint8_t>((kBlocks + 1) * kBlockTokens * kRow *
+                               KvElementBytes(dtype));
+    // bf16's 0x7f7f is finite: a NaN there is 0x7fff.
+    if (dtype == KvDtype::kBf16) {
+      Check(cudaMemset(cache_.data(), 0xff, cache_.bytes()), "poisoning");
+    }
+    device_blocks_ = Upload(blocks_);
+    Append(stream);
+    bytes_ = cache_.Download();
+  }
+
+  KvLayer layer() const {
+    return {dtype_, reinterpret_cast<std::byte*>(cache_.data())};
+  }
+  const int32_t* device_blocks() const { return device_blocks_.data(); }
+  static int32_t Table(int sequence) {
+    return sequence * (kLength / kBlockTokens + 1);
+  }
+
+  // A row as the cache has it.
+  std::vector<double> Row(int sequence, int64_t p) const {
+    const int64_t block = blocks_[Table(sequence) + p / kBlockTokens];
+    const int64_t at = (block * kBlockTokens + p % kBlockTokens) * kRow;
+    std::vector<double> row(kRow);
+    for (int64_t k = 0; k < kRow; ++k) row[k] = Value(at + k);
+    return row;
+  }
+
+ private:
+  void Append(cudaStream_t stream) {
+    // Gains of 2^-3 to 2^3, and a k_pe that is as large.
+    const auto gain = Upload(SpreadValues(kLatent, 2, -3, 3));
+    const auto kv_a = Upload(SpreadValues(2 * kLength * kRow, 1, -6, 3));
+    const auto cosines = Upload(std::vector<float>(kLength * kRope / 2, 1.0f));
+    const auto sines = Upload(std::vector<float>(kLength * kRope / 2, 0.0f));
+    const auto finite = Upload(std::vector<uint8_t>(2 * kLength, 1));
+    std::vector<int32_t> positions;
+    std::vector<int32_t> tables;
+    for (int s = 0; s < 2; ++s) {
+      for (int32_t p = 0; p < kLength; ++p) {
+        positions.push_back(p);
+        tables.push_back(Table(s));
+      }
+    }
+    const auto device_positions = Upload(positions);
+    const auto device_tables = Upload(tables);
+    KvAppend(stream,
+             {2 * kLength, device_positions.data(), device_tables.data(),
+              device_blocks_.data()},
+             kv_a.data(), gain.data(), 1e-6f, {cosines.data(), sines.data()},
+             layer(), finite.data());
+    Check(cudaStreamSynchronize(stream), "kv_append");
+  }
+
+  double Value(int64_t element) const {
+    if (dtype_ == KvDtype::kBf16) {
+      const uint32_t bits = bytes_[2 * element] << 16 |
+                            static_cast<uint32_t>(bytes_[2 * element + 1])
+                                << 24;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      return value;
+    }
+    const int mantissa = dtype_ == KvDtype::kFp8E5m2 ? 2 : 3;
+    const int bias = dtype_ == KvDtype::kFp8E5m2 ? 15 : 7;
+    const int code = bytes_[element];
+    const int exponent = (code & 0x7f) >> mantissa;
+    const int fraction = code & ((1 << mantissa) - 1);
+    const double magnitude = exponent == 0
+                                 ? std::ldexp(fraction, 1 - bias - mantissa)
+                                 : std::ldexp((1 << mantissa) + fraction,
+                                              exponent - bias - mantissa);
+    return code & 0x80 ? -magnitude : magnitude;
+  }
+
+  KvDtype dtype_;
+  std::vector<int32_t> blocks_;
+  DeviceBuffer<int32_t> device_blocks_;
+  DeviceBuffer<uint8_t> cache_;
+  std::vector<uint8_t> bytes_;
+};
+
+struct Token {
+  int sequence;
+  int32_t position;
+};
+
+// The query of a token is a function of the token alone.
+std::vector<float> Query(const Token& token) {
+  return SpreadValues(kHeads * kRow, token.sequence * kLength + token.position,
+                      -14, -2);
+}
+
+// (tokens, kHeads, kLatent)
+std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
+                          const std::vector<Token>& tokens) {
+  std::vector<int32_t> positions;
+  std::vector<int32_t> tables;
+  std::vector<float> query;
+  for (const Token& token : tokens) {
+    positions.push_back(token.position);
+    tables.push_back(Sequences::Table(token.sequence));
+    const std::vector<float> one = Query(token);
+    query.insert(query.end(), one.begin(), one.end());
+  }
+  const int64_t count = static_cast<int64_t>(tokens.size());
+  const int64_t max_position =
+      *std::max_element(positions.begin(), positions.end());
+  const auto device_positions = Upload(positions);
+  const auto device_tables = Upload(tables);
+  const auto device_query = Upload(query);
+  const auto out = Poisoned<float>(count * kHeads * kLatent);
+  const auto workspace =
+      Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, max_position));
+  MlaAttention(stream,
+               {count, device_positions.data(), device_tables.data(),
+                sequences.device_blocks()},
+               max_position, device_query.data(), kHeads, kScale,
+               sequences.layer(), workspace.data(), out.data());
+  Check(cudaStreamSynchronize(stream), "mla_attention");
+  return out.Download();
+}
+
+std::vector<double> Reference(const Sequences& sequences, const Token& token) {
+  const std::vector<float> query = Query(token);
+  std::vector<std::vector<double>> rows;
+  for (int64_t p = 0; p <= token.position; ++p) {
+    rows.push_back(sequences.Row(token.sequence, p));
+  }
+  std::vector<double> out;
+  for (int64_t h = 0; h < kHeads; ++h) {
+    std::vector<double> weights;
+    for (const auto& row : rows) {
+      weights.push_back(kScale * std::inner_product(row.begin(), row.end(),
+                                                    &query[h * kRow], 0.0));
+    }
+    const double max = *std::max_element(weights.begin(), weights.end());
+    double sum = 0.0;
+    std::vector<double> head(kLatent);
+    for (size_t p = 0; p < rows.size(); ++p) {
+      const double weight = std::exp(weights[p] - max);
+      sum += weight;
+      for (int64_t c = 0; c < kLatent; ++c) head[c] += weight * rows[p][c];
+    }
+    for (const double value : head) out.push_back(value / sum);
+  }
+  return out;
+}
+
+class MlaAttentionTest : public testing::GpuTestWithParam<KvDtype> {};
+
+TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
+  const Sequences sequences(GetParam(), stream().get());
+  // Weights and queries are rounded to 11 bits, or to 8.
+  const double bound = GetParam() == KvDtype::kBf16 ? 5e-3 : 6e-4;
+  for (const int32_t p : {0, 1, 15, 63, 64, 255, 256, 511, 512, 1099}) {
+    const Token token = {p % 2, p};
+    const auto out = Attend(stream().get(), sequences, {token});
+    EXPECT_LT(RelativeError(out, Reference(sequences, token)), bound)
+        << "at position " << p;
+  }
+}
+
+// Few tokens have a block a split, many a block a sequence; order and company
+// differ; every position is among them, as a prompt has it.
+TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
+  const Sequences sequences(GetParam(), stream().get());
+  std::vector<Token> all;
+  for (int32_t p = 0; p < kLength; ++p) all.push_back({0, p});
+  for (int32_t p = kLength - 1; p >= 0; p -= 9) all.push_back({1, p});
+  const auto together = Attend(stream().get(), sequences, all);
+  constexpr int64_t kRowFloats = kHeads * kLatent;
+  for (size_t i = 0; i < all.size(); i += 41) {
+    for (const size_t company : {1, 2, 7, 64}) {
+      std::vector<Token> some;
+      for (size_t k = 0; k < company; ++k) {
+        some.push_back(all[(i + k * 31) % all.size()]);
+      }
+      const auto out = Attend(stream().get(), sequences, some);
+      for (size_t k = 0; k < company; ++k) {
+        ASSERT_TRUE(SameBits(&out[k * kRowFloats],
+                             &together[(i + k * 31) % all.size() * kRowFloats],
+                             kRowFloats))
+            << "token " << i << " with " << company << ", place " << k;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, MlaAttentionTest,
+                         ::testing::ValuesIn(testing::kKvDtypes),
+                         testing::KvDtypeName);
+
+}  // namespace
+}  // namespace invar::cuda

@@ -1,0 +1,99 @@
+// Every operation of the model on the GPU, with its shapes and its equation.
+//
+// Symbols are those of kernels/ops.h: T tokens of a step, H heads; L, N, R, V
+// the widths of latent, nope, rope and value; E experts, K of them a token.
+// All pointers are to device memory, rows are dense and row-major; activations
+// are fp32 unless an operation says otherwise, and every row is computed as if
+// it were alone. Each call only enqueues on its stream; errors of the launch
+// end the process (check.h).
+#ifndef INVAR_KERNELS_CUDA_OPS_H_
+#define INVAR_KERNELS_CUDA_OPS_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace invar::cuda {
+
+// ---- Attention --------------------------------------------------------------
+
+// The family's widths, which the attention's tiles are cut for. The loader
+// refuses others.
+inline constexpr int kLatent = 512;  // L
+inline constexpr int kRope = 64;     // R
+inline constexpr int kRow = kLatent + kRope;
+inline constexpr int kNope = 128;   // N
+inline constexpr int kValue = 128;  // V
+
+// Where the step's tokens lie: token t is position positions[t] of the sequence
+// whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...
+struct TokenPlaces {
+  int64_t tokens = 0;                  // T
+  const int32_t* positions = nullptr;  // (T)
+  const int32_t* tables = nullptr;     // (T)
+  const int32_t* block_ids = nullptr;
+};
+
+// One layer of the paged cache: (blocks, kBlockTokens, kRow) of `dtype`, which
+// is not fp32.
+struct KvLayer {
+  KvDtype dtype = KvDtype::kFp8E5m2;
+  std::byte* data = nullptr;
+};
+
+// cos and sin of every position, (positions, R / 2), as cpu::RopeAngles has
+// them.
+struct RopeAngles {
+  const float* cosines = nullptr;
+  const float* sines = nullptr;
+};
+
+// cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])]),
+// nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) * gain.
+// kv_a (T, L + R), gain (L).
+// finite[t] = 0 if an element was infinite or not a number, else unchanged.
+void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
+              const float* gain, float eps, const RopeAngles& angles,
+              const KvLayer& cache, uint8_t* finite);
+
+// One half of kv_b_proj, a matrix a head: W_h = scale * data[h]. e4m3, fp16 or
+// bf16; the loader refuses fp32.
+struct HeadProjection {
+  WeightDtype dtype = WeightDtype::kBf16;
+  const std::byte* data = nullptr;
+  float scale = 1.0f;
+  int64_t heads = 0;  // H
+};
+
+// query[t, h] = [K_h q[t, h, 0:N], rotate(q[t, h, N:])].
+// K (H, L, N), transposed from the checkpoint's (H, N, L); q (T, H, N + R)
+// -> query (T, H, L + R). Inputs are rounded to fp16 (bf16 for bf16 weights).
+void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
+                 const TokenPlaces& places, const RopeAngles& angles,
+                 const float* q, float* query);
+
+// out[t, h] = V_h attended[t, h].
+// V (H, V, L); attended (T, H, L) -> out (T, H, V)
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, float* out);
+
+// out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
+// over the rows s of the token's sequence up to and with its own position,
+// none of which is past max_position.
+// query (T, H, L + R) -> out (T, H, L).
+// workspace: AttentionWorkspaceFloats of the same arguments, or more.
+void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out);
+
+// 0 where each block walks a whole sequence, since enough blocks run then.
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position);
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_OPS_H_

@@ -1,0 +1,212 @@
+// The linear half of a layer on the GPU: norms, matrix products, experts.
+//
+// Symbols as in kernels/ops.h: T tokens of a step; E routed experts, K of them
+// a token; S = T * K slots, slot t * K + r being token t's r-th choice. All
+// pointers are device memory; row-major; every row is computed as if it were
+// alone. fp32 unless a shape says "inputs": those are what a product reads,
+// bf16 or fp16, or e4m3 codes of x / scale.
+//
+// Calls are asynchronous on `stream`, allocate nothing and may be captured in a
+// graph; each kernel waits for the one before it also under programmatic
+// dependent launch (LaunchOptions). Errors at launch abort (check.h).
+#ifndef INVAR_KERNELS_CUDA_OPS_LINEAR_H_
+#define INVAR_KERNELS_CUDA_OPS_LINEAR_H_
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/ops.h"
+#include "kernels/types.h"
+
+namespace invar::cuda {
+
+// ---- Operands of products ---------------------------------------------------
+
+// Weights in device memory, (rows, columns), for the copy engine: columns a
+// multiple of 16. Several matrices of the same columns may be stacked.
+struct GemmWeight {
+  WeightDtype dtype = WeightDtype::kBf16;  // kBf16, kFp16 or kFp8E4m3
+  int64_t rows = 0;
+  int64_t columns = 0;
+  CUtensorMap map = {};  // boxes of 64 rows by 128 bytes
+  // y = scale * row_scales[row] * sum; input scale and weight scale together.
+  float scale = 1.0f;
+  const float* row_scales = nullptr;  // (rows), or null: all 1
+};
+
+// A buffer of inputs, (rows, columns), of the weights' dtype. `rows` is what
+// the buffer can hold; what lies past a step's T may be anything.
+struct GemmInput {
+  WeightDtype dtype = WeightDtype::kBf16;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  CUtensorMap map = {};      // boxes of 8 rows by 128 bytes
+  CUtensorMap row_map = {};  // boxes of 1 row, for gathering tokens
+};
+
+// False if the copy engine cannot describe the buffer: `data` not on 16 bytes,
+// columns no multiple of 16, or an old driver.
+bool MakeGemmWeight(WeightDtype dtype, const void* data, int64_t rows,
+                    int64_t columns, GemmWeight* weight);
+bool MakeGemmInput(WeightDtype dtype, const void* data, int64_t rows,
+                   int64_t columns, GemmInput* input);
+
+// How a value becomes an input: e4m3(x / scale), saturating, or its nearest
+// bf16 or fp16. data null: not wanted.
+struct InputSink {
+  void* data = nullptr;  // (rows, columns) of dtype
+  WeightDtype dtype = WeightDtype::kBf16;
+  float scale = 1.0f;  // of e4m3; the product's GemmWeight::scale undoes it
+};
+
+// Launch attributes. `overlap`: programmatic dependent launch, the kernel's
+// preparations run while the kernel before it ends. Bits do not depend on it.
+struct LaunchOptions {
+  cudaStream_t stream = nullptr;
+  bool overlap = false;
+};
+
+// ---- Products ---------------------------------------------------------------
+
+// K is summed in leaves of this many, at most kMaxLeaves of them; each leaf is
+// one ascending chain, leaves fold as the binary tree of kernels/types.h.
+// A function of the unsharded weight's shape alone: narrow weights are cut as
+// row-parallel ones are, so that a single token fills the GPU; wide ones need
+// no cut. For o_proj and down_proj use RowParallelLeaf.
+inline constexpr int64_t kNarrowRows = 4096;
+constexpr int64_t ColumnParallelLeaf(int64_t rows, int64_t columns) {
+  return rows <= kNarrowRows ? RowParallelLeaf(columns)
+                             : (columns + 127) / 128 * 128;
+}
+
+// The tile of a product. Which one runs is free (bits do not depend on it).
+struct GemmTile {
+  int tokens = 0;     // 8, 16, 32, 64 or 128; 0: chosen from T
+  bool walk = false;  // one block walks all leaves; else a cluster shares them
+};
+
+enum class GemmOutput { kFp32, kBf16 };
+
+// out[t] = scale * row_scales . W x[t].  x (T, columns) -> out (T, rows)
+void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
+          int64_t tokens, GemmOutput type, void* out,
+          const LaunchOptions& options, GemmTile tile = {});
+
+// ---- Around the products ----------------------------------------------------
+
+// out[t] = W[ids[t]], W (vocab, hidden) of any dtype but FP8.
+// ids (T) -> out (T, hidden)
+void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
+               int64_t tokens, int64_t hidden, float* out,
+               const LaunchOptions& options);
+
+// What a layer's half adds to the residual stream:
+//   ((shared[t] + w[t,0] slots[t,0]) + w[t,1] slots[t,1]) + ...
+struct Addend {
+  const float* shared = nullptr;   // (T, size); null: nothing is added
+  const float* slots = nullptr;    // (T, top_k, size); null: shared alone
+  const float* weights = nullptr;  // (T, top_k)
+  int64_t top_k = 0;
+};
+
+struct RmsNormArguments {
+  float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
+  int64_t hidden_stride = 0;
+  Addend addend;                // hidden[t] += addend[t] before the norm
+  const float* gain = nullptr;  // (size)
+  float eps = 1e-6f;
+  int64_t rows = 0;
+  int64_t size = 0;  // a multiple of 16, at most 16,384
+  // Row i of the outputs is the norm of hidden[row_ids[i]]; null: of hidden[i].
+  // With an addend it must be null.
+  const int32_t* row_ids = nullptr;
+  float* normed = nullptr;  // (rows, size) fp32, or null
+  InputSink inputs[2];      // (rows, size) each
+};
+
+// hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *
+// gain, as fp32 and as inputs.
+void RmsNorm(const RmsNormArguments& arguments, const LaunchOptions& options);
+
+// hidden[t] += addend[t], alone.  hidden (T, size)
+void Combine(const Addend& addend, int64_t tokens, int64_t size, float* hidden,
+             const LaunchOptions& options);
+
+// out[t] = silu(gate[t]) * up[t], silu(g) = g / (1 + exp(-g)), as inputs.
+// gate_up (T, 2, size) -> out (T, size)
+void SiluMul(const float* gate_up, int64_t tokens, int64_t size,
+             const InputSink& out, const LaunchOptions& options);
+
+// ---- Mixture of experts -----------------------------------------------------
+
+// A share of a grouped product: tokens of one expert, at most a tile of them.
+struct ExpertWork {
+  int32_t expert;
+  int32_t first;  // of its places in the order
+  int32_t count;
+  int32_t unused;
+};
+
+// Which slots chose which expert. Device memory for S slots and E experts.
+struct ExpertPlan {
+  int32_t* order = nullptr;    // (S) slots by (expert, slot)
+  ExpertWork* work = nullptr;  // (MaxExpertWork)
+  // (2): entries of `work` in use; a ticket, zero before the first step.
+  int32_t* counts = nullptr;
+};
+
+// Tokens of an expert that one block multiplies: chosen from T, free.
+int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts);
+// Upper limit of the entries of `work`, with the tile of that T.
+int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts);
+
+// scores = softmax(W x[t]) in fp32; the K best by (score descending, id
+// ascending), group limited as kernels/ops.h says; weight = score *
+// scaling_factor. Also groups the slots by expert, for the grouped products.
+// W (E, hidden) bf16 or fp32; x (T, hidden) -> ids, weights (T, K), plan.
+// E <= 512, groups <= 32.
+void Router(const cpu::RouterOptions& router, WeightDtype dtype,
+            const void* weight, int64_t hidden, const float* x, int64_t tokens,
+            int32_t* ids, float* weights, const ExpertPlan& plan,
+            const LaunchOptions& options, int tile = 0);
+
+// The experts of a layer: gate over up, all experts stacked.
+struct GroupedWeights {
+  int64_t experts = 0;
+  int64_t hidden = 0;
+  int64_t inner = 0;
+  GemmWeight gate_up;  // (E * 2 * inner, hidden): gate_0, up_0, gate_1, ...
+  GemmWeight down;     // (E * hidden, inner)
+  // Per expert, weight scale times input scale; null: 1.
+  const float* gate_scales = nullptr;  // (E)
+  const float* up_scales = nullptr;    // (E)
+  const float* down_scales = nullptr;  // (E)
+};
+
+// activated[i] = silu(gate_e x[t]) * up_e x[t], as inputs, for the i-th slot of
+// the order, t its token and e its expert. K is never cut.
+// x (T, hidden) -> activated (S, inner)
+void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
+                   const ExpertPlan& plan, int64_t tokens, int64_t top_k,
+                   const InputSink& activated, const LaunchOptions& options,
+                   int tile = 0);
+
+// slots[order[i]] = down_e activated[i].  activated (S, inner) -> slots (S,
+// hidden)
+void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
+                 const ExpertPlan& plan, int64_t tokens, int64_t top_k,
+                 float* slots, const LaunchOptions& options, int tile = 0);
+
+// activated[t] = silu(gate x[t]) * up x[t], as inputs: a dense MLP or the
+// shared experts. gate_up (2 * inner, hidden): gate, then up; its scale is
+// gate's, up_scale is up's.  x (T, hidden) -> activated (T, inner)
+void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
+                int64_t tokens, const InputSink& activated,
+                const LaunchOptions& options, int tile = 0);
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_OPS_LINEAR_H_

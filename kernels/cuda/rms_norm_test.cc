@@ -1,0 +1,123 @@
+// What lies between the products, against the CPU backend: the same bits where
+// no sum is involved.
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cuda/gemm_test_values.h"
+#include "kernels/ops.h"
+
+namespace invar::cuda::testing {
+namespace {
+
+class RmsNormTest : public GpuTest {};
+
+TEST_F(RmsNormTest, AddsNormsAndQuantises) {
+  cpu::ThreadPool pool(2);
+  constexpr int64_t kTopK = 3;
+  for (const int64_t size : {16, 384, 2048, 5120}) {
+    for (const int64_t rows : {1, 7, 65}) {
+      auto hidden = SpreadValues(rows * size, 1);
+      const auto shared = SpreadValues(rows * size, 2);
+      const auto slots = SpreadValues(rows * kTopK * size, 3);
+      const auto weights = cpu::RandomValues(rows * kTopK, 4);
+      const auto gain = SpreadValues(size, 5, -2, 2);
+      const auto d_hidden = Upload(hidden);
+      const auto d_alone = Upload(hidden);
+      const auto d_shared = Upload(shared);
+      const auto d_slots = Upload(slots);
+      const auto d_weights = Upload(weights);
+      const auto d_gain = Upload(gain);
+      const auto normed = Poisoned<float>(rows * size);
+      const auto codes = Poisoned<uint8_t>(rows * size);
+      const auto bf16 = Poisoned<uint16_t>(rows * size);
+      const Addend addend = {d_shared.data(), d_slots.data(), d_weights.data(),
+                             kTopK};
+      const LaunchOptions launch = {.stream = stream().get(), .overlap = true};
+      RmsNorm({.hidden = d_hidden.data(),
+               .hidden_stride = size,
+               .addend = addend,
+               .gain = d_gain.data(),
+               .rows = rows,
+               .size = size,
+               .normed = normed.data(),
+               .inputs = {{codes.data(), WeightDtype::kFp8E4m3, 0.02f},
+                          {bf16.data(), WeightDtype::kBf16}}},
+              launch);
+      Combine(addend, rows, size, d_alone.data(), launch);
+      stream().Synchronize();
+
+      cpu::Combine(pool, shared.data(), slots.data(), weights.data(), rows,
+                   kTopK, size, hidden.data());
+      EXPECT_TRUE(cpu::SameBits(d_hidden.Download(), hidden));
+      EXPECT_TRUE(cpu::SameBits(d_alone.Download(), hidden));
+      std::vector<float> expected(rows * size);
+      cpu::RmsNorm(pool, hidden.data(), size, gain.data(), 1e-6f, rows, size,
+                   expected.data(), size);
+      const auto actual = normed.Download();
+      EXPECT_LT(RelativeError(actual, expected), 1e-6);
+      auto scaled = actual;
+      for (float& v : scaled) v /= 0.02f;
+      const auto want = Encode(WeightDtype::kFp8E4m3, scaled).bytes;
+      EXPECT_TRUE(SameBits(reinterpret_cast<const uint8_t*>(want.data()),
+                           codes.Download().data(), rows * size));
+      const auto want16 = Encode(WeightDtype::kBf16, actual).bytes;
+      EXPECT_TRUE(SameBits(reinterpret_cast<const uint16_t*>(want16.data()),
+                           bf16.Download().data(), rows * size));
+
+      // Rows picked out of place are the same rows.
+      if (rows < 7) continue;
+      const auto ids = Upload(std::vector<int32_t>{5, 0, 6});
+      const auto picked = Poisoned<float>(3 * size);
+      RmsNorm({.hidden = d_hidden.data(),
+               .hidden_stride = size,
+               .gain = d_gain.data(),
+               .rows = 3,
+               .size = size,
+               .row_ids = ids.data(),
+               .normed = picked.data()},
+              launch);
+      stream().Synchronize();
+      EXPECT_TRUE(SameBits(picked.Download().data(), &actual[5 * size], size));
+    }
+  }
+}
+
+TEST_F(RmsNormTest, SiluMulHasTheCpusBits) {
+  cpu::ThreadPool pool(1);
+  constexpr int64_t kTokens = 5;
+  constexpr int64_t kSize = 400;
+  auto gate_up = SpreadValues(kTokens * 2 * kSize, 1, -20, 7);
+  gate_up[0] = 200.0f;
+  gate_up[1] = -200.0f;
+  gate_up[2] = 0.0f;
+  const auto data = Upload(gate_up);
+  const auto out = Poisoned<float>(kTokens * kSize);
+  SiluMul(data.data(), kTokens, kSize, {out.data(), WeightDtype::kFp32},
+          {.stream = stream().get()});
+  stream().Synchronize();
+  const auto actual = out.Download();
+  std::vector<float> expected(kSize);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    const float* gate = &gate_up[t * 2 * kSize];
+    cpu::SiluMul(pool, gate, gate + kSize, kSize, expected.data());
+    EXPECT_TRUE(SameBits(&actual[t * kSize], expected.data(), kSize)) << t;
+  }
+}
+
+TEST_F(RmsNormTest, EmbeddingTakesItsRows) {
+  constexpr int64_t kHidden = 272;
+  const Codes table = Encode(WeightDtype::kBf16, SpreadValues(11 * kHidden, 1));
+  const auto data = Upload(table.bytes);
+  const std::vector<int32_t> ids = {10, 0, 3, 3};
+  const auto d_ids = Upload(ids);
+  const auto out = Poisoned<float>(ids.size() * kHidden);
+  Embedding(WeightDtype::kBf16, data.data(), d_ids.data(), ids.size(), kHidden,
+            out.data(), {.stream = stream().get()});
+  stream().Synchronize();
+  const auto actual = out.Download();
+  for (size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_EQ(actual[i],
+              table.values[ids[i / kHidden] * kHidden + i % kHidden]);
+  }
+}
+
+}  // namespace
+}  // namespace invar::cuda::testing

@@ -1,0 +1,57 @@
+// silu(g) = g / (1 + exp(-g)), and how values become a product's inputs: the
+// same bits as kernels/cpu/{exp,silu,codes}.h give for the same values.
+#ifndef INVAR_KERNELS_CUDA_SILU_MUL_H_
+#define INVAR_KERNELS_CUDA_SILU_MUL_H_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "kernels/cuda/ops_linear.h"
+
+namespace invar::cuda {
+
+// kernels/cpu/exp.h, step for step.
+__device__ inline float Exponential(float x) {
+  const float n = rintf(x * 0x1.715476p+0f);
+  float r = fmaf(-n, 0x1.62e4p-1f, x);
+  r = fmaf(-n, 0x1.7f7d1cp-20f, r);
+  float sum = 1.0f / 5040.0f;
+  sum = fmaf(sum, r, 1.0f / 720.0f);
+  sum = fmaf(sum, r, 1.0f / 120.0f);
+  sum = fmaf(sum, r, 1.0f / 24.0f);
+  sum = fmaf(sum, r, 1.0f / 6.0f);
+  sum = fmaf(sum, r, 0.5f);
+  sum = fmaf(sum, r, 1.0f);
+  sum = fmaf(sum, r, 1.0f);
+  if (x < -87.0f) return 0.0f;
+  if (x > 88.0f) return __int_as_float(0x7f800000);
+  return sum * __int_as_float((static_cast<int>(n) + 127) << 23);
+}
+
+__device__ inline float SwiGlu(float gate, float up) {
+  return gate / (1.0f + Exponential(-gate)) * up;
+}
+
+// sink[at] = x as an input.
+__device__ inline void StoreInput(const InputSink& sink, int64_t at, float x) {
+  switch (sink.dtype) {
+    case WeightDtype::kFp8E4m3:
+      static_cast<__nv_fp8_storage_t*>(sink.data)[at] =
+          __nv_cvt_float_to_fp8(x / sink.scale, __NV_SATFINITE, __NV_E4M3);
+      return;
+    case WeightDtype::kFp16:
+      static_cast<__half*>(sink.data)[at] = __float2half_rn(x);
+      return;
+    case WeightDtype::kBf16:
+      static_cast<__nv_bfloat16*>(sink.data)[at] = __float2bfloat16_rn(x);
+      return;
+    case WeightDtype::kFp32:
+      static_cast<float*>(sink.data)[at] = x;
+      return;
+  }
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_SILU_MUL_H_
