@@ -123,9 +123,19 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   GemmInput act_input;
   MakeGemmInput(dtype, x_data.data(), tokens, kHidden, &x);
   MakeGemmInput(dtype, act.data(), slots, kInner, &act_input);
+  const bool gathers = GatherPays(tokens, kTopK, kExperts);
+  const auto in_order =
+      RandomCodes(gathers ? slots * kHidden * size : kHidden * size);
+  GemmInput gathered;
+  MakeGemmInput(dtype, in_order.data(), gathers ? slots : 1, kHidden,
+                &gathered);
   const double up_seconds = bench.Seconds(copies * 4, [&](int i) {
-    ExpertsGateUp(weights[i % copies], x, plan, tokens, kTopK,
-                  {act.data(), dtype, 1.0f}, launch);
+    if (gathers) {
+      GatherInputs({x_data.data(), kHidden * size}, plan, tokens, kTopK,
+                   {in_order.data(), kHidden * size}, launch);
+    }
+    ExpertsGateUp(weights[i % copies], gathers ? gathered : x, plan, tokens,
+                  kTopK, {act.data(), dtype, 1.0f}, launch, 0, gathers);
   });
   bench.Report("experts gate+up" + suffix, up_seconds,
                share * gate_up_bytes + slots * (kInner + kHidden) * size,
