@@ -7,6 +7,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
 namespace {
@@ -20,9 +21,15 @@ constexpr int kBlockRows = 16 * kWarps;
 struct Rows {
   const float* x;
   int x_stride;
-  float* out;
+  float* out;  // or null
   int out_stride;
+  InputSink inputs;  // of out's shape
 };
+
+__device__ void Store(const Rows& rows, int64_t at, float value) {
+  if (rows.out != nullptr) rows.out[at] = value;
+  if (rows.inputs.data != nullptr) StoreInput(rows.inputs, at, value);
+}
 
 // out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
 // grid (kRows / 64, H, tokens / 16)
@@ -74,10 +81,10 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
     const int token = lane / 4 + i / 2 * 8;
     const int64_t t = first_token + token;
     if (t >= tokens) continue;
-    float* out = rows.out + (t * w.heads + h) * rows.out_stride + first_row +
-                 lane % 4 * 2 + i % 2;
-    out[0] = sums[0][i] * factors[token];
-    out[8] = sums[1][i] * factors[token];
+    const int64_t at =
+        (t * w.heads + h) * rows.out_stride + first_row + lane % 4 * 2 + i % 2;
+    Store(rows, at, sums[0][i] * factors[token]);
+    Store(rows, at + 8, sums[1][i] * factors[token]);
   }
 }
 
@@ -86,7 +93,8 @@ __global__ void __launch_bounds__(kThreads)
     AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
                       const float* q, float* query) {
   constexpr int kWidth = kNope + kRope;
-  HeadProduct<Code, kLatent, kNope>(k, places.tokens, {q, kWidth, query, kRow});
+  HeadProduct<Code, kLatent, kNope>(k, places.tokens,
+                                    {q, kWidth, query, kRow, {}});
   if (blockIdx.x != 0) return;
   // (a, b) -> (a cos - b sin, a sin + b cos)
   for (int i = threadIdx.x; i < kTokens * kRope / 2; i += kThreads) {
@@ -107,9 +115,9 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     AbsorbValueKernel(HeadProjection v, int64_t tokens, const float* attended,
-                      float* out) {
+                      float* out, InputSink inputs) {
   HeadProduct<Code, kValue, kLatent>(v, tokens,
-                                     {attended, kLatent, out, kValue});
+                                     {attended, kLatent, out, kValue, inputs});
 }
 
 template <typename Body>
@@ -146,11 +154,11 @@ void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
 }
 
 void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, float* out) {
+                 const float* attended, float* out, const InputSink& inputs) {
   DispatchHead(v.dtype, [&]<typename Code>() {
     AbsorbValueKernel<Code>
-        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(v, tokens,
-                                                                 attended, out);
+        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(
+            v, tokens, attended, out, inputs);
   });
   CheckLaunch("absorb_value");
 }

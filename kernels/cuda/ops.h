@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/ops_linear.h"
 #include "kernels/types.h"
 
 namespace invar::cuda {
@@ -75,10 +76,11 @@ void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query);
 
-// out[t, h] = V_h attended[t, h].
-// V (H, V, L); attended (T, H, L) -> out (T, H, V)
+// out[t, h] = V_h attended[t, h], as fp32 (null: not wanted) and as inputs.
+// V (H, V, L); attended (T, H, L) -> out, inputs (T, H, V)
 void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, float* out);
+                 const float* attended, float* out,
+                 const InputSink& inputs = {});
 
 // out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
 // over the rows s of the token's sequence up to and with its own position,

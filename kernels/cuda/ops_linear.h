@@ -115,7 +115,7 @@ struct Addend {
 struct RmsNormArguments {
   float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
   int64_t hidden_stride = 0;
-  Addend addend;                // hidden[t] += addend[t] before the norm
+  Addend addend = {};           // hidden[t] += addend[t] before the norm
   const float* gain = nullptr;  // (size)
   float eps = 1e-6f;
   int64_t rows = 0;
@@ -124,7 +124,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
-  InputSink inputs[2];      // (rows, size) each
+  InputSink inputs[2] = {};  // (rows, size) each
 };
 
 // hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *

@@ -171,23 +171,6 @@ void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
   Show("lm_head", rows, config_.vocab_size, logits.data());
 }
 
-std::vector<SliceHealth> DeepseekV2::Health(
-    std::span<const SequenceSlice> slices,
-    std::span<const float> logits) const {
-  std::vector<SliceHealth> health;
-  auto finite = step_.finite.begin();
-  for (const SequenceSlice& slice : slices) {
-    const auto end = finite + static_cast<int64_t>(slice.token_ids.size());
-    const size_t count = slice.logit_rows * config_.vocab_size;
-    const bool healthy =
-        std::find(finite, end, 0) == end && cpu::AllFinite(logits.first(count));
-    health.push_back(healthy ? SliceHealth::kFinite : SliceHealth::kNonFinite);
-    finite = end;
-    logits = logits.subspan(count);
-  }
-  return health;
-}
-
 std::vector<SliceHealth> DeepseekV2::Forward(
     std::span<const SequenceSlice> slices, KvCache& cache,
     std::span<float> logits) {
@@ -213,7 +196,7 @@ std::vector<SliceHealth> DeepseekV2::Forward(
   }
   shown_layer_ = config_.layers;
   Logits(slices, logits);
-  return Health(slices, logits);
+  return Health(config_, slices, step_.finite, logits);
 }
 
 }  // namespace invar

@@ -80,8 +80,6 @@ class DeepseekV2 final : public Model {
   // out = down(silu(gate(x)) * up(x)), x and out (T, hidden)
   void RunMlp(const MlpWeights& mlp, const float* x, float* out);
   void Logits(std::span<const SequenceSlice> slices, std::span<float> logits);
-  std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
-                                  std::span<const float> logits) const;
 
   ModelConfig config_;
   Checkpoint checkpoint_;

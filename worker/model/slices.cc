@@ -1,7 +1,10 @@
 #include "worker/model/slices.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+
+#include "kernels/ops.h"
 
 namespace invar {
 namespace {
@@ -40,6 +43,24 @@ void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
   }
   Require(rows * config.vocab_size == static_cast<int64_t>(logits.size()),
           "logits of another size than the rows asked for");
+}
+
+std::vector<SliceHealth> Health(const ModelConfig& config,
+                                std::span<const SequenceSlice> slices,
+                                std::span<const uint8_t> finite,
+                                std::span<const float> logits) {
+  std::vector<SliceHealth> health;
+  for (const SequenceSlice& slice : slices) {
+    const auto tokens = finite.first(slice.token_ids.size());
+    const auto rows = logits.first(slice.logit_rows * config.vocab_size);
+    const bool healthy =
+        std::find(tokens.begin(), tokens.end(), 0) == tokens.end() &&
+        cpu::AllFinite(rows);
+    health.push_back(healthy ? SliceHealth::kFinite : SliceHealth::kNonFinite);
+    finite = finite.subspan(tokens.size());
+    logits = logits.subspan(rows.size());
+  }
+  return health;
 }
 
 }  // namespace invar
