@@ -124,7 +124,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
-  InputSink inputs[2] = {};  // (rows, size) each
+  InputSink inputs[2];          // (rows, size) each
 };
 
 // hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *

@@ -72,7 +72,8 @@ TEST_F(RmsNormTest, AddsNormsAndQuantises) {
                .rows = 3,
                .size = size,
                .row_ids = ids.data(),
-               .normed = picked.data()},
+               .normed = picked.data(),
+               .inputs = {}},
               launch);
       stream().Synchronize();
       EXPECT_TRUE(SameBits(picked.Download().data(), &actual[5 * size], size));

@@ -241,6 +241,8 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
   const int64_t tokens = pass.tokens;
   const DeviceMlp& mlp = layer.mlp;
   const DeviceExperts& experts = layer.experts;
+  const InputBuffer& inner =
+      layer.has_experts ? step_.shared_inputs : step_.dense_inputs;
   InputSink expert_sink;
   if (layer.has_experts) {
     expert_sink = step_.inputs[1].Sink(experts.grouped.gate_up.dtype,
@@ -250,13 +252,11 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
        layer.has_experts ? step_.normed.data() : nullptr,
        step_.inputs[0].Sink(mlp.gate_up.input_dtype(), mlp.gate_up.input_scale),
        expert_sink);
-  GemmSwiGlu(
-      mlp.gate_up.gemm, mlp.up_scale,
-      step_.inputs[0].As(mlp.gate_up.input_dtype()), tokens,
-      step_.inner_inputs.Sink(mlp.down.input_dtype(), mlp.down.input_scale),
-      launch_);
+  GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
+             step_.inputs[0].As(mlp.gate_up.input_dtype()), tokens,
+             inner.Sink(mlp.down.input_dtype(), mlp.down.input_scale), launch_);
   Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
-       step_.inner_inputs.As(mlp.down.input_dtype()), tokens, GemmOutput::kFp32,
+       inner.As(mlp.down.input_dtype()), tokens, GemmOutput::kFp32,
        step_.projected.data(), launch_);
   Show("mlp", tokens, c.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
@@ -342,11 +342,14 @@ std::vector<SliceHealth> CudaModel::Forward(
     RunLayers(pass, cache);
     Logits(pass, logits.subspan(rows * config_.vocab_size,
                                 pass.rows * config_.vocab_size));
-    Show("lm_head", pass.rows, config_.vocab_size, step_.logits.data());
     Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
                           pass.tokens, cudaMemcpyDeviceToHost, stream_.get()),
           "reading a step's health");
     stream_.Synchronize();
+    if (observer_ && pass.rows > 0) {
+      observer_({shown_layer_, "lm_head", pass.rows, config_.vocab_size,
+                 logits.data() + rows * config_.vocab_size});
+    }
     finite.insert(finite.end(), step_.finite_host.data(),
                   step_.finite_host.data() + pass.tokens);
     rows += pass.rows;

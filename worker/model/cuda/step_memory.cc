@@ -96,8 +96,6 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   const ModelConfig& c = config;
   const int64_t tokens = limits.tokens;
   const int64_t slots = tokens * c.router.top_k;
-  const int64_t inner =
-      std::max(c.intermediate_size, c.shared_experts * c.moe_intermediate_size);
   absl::Status status = m.ReserveBlockIds(kFirstBlockIds);
   if (!status.ok()) return status;
   auto finite_host = PinnedBuffer<uint8_t>::Allocate(tokens);
@@ -130,7 +128,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   }
   Grow(&m.q_inputs, tokens, c.q_lora_rank, &status);
   Grow(&m.value_inputs, tokens, c.heads * c.v_head_dim, &status);
-  Grow(&m.inner_inputs, tokens, inner, &status);
+  Grow(&m.dense_inputs, tokens, c.dense_layers > 0 ? c.intermediate_size : 0,
+       &status);
+  Grow(&m.shared_inputs, tokens,
+       c.layers > c.dense_layers ? c.shared_experts * c.moe_intermediate_size
+                                 : 0,
+       &status);
   Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
   if (!status.ok()) return status;
   // The router's ticket begins at zero.

@@ -15,7 +15,7 @@
 
 namespace invar::cuda {
 
-// What products read: a buffer that holds any of their dtypes, one at a time.
+// What products read: rows of any of their dtypes, one dtype at a time.
 class InputBuffer {
  public:
   static absl::StatusOr<InputBuffer> Allocate(int64_t rows, int64_t columns);
@@ -104,7 +104,8 @@ struct StepMemory {
   InputBuffer inputs[2];      // (T, hidden) after a norm
   InputBuffer q_inputs;       // (T, q_lora_rank)
   InputBuffer value_inputs;   // (T, heads * V)
-  InputBuffer inner_inputs;   // (T, inner)
+  InputBuffer dense_inputs;   // (T, inner) of dense layers
+  InputBuffer shared_inputs;  // (T, inner) of shared experts
   InputBuffer expert_inputs;  // (T * top_k, moe inner)
 
   ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
