@@ -21,15 +21,9 @@ constexpr int kBlockRows = 16 * kWarps;
 struct Rows {
   const float* x;
   int x_stride;
-  float* out;  // or null
+  InputSink out;
   int out_stride;
-  InputSink inputs;  // of out's shape
 };
-
-__device__ void Store(const Rows& rows, int64_t at, float value) {
-  if (rows.out != nullptr) rows.out[at] = value;
-  if (rows.inputs.data != nullptr) StoreInput(rows.inputs, at, value);
-}
 
 // out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
 // grid (kRows / 64, H, tokens / 16)
@@ -48,7 +42,8 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   for (int i = warp; i < kTokens; i += kWarps) {
     const int64_t t = first_token + i;
     const float row_scale = PackRow<Code, kColumns>(
-        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr, i,
+        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
+        w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns, i,
         operands);
     if (lane == 0) factors[i] = w.scale / row_scale;
   }
@@ -81,10 +76,14 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
     const int token = lane / 4 + i / 2 * 8;
     const int64_t t = first_token + token;
     if (t >= tokens) continue;
-    const int64_t at =
-        (t * w.heads + h) * rows.out_stride + first_row + lane % 4 * 2 + i % 2;
-    Store(rows, at, sums[0][i] * factors[token]);
-    Store(rows, at + 8, sums[1][i] * factors[token]);
+    const int row = first_row + lane % 4 * 2 + i % 2;
+    const int64_t out = (t * w.heads + h) * rows.out_stride + row;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float sum = sums[n][i] * factors[token];
+      if (w.row_scales != nullptr) sum *= w.row_scales[h * kRows + row + 8 * n];
+      StoreInput(rows.out, out + 8 * n, sum);
+    }
   }
 }
 
@@ -93,8 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
                       const float* q, float* query) {
   constexpr int kWidth = kNope + kRope;
-  HeadProduct<Code, kLatent, kNope>(k, places.tokens,
-                                    {q, kWidth, query, kRow, {}});
+  HeadProduct<Code, kLatent, kNope>(
+      k, places.tokens, {q, kWidth, {query, WeightDtype::kFp32}, kRow});
   if (blockIdx.x != 0) return;
   // (a, b) -> (a cos - b sin, a sin + b cos)
   for (int i = threadIdx.x; i < kTokens * kRope / 2; i += kThreads) {
@@ -115,9 +114,9 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     AbsorbValueKernel(HeadProjection v, int64_t tokens, const float* attended,
-                      float* out, InputSink inputs) {
+                      InputSink out) {
   HeadProduct<Code, kValue, kLatent>(v, tokens,
-                                     {attended, kLatent, out, kValue, inputs});
+                                     {attended, kLatent, out, kValue});
 }
 
 template <typename Body>
@@ -154,11 +153,17 @@ void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
 }
 
 void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, float* out, const InputSink& inputs) {
+                 const float* attended, float* out) {
+  AbsorbValue(stream, v, tokens, attended,
+              InputSink{.data = out, .dtype = WeightDtype::kFp32});
+}
+
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, const InputSink& out) {
   DispatchHead(v.dtype, [&]<typename Code>() {
     AbsorbValueKernel<Code>
-        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(
-            v, tokens, attended, out, inputs);
+        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(v, tokens,
+                                                                 attended, out);
   });
   CheckLaunch("absorb_value");
 }

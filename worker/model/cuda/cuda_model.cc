@@ -227,8 +227,11 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   AbsorbValue(
       stream_.get(), layer.v_up, tokens, step_.attended.data(),
-      observer_ ? step_.values.data() : nullptr,
       step_.value_inputs.Sink(layer.o.input_dtype(), layer.o.input_scale));
+  if (observer_) {
+    AbsorbValue(stream_.get(), layer.v_up, tokens, step_.attended.data(),
+                step_.values.data());
+  }
   Show("absorb_value", tokens, c.heads * kValue, step_.values.data());
   gemm(layer.o, step_.value_inputs, RowParallelLeaf(layer.o.gemm.columns),
        step_.projected.data());
