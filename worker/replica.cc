@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
 #include "common/numerics.h"
+#include "common/status.h"
 #include "common/tokenizer_digest.h"
 #include "worker/engine/steady_clock.h"
 
@@ -86,9 +87,13 @@ void Replica::Configure(const WorkerConfig& config, LoadedCallback done) {
     }
     const std::string difference = DifferingField(*config_, config);
     if (!difference.empty()) {
-      answer = absl::FailedPreconditionError(absl::StrCat(
-          "this worker holds another scheduler's config, which differs: ",
-          difference, "; give both one config, or restart the worker"));
+      answer = WithReason(
+          absl::FailedPreconditionError(absl::StrCat(
+              "this worker holds another config, that of an earlier scheduler "
+              "or of another one, which differs: ",
+              difference,
+              "; restart the worker, or give all schedulers one config")),
+          "CONFIG_DIFFERS");
     } else if (loaded_.has_value()) {
       answer = *loaded_;
     } else {
@@ -147,13 +152,18 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   const std::string& path = config.model().path();
   absl::StatusOr<std::string> tokenizer_digest = TokenizerDigest(path);
   if (!tokenizer_digest.ok()) return tokenizer_digest.status();
+  Model::LoadOptions load;
+  load.path = path;
+  load.kv_dtype = KvDtypeOf(config.kv_cache().dtype());
+  load.threads = options_.threads;
+  load.deterministic = config.determinism().mode() != v1::Determinism::FAST;
   const v1::Limits& limits = config.limits();
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      options_.load_model({.path = path,
-                           .kv_dtype = KvDtypeOf(config.kv_cache().dtype()),
-                           .threads = options_.threads,
-                           .step_tokens = limits.max_step_tokens(),
-                           .context_tokens = limits.max_context_tokens()});
+  load.step_tokens = limits.max_step_tokens();
+  load.context_tokens = limits.max_context_tokens();
+  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(load);
+  if (absl::IsFailedPrecondition(model.status())) {
+    return WithReason(model.status(), "NUMERICS_NOT_HONOURED");
+  }
   if (!model.ok()) return model.status();
   const ModelConfig& model_config = (*model)->config();
   const int64_t tokenizer_ids = config.tokenizer_vocab_size();

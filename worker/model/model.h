@@ -65,12 +65,16 @@ class Model {
     int64_t context_tokens = 0;  // 0: all that the model has
     // At most what the processor has; never moves a bit.
     cpu::Isa isa = cpu::BestIsa();
+    // determinism.mode. A backend that has no plan for it fails to load with
+    // FAILED_PRECONDITION; one without a FAST plan of its own runs the other.
+    bool deterministic = true;
   };
 
   // Checks every file before it is used. Errors name the file and the tensor:
   // NOT_FOUND (no such file), INVALID_ARGUMENT (damaged or inconsistent),
   // UNIMPLEMENTED (an architecture or quantisation that is not supported),
-  // FAILED_PRECONDITION (this processor is not x86-64-v3).
+  // FAILED_PRECONDITION (no plan for the mode, or for this processor, which
+  // must be x86-64-v3).
   static absl::StatusOr<std::unique_ptr<Model>> Load(
       const LoadOptions& options);
 
