@@ -2,10 +2,12 @@
 //
 // gRPC hands an operation to its threads and back through atomics of its own,
 // which TSan cannot see. What it promises is told here, and no more: a batch
-// begins before its own callback runs, and a call is over before its server is
-// destroyed. Each edge has one object of its own, so that no two callbacks are
-// held to be ordered because both passed through gRPC.
+// begins before its own callback runs, a call's reactions end before OnDone
+// begins, and a call is over before its server is destroyed. Each edge has one
+// object of its own, so that no two callbacks are held to be ordered because
+// both passed through gRPC.
 #include <grpc/grpc.h>
+#include <grpcpp/support/server_callback.h>
 #include <sanitizer/tsan_interface.h>
 
 #include "absl/status/status.h"
@@ -61,6 +63,24 @@ void RunCallback(grpc_completion_queue_functor* tag, int ok) {
 }
 
 }  // extern "C"
+
+namespace grpc::internal {
+
+// Called when the counter is down. The header counts in instrumented code, the
+// library may have done the last step.
+void ServerCallbackCall::ScheduleOnDone(bool inline_ondone) {
+  static const auto real = Real(&ServerCallbackCall::ScheduleOnDone);
+  __tsan_acquire(&callbacks_outstanding_);
+  (this->*real)(inline_ondone);
+}
+
+void ServerCallbackCall::CallOnCancel(ServerReactor* reactor) {
+  static const auto real = Real(&ServerCallbackCall::CallOnCancel);
+  __tsan_acquire(&on_cancel_conditions_remaining_);
+  (this->*real)(reactor);
+}
+
+}  // namespace grpc::internal
 
 namespace absl {
 ABSL_NAMESPACE_BEGIN
