@@ -25,7 +25,7 @@ class Checkpoints {
   Checkpoints(const Checkpoints&) = delete;
   Checkpoints& operator=(const Checkpoints&) = delete;
 
-  absl::Status Write();
+  absl::Status Write(const Backend& backend);
   std::string Folder(Weights weights) const;
 
  private:

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -57,7 +58,10 @@ class Model {
   struct LoadOptions {
     std::string path;  // folder with config.json and *.safetensors
     KvDtype kv_dtype = KvDtype::kFp8E5m2;
-    int threads = 0;  // 0: one per core
+    int threads = 0;  // of the CPU backend; 0: one per core
+    // What a GPU's memory is planned for; more goes in several passes.
+    int64_t step_tokens = 2048;
+    int64_t context_tokens = 0;  // 0: all that the model has
     // At most what the processor has; never moves a bit.
     cpu::Isa isa = cpu::BestIsa();
     // determinism.mode. A backend that has no plan for it fails to load with
@@ -91,7 +95,13 @@ class Model {
   virtual std::string kernel_build_id() const = 0;
   virtual std::string architecture() const = 0;
 
-  // A cache with room for `blocks` blocks, of this model's layers and dtype.
+  // Blocks of cache for which the backend has memory now.
+  virtual int64_t MaxKvBlocks() const {
+    return std::numeric_limits<int64_t>::max();
+  }
+
+  // A cache with room for `blocks` blocks, of this model's layers and dtype. At
+  // most MaxKvBlocks().
   virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
 
   // Appends the slices' latents to the cache and computes the wanted logits.
