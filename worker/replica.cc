@@ -152,14 +152,15 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   const std::string& path = config.model().path();
   absl::StatusOr<std::string> tokenizer_digest = TokenizerDigest(path);
   if (!tokenizer_digest.ok()) return tokenizer_digest.status();
+  Model::LoadOptions load;
+  load.path = path;
+  load.kv_dtype = KvDtypeOf(config.kv_cache().dtype());
+  load.threads = options_.threads;
+  load.deterministic = config.determinism().mode() != v1::Determinism::FAST;
   const v1::Limits& limits = config.limits();
-  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(
-      {.path = path,
-       .kv_dtype = KvDtypeOf(config.kv_cache().dtype()),
-       .threads = options_.threads,
-       .step_tokens = limits.max_step_tokens(),
-       .context_tokens = limits.max_context_tokens(),
-       .deterministic = config.determinism().mode() != v1::Determinism::FAST});
+  load.step_tokens = limits.max_step_tokens();
+  load.context_tokens = limits.max_context_tokens();
+  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(load);
   if (absl::IsFailedPrecondition(model.status())) {
     return WithReason(model.status(), "NUMERICS_NOT_HONOURED");
   }

@@ -58,6 +58,12 @@ class SharedModel final : public Model {
                                    std::span<float> logits) override {
     return model_->Forward(slices, cache, logits);
   }
+  std::vector<SliceHealth> Answer(std::span<const SequenceSlice> slices,
+                                  KvCache& cache, int64_t limit,
+                                  std::span<const RowRequest> requests,
+                                  std::span<RowAnswer> answers) override {
+    return model_->Answer(slices, cache, limit, requests, answers);
+  }
 
  private:
   const std::shared_ptr<Model> model_;

@@ -37,4 +37,22 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
       options.threads, options.isa);
 }
 
+std::vector<SliceHealth> Model::Answer(std::span<const SequenceSlice> slices,
+                                       KvCache& cache, int64_t limit,
+                                       std::span<const RowRequest> requests,
+                                       std::span<RowAnswer> answers) {
+  const int64_t vocab = config().vocab_size;
+  logits_.resize(requests.size() * vocab);
+  std::vector<SliceHealth> health = Forward(slices, cache, logits_);
+  size_t row = 0;
+  for (size_t i = 0; i < slices.size(); ++i) {
+    for (int64_t j = 0; j < slices[i].logit_rows; ++j, ++row) {
+      if (health[i] != SliceHealth::kFinite) continue;
+      answers[row] = AnswerRow(std::span(logits_).subspan(row * vocab, vocab),
+                               limit, requests[row]);
+    }
+  }
+  return health;
+}
+
 }  // namespace invar

@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/model/checkpoint/config.h"
+#include "worker/model/rows.h"
 
 namespace invar {
 
@@ -113,10 +114,21 @@ class Model {
       std::span<const SequenceSlice> slices, KvCache& cache,
       std::span<float> logits) = 0;
 
+  // Forward, and what `requests`, one a row in slice order, ask of the rows;
+  // `answers` has as many. Rows of a slice that is not finite are not answered.
+  // Ids >= limit are neither chosen nor alternatives.
+  virtual std::vector<SliceHealth> Answer(std::span<const SequenceSlice> slices,
+                                          KvCache& cache, int64_t limit,
+                                          std::span<const RowRequest> requests,
+                                          std::span<RowAnswer> answers);
+
   // Shows each operation's output to `observer` from now on; an empty one ends
   // it, and then nothing is spent on it. For the bisection of two runs whose
   // bits differ (digests.h). A backend without it shows nothing.
   virtual void Observe(OpObserver observer) {}
+
+ private:
+  std::vector<float> logits_;  // of Answer
 };
 
 }  // namespace invar
