@@ -147,7 +147,7 @@ DimensionResult Scoring(Asker& asker, Probes& probes) {
   for (v1::GenerateRequest& request : requests) {
     request.mutable_output()->set_prompt_logprobs(true);
   }
-  const Responses written = asker.Ask(requests, kCrowd);
+  const Responses written = asker.AskAlone(requests);
   Requests scores;
   for (size_t i = 0; i < written.size(); ++i) {
     scores.push_back(
@@ -207,7 +207,7 @@ std::string StopIn(const std::string& text) {
 DimensionResult StopStrings(Asker& asker, Probes& probes) {
   DimensionResult result;
   Requests requests = probes.ManyGreedy(probes.sizes().probes);
-  const Responses free = asker.Ask(requests, kCrowd);
+  const Responses free = asker.AskAlone(requests);
   std::vector<std::string> stops;
   for (size_t i = 0; i < free.size(); ++i) {
     stops.push_back(StopIn(First(free[i]).text()));
@@ -245,7 +245,7 @@ DimensionResult Resume(Asker& asker, Probes& probes) {
   Requests requests = probes.ManyGreedy(probes.sizes().probes);
   const Requests sampled = probes.ManySampled(probes.sizes().probes);
   requests.insert(requests.end(), sampled.begin(), sampled.end());
-  const Responses whole = asker.Ask(requests, kCrowd);
+  const Responses whole = asker.AskAlone(requests);
   Requests rests;
   std::vector<std::pair<size_t, int>> cuts;  // probe, tokens received
   for (size_t i = 0; i < whole.size(); ++i) {
@@ -273,7 +273,7 @@ DimensionResult Resume(Asker& asker, Probes& probes) {
 DimensionResult Output(Asker& asker, Probes& probes) {
   DimensionResult result;
   Requests requests = probes.ManySampled(probes.sizes().probes);
-  const Responses whole = asker.Ask(requests, kCrowd);
+  const Responses whole = asker.AskAlone(requests);
   for (size_t i = 0; i < whole.size(); ++i) {
     ++result.cells;
     result.comparison.Answers(absl::StrCat(Probe(i), ", as a stream"),

@@ -1,4 +1,5 @@
-// What an answer must not depend on: a row of the self-test each.
+// What an answer must not depend on: a row of the self-test each. What is
+// compared with is always what the same request was answered alone.
 #ifndef INVAR_CLIENT_SELFTEST_DIMENSIONS_H_
 #define INVAR_CLIENT_SELFTEST_DIMENSIONS_H_
 

@@ -6,6 +6,7 @@ import json
 import struct
 
 import grpc
+from conftest import BIN
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from invar.v1 import inference_pb2 as pb
@@ -138,6 +139,20 @@ def test_the_selftest_passes(service):
     for row in test["dimensions"]:
         assert row["differing_bits"] == 0 and row["cells"] > 0, row
         assert row["note"] == "", row
+
+
+def test_the_selftest_finds_a_worker_that_breaks_its_plan(deploy):
+    """Its attention splits by the batch (tests/contract/planted), so that its
+    plan and its fingerprint are those of one that keeps the contract."""
+    one = deploy()
+    one.start_scheduler()
+    one.start_worker(binary=BIN.parent / "tests" / "worker_planted_batch")
+    one.wait_ready()
+    done = one.invar("selftest", "--json", "--seed", 20)
+    assert done.returncode == 1, done.stdout + done.stderr
+    differing = {row["dimension"] for row in json.loads(done.stdout)["dimensions"]
+                 if row["differing_bits"] > 0}
+    assert {"concurrency", "sampling", "scoring"} <= differing
 
 
 def test_rescoring_equals_generation(service):
