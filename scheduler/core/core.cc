@@ -7,6 +7,7 @@ namespace invar::scheduler {
 
 std::vector<Action> Core::Step(const Event& event, absl::Time now) {
   now_ = now;
+  started_ = std::min(started_, now);
   std::visit([this](const auto& one) { On(one); }, event);
   Dispatch();
   UpdateReadiness();
