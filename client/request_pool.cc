@@ -102,6 +102,7 @@ class Pool {
     const absl::Time now = absl::Now();
     if (ended.status.ok()) {
       last_success_ = now;
+      gave_up_ = false;
       on_answer_(ended.index, ended.response);
       return;
     }
@@ -112,18 +113,26 @@ class Pool {
       retries_.emplace(now + Pause(ended), ended.index);
       return;
     }
+    if (options_.on_failure) {
+      gave_up_ = MayTryAgain(ended.status);
+      options_.on_failure(ended.index, ended.status);
+      return;
+    }
     result_.status = ended.status;
     result_.index = ended.index;
     result_.attempts = attempts_[ended.index];
     for (const auto& [index, cancel] : in_flight_) cancel();
   }
 
+  static bool MayTryAgain(const grpc::Status& status) {
+    return status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ||
+           status.error_code() == grpc::StatusCode::UNAVAILABLE;
+  }
+
   bool MayRetry(const Ended& ended, absl::Time now) const {
+    // Once a request has been patient in vain, those after it need not be.
+    if (gave_up_ || !MayTryAgain(ended.status)) return false;
     const grpc::StatusCode code = ended.status.error_code();
-    if (code != grpc::StatusCode::RESOURCE_EXHAUSTED &&
-        code != grpc::StatusCode::UNAVAILABLE) {
-      return false;
-    }
     const absl::Duration patience = code == grpc::StatusCode::RESOURCE_EXHAUSTED
                                         ? options_.queue_patience
                                         : options_.outage_patience;
@@ -156,6 +165,7 @@ class Pool {
   std::vector<int> attempts_;
   std::vector<absl::Time> first_refusal_;
   absl::Time last_success_;
+  bool gave_up_ = false;  // since the last success
   PoolResult result_;
 };
 
