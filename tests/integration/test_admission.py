@@ -135,8 +135,15 @@ def test_differing_workers_are_pooled_apart_by_the_field(deploy, tmp_path):
         resumed = request(200)
         resumed.resume.token_ids.extend(tokens)
         resumed.resume.expected_fingerprint = first
-        with pytest.raises(grpc.RpcError) as caught:
-            list(stub.Generate(resumed, timeout=60))
+        # A scheduler that has just started gives the pool time to dial in.
+        deadline = time.monotonic() + 60
+        while True:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Generate(resumed, timeout=60))
+            if caught.value.code() != grpc.StatusCode.UNAVAILABLE:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert details(caught.value)[0] == "NO_SUCH_FINGERPRINT"
         # New requests run on the pool that was admitted next.
