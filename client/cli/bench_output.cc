@@ -27,13 +27,18 @@ Json MillisecondsJson(const bench::Distribution& seconds) {
 }
 
 Json ServerJson(const BenchRun& run) {
+  Json numerics = Json::object();
+  for (const auto& entry : run.server.numerics().entries()) {
+    numerics[entry.name()] = entry.value();
+  }
   return {{"address", run.address},
           {"model", run.server.model()},
           {"version", run.server.version()},
           {"fingerprint", run.server.fingerprint()},
           {"config_digest", run.server.config_digest()},
           {"max_context_tokens", run.server.max_context_tokens()},
-          {"vocab_size", run.server.vocab_size()}};
+          {"vocab_size", run.server.vocab_size()},
+          {"numerics", numerics}};
 }
 
 Json RequestsJson(const bench::Report& report) {
