@@ -119,8 +119,10 @@ class TokenServer::Service final
     response->set_fingerprint("f00d");
     response->set_vocab_size(kVocabulary);
     response->set_max_context_tokens(kContext);
-    v1::NumericsPlan::Entry& entry =
-        *response->mutable_numerics()->add_entries();
+    v1::NumericsPlan::Entry& entry = *response->add_pools()
+                                          ->mutable_numerics()
+                                          ->mutable_plan()
+                                          ->add_entries();
     entry.set_name("mode");
     entry.set_value("DETERMINISTIC");
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

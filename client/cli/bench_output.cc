@@ -28,8 +28,11 @@ Json MillisecondsJson(const bench::Distribution& seconds) {
 
 Json ServerJson(const BenchRun& run) {
   Json numerics = Json::object();
-  for (const auto& entry : run.server.numerics().entries()) {
-    numerics[entry.name()] = entry.value();
+  // New requests run on the first pool.
+  if (run.server.pools_size() > 0) {
+    for (const auto& entry : run.server.pools(0).numerics().plan().entries()) {
+      numerics[entry.name()] = entry.value();
+    }
   }
   return {{"address", run.address},
           {"model", run.server.model()},

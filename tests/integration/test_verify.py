@@ -10,7 +10,7 @@ from conftest import BIN
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from invar.v1 import inference_pb2 as pb
-from invar.v1 import inference_pb2_grpc, record_pb2
+from invar.v1 import inference_pb2_grpc, numerics_pb2, record_pb2
 
 RESCORED = 200
 
@@ -88,6 +88,17 @@ def test_a_receipt_altered_in_any_field_is_found(service, tmp_path):
     # And unaltered, in a crowd of its like.
     (tmp_path / "same.jsonl").write_text((tmp_path / "r.json").read_text() * 30)
     assert verify(service, tmp_path / "same.jsonl")[0] == 0
+
+
+def test_the_receipt_is_in_the_trailing_metadata_too(stub):
+    request = pb.GenerateRequest(text="2 + 2 =")
+    request.sampling.n = 2
+    call = stub.Generate(request, timeout=60)
+    final = [event.final for event in call if event.HasField("final")][0]
+    receipts = [
+        numerics_pb2.Receipt.FromString(value)
+        for key, value in call.trailing_metadata() if key == "invar-receipt-bin"]
+    assert receipts == [one.receipt for one in final.completions]
 
 
 def test_a_whole_evaluation_is_verified_by_one_command(service, tmp_path):
