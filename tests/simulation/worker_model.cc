@@ -66,8 +66,8 @@ void WorkerModel::On(int place, const scheduler::SendSubmit& submit) {
   }
   const auto tokens = static_cast<int64_t>(submit.request->prompt.size() +
                                            submit.delivered.size());
-  Session::Running running{submit, tokens, 1,
-                           {1, BlocksFor(tokens) * kBlockTokens}};
+  Session::Running running{
+      submit, tokens, 1, {1, BlocksFor(tokens) * kBlockTokens}};
   if (!session.ledger->Spend(running.cost)) {
     broken_ = absl::StrCat(id_, " is sent more than its credits");
   }
@@ -164,8 +164,8 @@ void WorkerModel::Step(std::mt19937& random) {
         attempt.set_position(static_cast<int32_t>(running.next));
         const int count = 1 + static_cast<int>(random() % 3);
         for (int i = 0; i < count && running.next < end; ++i) {
-          attempt.add_token_ids(TokenAt(pool_, spec.seed, running.submit.index,
-                                        running.next++));
+          attempt.add_token_ids(
+              TokenAt(pool_, spec.seed, running.submit.index, running.next++));
         }
         if (running.next == end) {
           End(&session, number, Terminal::LENGTH, &attempt);
