@@ -34,6 +34,13 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
     const grpc::Status refused = server_.Receive(*request);
     if (!refused.ok()) return refused;
     context->AddInitialMetadata("invar-request-id", RequestId(*request));
+    if (server_.behaviour_.respond) {
+      const auto whole = server_.behaviour_.respond(*request, true);
+      const auto& receipt = whole.answers(0).completion().receipt();
+      context->AddInitialMetadata("invar-seed", absl::StrCat(receipt.seed()));
+      WriteEvents(whole, writer);
+      return grpc::Status::OK;
+    }
     context->AddInitialMetadata("invar-seed", absl::StrCat(kSeed));
     if (request->output().prompt_logprobs()) WritePromptLogprobs(writer);
     v1::GenerateResponse last;
@@ -53,6 +60,10 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
                             v1::GenerateOnceResponse* response) override {
     const grpc::Status refused = server_.Receive(request->request());
     if (!refused.ok()) return refused;
+    if (server_.behaviour_.respond) {
+      *response = server_.behaviour_.respond(request->request(), false);
+      return grpc::Status::OK;
+    }
     *response->add_answers() = server_.MakeAnswer(request->request(), 0);
     response->set_request_id(RequestId(request->request()));
     return grpc::Status::OK;
@@ -77,11 +88,41 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
   grpc::Status GetServerInfo(grpc::ServerContext* context,
                              const v1::GetServerInfoRequest* request,
                              v1::GetServerInfoResponse* response) override {
+    *response = server_.behaviour_.info;
     response->set_fingerprint(server_.behaviour_.fingerprint);
     return grpc::Status::OK;
   }
 
  private:
+  // A whole answer as a stream: a delta a token, the text with the last.
+  static void WriteEvents(const v1::GenerateOnceResponse& whole,
+                          grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    v1::GenerateResponse event;
+    if (whole.prompt_logprobs_size() > 0) {
+      *event.mutable_prompt_logprobs()->mutable_logprobs() =
+          whole.prompt_logprobs();
+      writer->Write(event);
+    }
+    v1::GenerateResponse last;
+    for (const v1::Answer& answer : whole.answers()) {
+      *last.mutable_final()->add_completions() = answer.completion();
+      for (int i = 0; i < answer.token_ids_size(); ++i) {
+        v1::TokenDelta& delta = *event.mutable_delta();
+        delta.Clear();
+        delta.set_index(answer.completion().index());
+        delta.add_token_ids(answer.token_ids(i));
+        if (i < answer.logprobs_size()) delta.add_logprobs(answer.logprobs(i));
+        if (i < answer.top_logprobs_size()) {
+          *delta.add_top_logprobs() = answer.top_logprobs(i);
+        }
+        if (i + 1 == answer.token_ids_size()) delta.set_text(answer.text());
+        writer->Write(event);
+      }
+    }
+    *last.mutable_final()->mutable_usage() = whole.usage();
+    writer->Write(last);
+  }
+
   // Two pages, as a long prompt would have.
   static void WritePromptLogprobs(
       grpc::ServerWriter<v1::GenerateResponse>* writer) {

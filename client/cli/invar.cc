@@ -45,6 +45,7 @@ std::vector<Entry> MakeEntries(GlobalFlags& globals, Switches& switches) {
   entries.push_back({MakeGenerateCommand(), {}});
   entries.push_back({MakeChatCommand(), {}});
   entries.push_back({MakeEvalCommand(), {}});
+  entries.push_back({MakeVerifyCommand(), {}});
   entries.push_back({MakeBenchCommand(), {}});
   entries.push_back({MakeCheckCommand(), {}});
   entries.push_back({MakeWorkersCommand(), {}});
@@ -72,6 +73,7 @@ std::string ProgramHelp(const std::vector<Entry>& entries,
       "  invar chat                           Talk to the model.\n"
       "  invar generate --prompt \"2 + 2 =\"    Go on with a text.\n"
       "  invar eval mgsm --min-score 0.8      Score it; exit 1 below 0.8.\n"
+      "  invar verify mgsm.jsonl              Write recorded answers again.\n"
       "\ninvar COMMAND --help tells a command's flags and examples.\n\n",
       kExitCodes);
   return help;

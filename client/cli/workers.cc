@@ -54,14 +54,21 @@ Row ToRow(const v1::WorkerInfo& worker) {
 }
 
 nlohmann::ordered_json ToJson(const v1::WorkerInfo& worker) {
+  nlohmann::ordered_json plan = nlohmann::ordered_json::object();
+  for (const auto& entry : worker.numerics().plan().entries()) {
+    plan[entry.name()] = entry.value();
+  }
   return {{"worker_id", worker.worker_id()},
           {"device", worker.device()},
           {"state", StateName(worker)},
           {"reason", worker.reason()},
           {"fingerprint", worker.numerics().fingerprint()},
+          {"first_difference", worker.first_difference()},
+          {"plan", plan},
           {"weights_digest", worker.numerics().weights_digest()},
           {"kernel_build_id", worker.numerics().kernel_build_id()},
           {"architecture", worker.numerics().architecture()},
+          {"tokenizer_digest", worker.numerics().tokenizer_digest()},
           {"epoch", worker.epoch()},
           {"running_sequences", worker.running_sequences()},
           {"free_sequences", worker.free_sequences()},
@@ -88,10 +95,15 @@ class WorkersCommand : public Command {
            "(FREE), "
            "its KV\n"
            "blocks in use, engine steps so far, and the age of its last "
-           "heartbeat. `drain`\n"
-           "stops sending requests to one, whose running ones go on to their "
-           "end; `resume`\n"
-           "starts again. Asks the admin port.\n";
+           "heartbeat. Below\n"
+           "it, why a worker was refused (in the last minute), and for one of "
+           "another pool\n"
+           "the first field of its numerics that differs from those that new "
+           "requests run\n"
+           "on; --json has every field. `drain` stops sending requests to a "
+           "worker, whose\n"
+           "running ones go on to their end; `resume` starts again. Asks the "
+           "admin port.\n";
   }
   std::string Examples() const override {
     return "  invar workers\n"
@@ -161,8 +173,13 @@ class WorkersCommand : public Command {
     }
     terminal.out << RenderTable(rows);
     for (const v1::WorkerInfo& worker : response.workers()) {
-      if (worker.reason().empty()) continue;
-      terminal.out << worker.worker_id() << ": " << worker.reason() << "\n";
+      if (!worker.reason().empty()) {
+        terminal.out << worker.worker_id() << ": " << worker.reason() << "\n";
+      }
+      if (!worker.first_difference().empty()) {
+        terminal.out << worker.worker_id() << ": a pool of its own, by "
+                     << worker.first_difference() << "\n";
+      }
     }
     terminal.out << "queued requests: " << response.queued_requests() << "\n";
     return kExitDone;

@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "invar/v1/admin.pb.h"
 #include "invar/v1/config.pb.h"
+#include "invar/v1/inference.pb.h"
 #include "scheduler/core/request_table.h"
 #include "scheduler/core/types.h"
 #include "scheduler/core/worker_table.h"
@@ -32,6 +33,7 @@ class Core {
     v1::Limits limits;  // defaults resolved
     v1::Determinism::Mode mode = v1::Determinism::DETERMINISTIC;
     std::string tokenizer_digest;  // workers with another are refused
+    std::string config_digest;     // likewise
   };
 
   explicit Core(Options options) : options_(std::move(options)) {}
@@ -42,12 +44,12 @@ class Core {
 
   // --- What can be seen from outside ---------------------------------------
 
-  // Every attached worker, by worker id.
+  // Every attached worker, and those refused lately, by worker id.
   std::vector<v1::WorkerInfo> Workers(absl::Time now) const;
   // The fingerprint that new requests run on; empty: none.
   std::string PrimaryFingerprint() const;
-  // Its numerics; null without one.
-  const v1::Numerics* PrimaryNumerics() const;
+  // The pools, the one that new requests run on first.
+  std::vector<v1::Pool> Pools() const;
   // Positions that a sequence may have; 0 without a worker.
   int32_t MaxContextTokens() const;
   int64_t queued() const { return requests_.queued(); }
@@ -108,8 +110,11 @@ class Core {
 
   // --- core_workers.cc ---
 
-  // Why a loaded worker is refused; empty: it is admitted.
-  std::string WhyRefused(const worker::v1::Loaded& loaded) const;
+  // Why a loaded worker is refused; nothing: it is admitted.
+  std::optional<Refusal> WhyRefused(const worker::v1::Loaded& loaded) const;
+  // Tells the log, unless it is what the worker was told before.
+  void Refuse(LinkNumber link, const worker::v1::Hello& hello,
+              const Refusal& refusal);
   // Forgets a worker; its requests go back to the head of the queue.
   void Lose(LinkNumber link, const std::string& reason);
   void LoseSilent();

@@ -28,6 +28,12 @@ worker::v1::AttemptKey KeyOf(const Request& request, const Sequence& sequence,
 std::optional<Finish> Core::WhyNot(const RequestSpec& spec) const {
   const Worker* primary = workers_.Primary();
   if (primary == nullptr) {
+    if (const RefusedWorker* refused = workers_.FindUnwilling()) {
+      return Failed(absl::StatusCode::kFailedPrecondition, kNumericsNotHonoured,
+                    absl::StrCat("no worker is ready, and worker ",
+                                 refused->hello.worker_id(),
+                                 " was refused: ", refused->refusal.text));
+    }
     Finish finish = Failed(absl::StatusCode::kUnavailable, "NO_WORKER",
                            "no worker is ready; start one with invar-worker, "
                            "or see `invar workers`");

@@ -17,7 +17,7 @@ using worker::v1::Terminal;
 class CoreTest : public ::testing::Test {
  protected:
   explicit CoreTest(v1::Determinism::Mode mode = v1::Determinism::DETERMINISTIC)
-      : core_(MakeOptions(mode)) {}
+      : mode_(mode), core_(MakeOptions(mode)) {}
 
   static Core::Options MakeOptions(v1::Determinism::Mode mode) {
     Core::Options options;
@@ -27,11 +27,18 @@ class CoreTest : public ::testing::Test {
             ->limits();
     options.mode = mode;
     options.tokenizer_digest = "tokenizer";
+    options.config_digest = "config";
     return options;
   }
 
   std::vector<Action> Step(const Event& event) {
     return core_.Step(event, now_);
+  }
+
+  static void SetMode(const std::string& mode, v1::Numerics* numerics) {
+    auto* entry = numerics->mutable_plan()->add_entries();
+    entry->set_name("mode");
+    entry->set_value(mode);
   }
 
   // Attaches and loads a worker; `weights` makes the fingerprint.
@@ -44,6 +51,7 @@ class CoreTest : public ::testing::Test {
     hello.set_worker_id(id);
     Step(WorkerAttached{link, hello});
     worker::v1::Loaded loaded;
+    SetMode(v1::Determinism::Mode_Name(mode_), loaded.mutable_numerics());
     loaded.mutable_numerics()->set_weights_digest(weights);
     loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
@@ -51,6 +59,7 @@ class CoreTest : public ::testing::Test {
     loaded.mutable_capacity()->set_sequences(sequences);
     loaded.mutable_capacity()->set_kv_blocks(sequences * 2);
     loaded.set_max_context_tokens(1024);
+    loaded.set_config_digest("config");
     loaded.mutable_credits()->set_sequences(sequences);
     loaded.mutable_credits()->set_kv_tokens(sequences * 128 / schedulers);
     return Step(WorkerLoaded{link, loaded});
@@ -92,6 +101,7 @@ class CoreTest : public ::testing::Test {
     return found;
   }
 
+  const v1::Determinism::Mode mode_;
   absl::Time now_ = absl::UnixEpoch();
   absl::Time deadline_ = absl::InfiniteFuture();
   Core core_;
@@ -311,21 +321,84 @@ TEST_F(CoreTest, RefusesAnotherTokenizerAndALyingFingerprint) {
   hello.set_worker_id("a");
   Step(WorkerAttached{1, hello});
   worker::v1::Loaded loaded;
+  loaded.set_config_digest("config");
+  SetMode("DETERMINISTIC", loaded.mutable_numerics());
   loaded.mutable_numerics()->set_tokenizer_digest("another");
   auto refused = Only<SendRefused>(Step(WorkerLoaded{1, loaded}));
   ASSERT_EQ(refused.size(), 1u);
-  EXPECT_THAT(refused[0].reason, HasSubstr("tokenizer"));
+  EXPECT_THAT(refused[0].refusal.text, HasSubstr("tokenizer"));
   hello.set_worker_id("b");
   Step(WorkerAttached{2, hello});
   loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
   loaded.mutable_numerics()->set_fingerprint("made up");
   refused = Only<SendRefused>(Step(WorkerLoaded{2, loaded}));
   ASSERT_EQ(refused.size(), 1u);
-  EXPECT_THAT(refused[0].reason, HasSubstr("fingerprint"));
+  EXPECT_THAT(refused[0].refusal.text, HasSubstr("fingerprint"));
   hello.set_protocol_version(99);
   refused = Only<SendRefused>(Step(WorkerAttached{3, hello}));
   ASSERT_EQ(refused.size(), 1u);
   EXPECT_EQ(core_.PrimaryFingerprint(), "");
+}
+
+TEST_F(CoreTest, RefusesAnotherConfigAndAModeThatIsNotHonoured) {
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("a");
+  worker::v1::Loaded loaded;
+  loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
+  SetMode("FAST", loaded.mutable_numerics());
+  loaded.set_config_digest("an older one");
+  Step(WorkerAttached{1, hello});
+  auto actions = Step(WorkerLoaded{1, loaded});
+  ASSERT_EQ(Only<SendRefused>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendRefused>(actions)[0].refusal.error_reason,
+            "CONFIG_DIFFERS");
+  Step(WorkerLost{1, "refused"});
+  EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(1))[0].status));
+
+  loaded.set_config_digest("config");
+  Step(WorkerAttached{2, hello});
+  actions = Step(WorkerLoaded{2, loaded});
+  ASSERT_EQ(Only<SendRefused>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendRefused>(actions)[0].refusal.error_reason,
+            "NUMERICS_NOT_HONOURED");
+  EXPECT_THAT(Only<SendRefused>(actions)[0].refusal.text,
+              HasSubstr("plan.mode: DETERMINISTIC against FAST"));
+  EXPECT_EQ(Only<Log>(actions).size(), 1u);
+  Step(WorkerLost{2, "refused"});
+  // It is shown when it is gone, and says why no request can be served.
+  ASSERT_EQ(core_.Workers(now_).size(), 1u);
+  EXPECT_EQ(core_.Workers(now_)[0].state(), v1::WorkerInfo::REFUSED);
+  auto finished = Only<Finish>(Arrive(2));
+  EXPECT_TRUE(absl::IsFailedPrecondition(finished[0].status));
+  EXPECT_EQ(finished[0].error_reason, "NUMERICS_NOT_HONOURED");
+  // Dialling again is no news, and one that loads gives hope.
+  EXPECT_TRUE(Only<Log>(Step(WorkerAttached{3, hello})).empty());
+  EXPECT_TRUE(Only<Log>(Step(WorkerLoaded{3, loaded})).empty());
+  hello.set_worker_id("b");
+  Step(WorkerAttached{4, hello});
+  EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(3))[0].status));
+}
+
+TEST_F(CoreTest, ThePoolsNameTheFieldInWhichTheyDiffer) {
+  AddWorker(1, "a");
+  const auto admitted = AddWorker(2, "b", 2, "v");
+  EXPECT_THAT(Only<Log>(admitted)[1].text,
+              HasSubstr("weights_digest: w against v"));
+  AddWorker(3, "c");
+  auto pools = core_.Pools();
+  ASSERT_EQ(pools.size(), 2u);
+  EXPECT_EQ(pools[0].workers(), 2);
+  EXPECT_EQ(pools[0].first_difference(), "");
+  EXPECT_EQ(pools[1].first_difference(), "weights_digest: w against v");
+  EXPECT_EQ(core_.Workers(now_)[1].first_difference(),
+            "weights_digest: w against v");
+  // What the old pool's drain leaves is the pool of new requests.
+  Step(WorkerDrained{"a"});
+  Step(WorkerDrained{"c"});
+  pools = core_.Pools();
+  EXPECT_EQ(pools[0].numerics().weights_digest(), "v");
+  EXPECT_EQ(pools[1].first_difference(), "weights_digest: v against w");
 }
 
 TEST_F(CoreTest, DrainStopsRoutingAndResumeStartsIt) {

@@ -16,12 +16,12 @@ std::string Short(const std::string& digest) { return digest.substr(0, 12); }
 void Core::On(const WorkerAttached& event) {
   const std::string& id = event.hello.worker_id();
   if (event.hello.protocol_version() != kLinkProtocolVersion) {
-    Emit(SendRefused{
-        event.link,
-        absl::StrCat("the worker speaks link protocol ",
-                     event.hello.protocol_version(), ", this scheduler ",
-                     kLinkProtocolVersion, "; run the same version of both")});
-    return;
+    return Refuse(
+        event.link, event.hello,
+        {"PROTOCOL_DIFFERS",
+         absl::StrCat("the worker speaks link protocol ",
+                      event.hello.protocol_version(), ", this scheduler ",
+                      kLinkProtocolVersion, "; run the same version of both")});
   }
   if (Worker* old = workers_.Find(id)) {
     const LinkNumber link = old->link;
@@ -33,24 +33,59 @@ void Core::On(const WorkerAttached& event) {
   }
   Worker& worker = workers_.Add(event.link, event.hello);
   worker.last_beat = now_;
-  Info(absl::StrCat("worker ", id, " (", event.hello.device(),
-                    ") attached, epoch ", worker.epoch));
+  // One that was refused dials again and again.
+  if (workers_.FindRefused(id) == nullptr) {
+    Info(absl::StrCat("worker ", id, " (", event.hello.device(),
+                      ") attached, epoch ", worker.epoch));
+  }
   Emit(SendConfigure{event.link, worker.epoch});
 }
 
-std::string Core::WhyRefused(const worker::v1::Loaded& loaded) const {
-  if (loaded.numerics().tokenizer_digest() != options_.tokenizer_digest) {
-    return "its tokenizer differs from the scheduler's; both must read the "
-           "same checkpoint";
+std::optional<Refusal> Core::WhyRefused(
+    const worker::v1::Loaded& loaded) const {
+  const v1::Numerics& numerics = loaded.numerics();
+  if (loaded.config_digest() != options_.config_digest) {
+    return Refusal{
+        "CONFIG_DIFFERS",
+        absl::StrCat("it serves the config with digest ",
+                     Short(loaded.config_digest()), ", this scheduler's is ",
+                     Short(options_.config_digest), "; restart the worker")};
   }
-  if (loaded.numerics().fingerprint() != Fingerprint(loaded.numerics())) {
-    return "its fingerprint is not the hash of its numerics";
+  if (numerics.tokenizer_digest() != options_.tokenizer_digest) {
+    return Refusal{"TOKENIZER_DIFFERS",
+                   absl::StrCat("its tokenizer differs from the scheduler's "
+                                "(tokenizer_digest: ",
+                                Short(options_.tokenizer_digest), " against ",
+                                Short(numerics.tokenizer_digest()),
+                                "); both must read the same checkpoint")};
+  }
+  const std::string mode = v1::Determinism::Mode_Name(options_.mode);
+  if (const std::string plan = PlanEntry(numerics, "mode"); plan != mode) {
+    return Refusal{
+        kNumericsNotHonoured,
+        absl::StrCat("it does not honour determinism.mode (plan.mode: ", mode,
+                     " against ", plan.empty() ? "nothing" : plan,
+                     "); run a build that does, or change the config")};
+  }
+  if (numerics.fingerprint() != Fingerprint(numerics)) {
+    return Refusal{"FINGERPRINT_WRONG",
+                   "its fingerprint is not the hash of its numerics; run the "
+                   "same version of scheduler and worker"};
   }
   if (loaded.capacity().block_tokens() < 1 ||
       loaded.capacity().kv_blocks() < 1 || loaded.max_context_tokens() < 1) {
-    return "it reports no capacity";
+    return Refusal{"NO_CAPACITY", "it reports no capacity"};
   }
-  return "";
+  return std::nullopt;
+}
+
+void Core::Refuse(LinkNumber link, const worker::v1::Hello& hello,
+                  const Refusal& refusal) {
+  if (workers_.Refuse(hello, refusal, now_)) {
+    Warn(
+        absl::StrCat("worker ", hello.worker_id(), " refused: ", refusal.text));
+  }
+  Emit(SendRefused{link, refusal});
 }
 
 void Core::On(const WorkerLoaded& event) {
@@ -64,11 +99,9 @@ void Core::On(const WorkerLoaded& event) {
   worker->TakeGrant(loaded.credits());
   worker->share_kv_tokens = loaded.credits().kv_tokens();
   const std::string& id = worker->id();
-  if (const std::string refusal = WhyRefused(loaded); !refusal.empty()) {
-    Warn(absl::StrCat("worker ", id, " refused: ", refusal));
-    Emit(SendRefused{event.link, refusal});
+  if (const std::optional<Refusal> refusal = WhyRefused(loaded)) {
     worker->state = v1::WorkerInfo::REFUSED;
-    return;
+    return Refuse(event.link, worker->hello, *refusal);
   }
   const Worker* primary = workers_.Primary();
   workers_.Admit(worker);
@@ -86,8 +119,13 @@ void Core::On(const WorkerLoaded& event) {
 void Core::On(const WorkerLoadFailed& event) {
   Worker* worker = workers_.Find(event.link);
   if (worker == nullptr) return;
-  Warn(absl::StrCat("worker ", worker->id(),
-                    " could not load: ", event.failure.message()));
+  const auto& failure = event.failure;
+  const Refusal refusal = {
+      failure.reason().empty() ? "LOAD_FAILED" : failure.reason(),
+      absl::StrCat("it cannot serve the config: ", failure.message())};
+  if (workers_.Refuse(worker->hello, refusal, now_)) {
+    Warn(absl::StrCat("worker ", worker->id(), " refused: ", refusal.text));
+  }
   Lose(event.link, "it could not load");
 }
 

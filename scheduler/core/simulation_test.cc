@@ -135,6 +135,9 @@ class Simulation {
     workers_[link] = std::move(worker);
     Step(WorkerAttached{link, hello});
     worker::v1::Loaded loaded;
+    auto* mode = loaded.mutable_numerics()->mutable_plan()->add_entries();
+    mode->set_name("mode");
+    mode->set_value("DETERMINISTIC");
     loaded.mutable_numerics()->set_tokenizer_digest("t");
     loaded.mutable_numerics()->set_weights_digest(
         absl::StrCat(workers_[link].pool));

@@ -256,6 +256,7 @@ TEST_F(LinkClientTest, AnotherConfigIsDeclinedByField) {
   const AttachRequest failed = other.Take(AttachRequest::kLoadFailed);
   EXPECT_THAT(failed.load_failed().message(),
               HasSubstr("limits.max_step_tokens"));
+  EXPECT_EQ(failed.load_failed().reason(), "CONFIG_DIFFERS");
   EXPECT_FALSE(replica_->load_failure().has_value());
 }
 
@@ -274,6 +275,16 @@ TEST_F(LinkClientTest, LoadFailureIsReported) {
     absl::SleepFor(absl::Milliseconds(1));
   }
   EXPECT_EQ(replica_->load_failure()->message(), "no checkpoint");
+}
+
+TEST_F(LinkClientTest, AModeThatTheBackendCannotHonourHasAReason) {
+  load_status_ = absl::FailedPreconditionError("no plan for DETERMINISTIC");
+  client_ = Dial(scheduler_);
+  ASSERT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
+  ASSERT_TRUE(scheduler_.Configure(1, MakeConfig()));
+  may_load_.Notify();
+  const AttachRequest failed = scheduler_.Take(AttachRequest::kLoadFailed);
+  EXPECT_EQ(failed.load_failed().reason(), "NUMERICS_NOT_HONOURED");
 }
 
 TEST_F(LinkClientTest, LeavingFinishesWhatRunsAndTakesNoMore) {
