@@ -15,7 +15,7 @@ constexpr int32_t kVocabulary = 256;
 constexpr int32_t kLetters = 26;
 constexpr int32_t kBlock = 64;
 // Long enough for requests that are sent together to meet.
-constexpr absl::Duration kPause = absl::Milliseconds(3);
+constexpr absl::Duration kPause = absl::Milliseconds(1);
 
 // A number that depends on every bit of what it is made of.
 uint64_t Mix(uint64_t hash, uint64_t value) {

@@ -29,7 +29,7 @@ absl::StatusOr<Replica::ModelLoader> CudaLoader(const std::string& device) {
                facts->name, facts->memory_bytes >> 30, facts->free_bytes >> 30,
                facts->driver);
   return [index](const Model::LoadOptions& options) {
-    return cuda::CudaModel::Load(options, index);
+    return cuda::CudaModel::Load(options, {.device = index});
   };
 #else
   return absl::FailedPreconditionError(

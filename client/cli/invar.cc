@@ -46,6 +46,7 @@ std::vector<Entry> MakeEntries(GlobalFlags& globals, Switches& switches) {
   entries.push_back({MakeChatCommand(), {}});
   entries.push_back({MakeEvalCommand(), {}});
   entries.push_back({MakeVerifyCommand(), {}});
+  entries.push_back({MakeSelfTestCommand(), {}});
   entries.push_back({MakeBenchCommand(), {}});
   entries.push_back({MakeCheckCommand(), {}});
   entries.push_back({MakeWorkersCommand(), {}});

@@ -73,6 +73,10 @@ class VerifyCommand : public Command {
               &options_.concurrency);
     flags.Add("deadline", "SECONDS", "For one record. Default: 3600.",
               &options_.call.timeout);
+    flags.Add("patience", "SECONDS",
+              "How long to wait for a server or a worker that is away. "
+              "Default: 30.",
+              &options_.outage_patience);
     flags.Section("What is printed");
     flags.AddSwitch("json",
                     "One JSON object: records, identical, differ, cannot_tell, "

@@ -1,10 +1,8 @@
-#include <algorithm>
-#include <numeric>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/command.h"
 #include "client/cli/json.h"
+#include "client/cli/table.h"
 
 namespace invar {
 namespace {
@@ -12,34 +10,11 @@ namespace {
 constexpr CallOptions kCall{.timeout = absl::Seconds(10)};
 constexpr size_t kFingerprintDigits = 12;
 
-using Row = std::vector<std::string>;
-
-// Columns two spaces apart, each as wide as its widest cell.
-std::string RenderTable(const std::vector<Row>& rows) {
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const Row& row : rows) {
-    for (size_t column = 0; column < row.size(); ++column) {
-      widths[column] = std::max(widths[column], row[column].size());
-    }
-  }
-  std::string table;
-  for (const Row& row : rows) {
-    std::string line;
-    for (size_t column = 0; column < row.size(); ++column) {
-      absl::StrAppendFormat(&line, "%-*s", static_cast<int>(widths[column] + 2),
-                            row[column]);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    absl::StrAppend(&table, line, "\n");
-  }
-  return table;
-}
-
 std::string StateName(const v1::WorkerInfo& worker) {
   return v1::WorkerInfo::State_Name(worker.state());
 }
 
-Row ToRow(const v1::WorkerInfo& worker) {
+TableRow ToRow(const v1::WorkerInfo& worker) {
   const std::string fingerprint =
       worker.numerics().fingerprint().substr(0, kFingerprintDigits);
   return {worker.worker_id(),
@@ -166,8 +141,9 @@ class WorkersCommand : public Command {
                       "--scheduler HOST:PORT --device cpu\n";
       return kExitDone;
     }
-    std::vector<Row> rows = {{"WORKER", "DEVICE", "STATE", "FINGERPRINT",
-                              "RUNNING", "FREE", "KV", "STEPS", "HEARTBEAT"}};
+    std::vector<TableRow> rows = {{"WORKER", "DEVICE", "STATE", "FINGERPRINT",
+                                   "RUNNING", "FREE", "KV", "STEPS",
+                                   "HEARTBEAT"}};
     for (const v1::WorkerInfo& worker : response.workers()) {
       rows.push_back(ToRow(worker));
     }

@@ -16,6 +16,7 @@ constexpr absl::Duration kRefusalShown = absl::Minutes(1);
 
 std::vector<Action> Core::Step(const Event& event, absl::Time now) {
   now_ = now;
+  started_ = std::min(started_, now);
   std::visit([this](const auto& one) { On(one); }, event);
   Dispatch();
   UpdateReadiness();

@@ -72,6 +72,10 @@ class Core {
 
   // --- core_requests.cc ---
 
+  // Whether workers have had the time to find this scheduler. Before, a pool
+  // that is not there may be about to come.
+  bool Settled() const;
+  Finish NoSuchPool(const RequestSpec& spec) const;
   // Says why a request cannot be taken, or nothing.
   std::optional<Finish> WhyNot(const RequestSpec& spec) const;
   // Its max_tokens, or the default for one that names none.
@@ -99,9 +103,9 @@ class Core {
   void FinishIfEnded(Request* request);
   // Puts a request whose worker gave it back at the head of its queue.
   void Requeue(Request* request);
-  // A worker died with these: each request waits for another, or has had
-  // enough.
-  void OnLoss(const std::set<SequenceNumber>& running);
+  // A worker is gone with these: each request waits for another, or has had
+  // enough. `died`: they may have been the reason.
+  void OnLoss(const std::set<SequenceNumber>& running, bool died);
   void FinishRequest(Request* request, Finish finish);
   Finish Failed(absl::StatusCode code, std::string reason,
                 std::string message) const;
@@ -117,6 +121,10 @@ class Core {
               const Refusal& refusal);
   // Forgets a worker; its requests go back to the head of the queue.
   void Lose(LinkNumber link, const std::string& reason);
+  // Why a worker counts as dead; empty: it lives.
+  std::string WhyDead(const Worker& worker) const;
+  // Closes the link of a dead worker and loses it.
+  void Bury(LinkNumber link, const std::string& reason);
   void LoseSilent();
   void UpdateReadiness();
 
@@ -126,6 +134,8 @@ class Core {
 
   Options options_;
   absl::Time now_ = absl::InfinitePast();
+  absl::Time started_ = absl::InfiniteFuture();  // the first step
+  absl::Time last_tick_ = absl::InfiniteFuture();
   std::vector<Action> actions_;
   WorkerTable workers_;
   RequestTable requests_;

@@ -221,10 +221,72 @@ TEST_F(CoreTest, ALostWorkersRequestGoesOnElsewhereWhereItStopped) {
   const auto delivered = Only<Deliver>(Report(2, second[0], {12}));
   ASSERT_EQ(delivered.size(), 1u);
   EXPECT_EQ(delivered[0].report.position(), 6);
-  // A second loss is the last.
-  const auto finished = Only<Finish>(Step(WorkerLost{2, "killed"}));
+  // It got on at the second worker, and so did not kill that one as well.
+  EXPECT_TRUE(Only<Finish>(Step(WorkerLost{2, "killed"})).empty());
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c"))[0].delivered,
+            (std::vector<int32_t>{10, 11, 12}));
+}
+
+TEST_F(CoreTest, ARequestThatKillsTwoWorkersIsNotPassedOn) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  AddWorker(3, "c");
+  const auto first = Only<SendSubmit>(Arrive(7));
+  Report(1, first[0], {10, 11});
+  EXPECT_TRUE(Only<Finish>(Step(WorkerLost{1, "killed"})).empty());
+  const auto actions = Step(WorkerLost{2, "killed"});
+  ASSERT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_TRUE(absl::IsAborted(Only<Finish>(actions)[0].status));
+  EXPECT_EQ(Only<Finish>(actions)[0].error_reason, "WORKERS_LOST");
+  EXPECT_TRUE(Only<SendSubmit>(actions).empty());
+}
+
+TEST_F(CoreTest, AWorkerThatLeavesIsHeldAgainstNoRequest) {
+  AddWorker(1, "a", 1);
+  Arrive(7);
+  for (LinkNumber link = 1; link < 5; ++link) {
+    Step(WorkerLeaving{link});
+    EXPECT_TRUE(Only<Finish>(Step(WorkerLost{link, "left"})).empty());
+    EXPECT_EQ(Only<SendSubmit>(AddWorker(link + 1, "b", 1)).size(), 1u);
+  }
+}
+
+TEST_F(CoreTest, AScoredPromptKeepsItsPool) {
+  AddWorker(1, "a");
+  AddWorker(2, "b", 2, "other weights");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt.assign(9, 1);
+  spec->max_tokens = 4;
+  spec->prompt_logprobs = true;
+  const auto submit = Only<SendSubmit>(Step(RequestArrived{spec}));
+  worker::v1::StepReport report;
+  *report.add_attempts()->mutable_key() = submit[0].key;
+  report.mutable_attempts(0)->set_prompt_position(1);
+  report.mutable_attempts(0)->add_prompt_logprobs(-1);
+  EXPECT_EQ(Only<Deliver>(Step(WorkerReported{1, report})).size(), 1u);
+  EXPECT_TRUE(Only<SendSubmit>(Step(WorkerLost{1, "killed"})).empty());
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c")).size(), 1u);
+}
+
+TEST_F(CoreTest, AResumeWaitsForItsPoolOnlyWhileWorkersMayStillCome) {
+  AddWorker(1, "a", 2, "new weights");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt = {1};
+  spec->resume_tokens = {5};
+  spec->expected_fingerprint = "gone";
+  EXPECT_TRUE(Only<Finish>(Step(RequestArrived{spec})).empty());
+  now_ += absl::Seconds(5);
+  Step(WorkerBeat{1, {}});
+  const auto finished = Only<Finish>(Step(Tick{}));
   ASSERT_EQ(finished.size(), 1u);
-  EXPECT_TRUE(absl::IsAborted(finished[0].status));
+  EXPECT_TRUE(absl::IsFailedPrecondition(finished[0].status));
+  const auto later = Only<Finish>(Step(RequestArrived{spec}));
+  ASSERT_EQ(later.size(), 1u);
+  EXPECT_EQ(later[0].error_reason, "NO_SUCH_FINGERPRINT");
 }
 
 TEST_F(CoreTest, ABegunRequestNeverChangesItsPool) {
@@ -246,6 +308,22 @@ TEST_F(CoreTest, ABegunRequestNeverChangesItsPool) {
   EXPECT_TRUE(absl::IsUnavailable(finished[0].status));
 }
 
+TEST_F(FastCoreTest, AClientResumesOnlyWhereItAcceptsAnotherRest) {
+  AddWorker(1, "a");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt = {1};
+  spec->max_tokens = 4;
+  spec->resume_tokens = {5};
+  spec->expected_fingerprint = core_.PrimaryFingerprint();
+  const auto finished = Only<Finish>(Step(RequestArrived{spec}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].error_reason, "DIVERGENT_RESUME");
+  spec->allow_divergent_resume = true;
+  EXPECT_EQ(Only<SendSubmit>(Step(RequestArrived{spec})).size(), 1u);
+}
+
 TEST_F(FastCoreTest, ABegunRequestEndsWithItsWorker) {
   AddWorker(1, "a");
   AddWorker(2, "b");
@@ -261,11 +339,13 @@ TEST_F(FastCoreTest, ABegunRequestEndsWithItsWorker) {
 TEST_F(CoreTest, SilenceAndAStalledStepAreDeath) {
   AddWorker(1, "a");
   AddWorker(2, "b");
-  now_ += absl::Milliseconds(1900);
   worker::v1::Heartbeat beat;
-  Step(WorkerBeat{2, beat});
-  EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
-  now_ += absl::Milliseconds(200);
+  for (int i = 0; i < 4; ++i) {
+    now_ += absl::Milliseconds(500);
+    Step(WorkerBeat{2, beat});
+    EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
+  }
+  now_ += absl::Milliseconds(50);
   auto closed = Only<CloseLink>(Step(Tick{}));
   ASSERT_EQ(closed.size(), 1u);
   EXPECT_EQ(closed[0].link, 1);
@@ -274,6 +354,23 @@ TEST_F(CoreTest, SilenceAndAStalledStepAreDeath) {
   closed = Only<CloseLink>(Step(Tick{}));
   ASSERT_EQ(closed.size(), 1u);
   EXPECT_EQ(closed[0].link, 2);
+  // It may come back, but not with the same step.
+  EXPECT_TRUE(absl::IsUnavailable(closed[0].status));
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("b");
+  Step(WorkerAttached{3, hello});
+  Step(WorkerBeat{3, beat});
+  const auto actions = Step(WorkerLoaded{3, {}});
+  EXPECT_EQ(Only<CloseLink>(actions).size(), 1u);
+  EXPECT_TRUE(Only<SendAdmitted>(actions).empty());
+}
+
+TEST_F(CoreTest, SleepOfTheSchedulerIsNoSilenceOfItsWorkers) {
+  AddWorker(1, "a");
+  Step(Tick{});
+  now_ += absl::Seconds(30);
+  EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
 }
 
 TEST_F(CoreTest, DeadlinesEvictWhatWaits) {

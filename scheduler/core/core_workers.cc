@@ -93,6 +93,9 @@ void Core::On(const WorkerLoaded& event) {
   if (worker == nullptr) return;
   const auto& loaded = event.loaded;
   worker->last_beat = now_;
+  if (const std::string why = WhyDead(*worker); !why.empty()) {
+    return Bury(event.link, why);  // It dialled again with its step stuck.
+  }
   worker->numerics = loaded.numerics();
   worker->capacity = loaded.capacity();
   worker->max_context_tokens = loaded.max_context_tokens();
@@ -147,6 +150,7 @@ void Core::On(const WorkerLeaving& event) {
   Worker* worker = workers_.Find(event.link);
   if (worker == nullptr) return;
   Info(absl::StrCat("worker ", worker->id(), " is leaving"));
+  worker->leaving = true;
   if (worker->admitted()) worker->state = v1::WorkerInfo::DRAINING;
 }
 
@@ -172,29 +176,42 @@ void Core::Lose(LinkNumber link, const std::string& reason) {
   if (!worker.has_value()) return;
   Info(absl::StrCat("worker ", worker->id(), " is gone (", reason, "), ",
                     worker->running.size(), " sequences with it"));
-  OnLoss(worker->running);
+  OnLoss(worker->running, /*died=*/!worker->leaving);
+}
+
+std::string Core::WhyDead(const Worker& worker) const {
+  const absl::Duration silence = now_ - worker.last_beat;
+  if (silence > absl::Milliseconds(options_.limits.heartbeat_timeout_ms())) {
+    return absl::StrCat("no heartbeat for ", absl::FormatDuration(silence));
+  }
+  const int64_t step_age_ms = worker.heartbeat.step_age_ms();
+  if (step_age_ms > options_.limits.step_stall_ms()) {
+    return absl::StrCat("its step has taken ", step_age_ms, " ms");
+  }
+  return "";
+}
+
+void Core::Bury(LinkNumber link, const std::string& reason) {
+  // Not ABORTED, which says that another took its place: it may come back.
+  Emit(CloseLink{link, absl::UnavailableError(reason)});
+  Lose(link, reason);
 }
 
 void Core::LoseSilent() {
+  // Nothing was heard while this process itself did not run.
   const absl::Duration beat_limit =
       absl::Milliseconds(options_.limits.heartbeat_timeout_ms());
+  const absl::Duration slept = now_ - std::exchange(last_tick_, now_);
+  if (slept > beat_limit / 2) {
+    for (auto& [link, worker] : workers_.all()) worker.last_beat += slept;
+  }
   std::vector<std::pair<LinkNumber, std::string>> dead;
   for (const auto& [link, worker] : workers_.all()) {
-    if (now_ - worker.last_beat > beat_limit) {
-      dead.emplace_back(
-          link, absl::StrCat("no heartbeat for ",
-                             absl::FormatDuration(now_ - worker.last_beat)));
-    } else if (worker.heartbeat.step_age_ms() >
-               options_.limits.step_stall_ms()) {
-      dead.emplace_back(link,
-                        absl::StrCat("its step has taken ",
-                                     worker.heartbeat.step_age_ms(), " ms"));
+    if (std::string why = WhyDead(worker); !why.empty()) {
+      dead.emplace_back(link, std::move(why));
     }
   }
-  for (const auto& [link, reason] : dead) {
-    Emit(CloseLink{link, absl::AbortedError(reason)});
-    Lose(link, reason);
-  }
+  for (const auto& [link, reason] : dead) Bury(link, reason);
 }
 
 void Core::UpdateReadiness() {

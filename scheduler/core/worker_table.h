@@ -20,6 +20,7 @@ struct Worker {
   worker::v1::Hello hello;
   int64_t epoch = 0;
   v1::WorkerInfo::State state = v1::WorkerInfo::LOADING;
+  bool leaving = false;   // it said so: its end is no death
   int64_t admission = 0;  // counts admissions over all workers; 0: not yet
   v1::Numerics numerics;
   worker::v1::Capacity capacity;

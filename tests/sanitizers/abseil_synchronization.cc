@@ -6,36 +6,16 @@
 // it loads (gRPC's locks are Abseil's too); it tells TSan what happens and
 // calls Abseil's own. Nothing is held to be ordered that a lock does not order,
 // so a race beside a lock is still found: planted_race.cc.
-#include <dlfcn.h>
 #include <sanitizer/tsan_interface.h>
-
-#include <cstdio>
-#include <cstdlib>
 
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "tests/sanitizers/real.h"
 
 namespace {
 
-// Abseil's own function of the same name as `ours`, a member function.
-template <typename Function>
-Function Real(Function ours) {
-  // A non-virtual member function's pointer begins with its address (the
-  // Itanium C++ ABI, 2.3).
-  void* address = *reinterpret_cast<void**>(&ours);
-  Dl_info info;
-  void* real = nullptr;
-  if (dladdr(address, &info) != 0 && info.dli_saddr == address) {
-    real = dlsym(RTLD_NEXT, info.dli_sname);
-  }
-  if (real == nullptr) {
-    std::fputs("no Abseil behind ThreadSanitizer's view of it\n", stderr);
-    std::abort();
-  }
-  *reinterpret_cast<void**>(&ours) = real;
-  return ours;
-}
+using invar::Real;
 
 constexpr unsigned kWrite = 0;
 constexpr unsigned kRead = __tsan_mutex_read_lock;

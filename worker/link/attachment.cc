@@ -112,8 +112,9 @@ void Attachment::OnMessage(AttachResponse message) {
 
 void Attachment::OnConfigure(const Configure& configure) {
   if (configured_) return;
-  configured_ = true;
   const worker::v1::WorkerConfig& config = configure.config();
+  step_stall_ms_ = config.limits().step_stall_ms();
+  configured_ = true;
   epoch_ = configure.epoch();
   heartbeat_ms_ = config.limits().heartbeat_ms();
   message_bytes_ = config.limits().link_message_bytes();

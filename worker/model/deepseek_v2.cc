@@ -176,7 +176,8 @@ std::vector<SliceHealth> DeepseekV2::Forward(
     std::span<float> logits) {
   if (slices.empty()) return {};
   const DefaultFloatingPoint floating_point;
-  CheckSlices(config_, kv_dtype_, slices, cache, logits);
+  CheckSlices(config_, kv_dtype_, slices, cache,
+              static_cast<int64_t>(logits.size()));
   BeginStep(slices);
   cpu::RopeAngles(rope_, step_.positions, step_.cosines.data(),
                   step_.sines.data());
@@ -196,7 +197,7 @@ std::vector<SliceHealth> DeepseekV2::Forward(
   }
   shown_layer_ = config_.layers;
   Logits(slices, logits);
-  return Health(config_, slices, step_.finite, logits);
+  return Health(slices, step_.finite, FiniteRows(config_, logits));
 }
 
 }  // namespace invar

@@ -19,7 +19,7 @@ void Require(bool holds, const char* what) {
 
 void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
                  std::span<const SequenceSlice> slices, const KvCache& cache,
-                 std::span<const float> logits) {
+                 int64_t logits) {
   Require(cache.dtype() == kv_dtype && cache.layers() == config.layers &&
               cache.row_bytes() ==
                   config.kv_row_elements() * KvElementBytes(kv_dtype),
@@ -41,24 +41,33 @@ void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
       Require(id >= 0 && id < cache.blocks(), "a block id out of range");
     }
   }
-  Require(rows * config.vocab_size == static_cast<int64_t>(logits.size()),
+  Require(rows * config.vocab_size == logits,
           "logits of another size than the rows asked for");
 }
 
-std::vector<SliceHealth> Health(const ModelConfig& config,
-                                std::span<const SequenceSlice> slices,
-                                std::span<const uint8_t> finite,
+std::vector<uint8_t> FiniteRows(const ModelConfig& config,
                                 std::span<const float> logits) {
+  std::vector<uint8_t> finite;
+  for (; !logits.empty(); logits = logits.subspan(config.vocab_size)) {
+    finite.push_back(cpu::AllFinite(logits.first(config.vocab_size)));
+  }
+  return finite;
+}
+
+std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+                                std::span<const uint8_t> finite_tokens,
+                                std::span<const uint8_t> finite_rows) {
+  const auto take = [](std::span<const uint8_t>* from, size_t count) {
+    const auto taken = from->first(count);
+    *from = from->subspan(count);
+    return std::find(taken.begin(), taken.end(), 0) == taken.end();
+  };
   std::vector<SliceHealth> health;
   for (const SequenceSlice& slice : slices) {
-    const auto tokens = finite.first(slice.token_ids.size());
-    const auto rows = logits.first(slice.logit_rows * config.vocab_size);
-    const bool healthy =
-        std::find(tokens.begin(), tokens.end(), 0) == tokens.end() &&
-        cpu::AllFinite(rows);
-    health.push_back(healthy ? SliceHealth::kFinite : SliceHealth::kNonFinite);
-    finite = finite.subspan(tokens.size());
-    logits = logits.subspan(rows.size());
+    const bool tokens = take(&finite_tokens, slice.token_ids.size());
+    const bool rows = take(&finite_rows, slice.logit_rows);
+    health.push_back(tokens && rows ? SliceHealth::kFinite
+                                    : SliceHealth::kNonFinite);
   }
   return health;
 }

@@ -10,17 +10,20 @@
 namespace invar {
 
 // Aborts on what breaks Forward's contract: reading past a table must not
-// depend on a caller's care.
+// depend on a caller's care. `logits` is the count of values that fit.
 void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
                  std::span<const SequenceSlice> slices, const KvCache& cache,
-                 std::span<const float> logits);
+                 int64_t logits);
 
-// The health of each slice: of its tokens' latents, `finite` (T), 0 where one
-// was not, and of its rows of logits.
-std::vector<SliceHealth> Health(const ModelConfig& config,
-                                std::span<const SequenceSlice> slices,
-                                std::span<const uint8_t> finite,
+// Whether each row of logits is finite: 1 or 0.
+std::vector<uint8_t> FiniteRows(const ModelConfig& config,
                                 std::span<const float> logits);
+
+// The health of each slice: of its tokens' latents and of its rows of logits, 0
+// where one was not finite.
+std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+                                std::span<const uint8_t> finite_tokens,
+                                std::span<const uint8_t> finite_rows);
 
 }  // namespace invar
 

@@ -44,16 +44,17 @@ absl::Status UploadAngles(const cpu::RopeTable& rope, int64_t positions,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
-    const LoadOptions& options, int device) {
-  const absl::StatusOr<DeviceFacts> facts = UseDevice(device);
+    const LoadOptions& options, const Options& cuda_options) {
+  const absl::StatusOr<DeviceFacts> facts = UseDevice(cuda_options.device);
   if (!facts.ok()) return facts.status();
   absl::StatusOr<CheckedModel> checked = LoadChecked(options.path);
   if (!checked.ok()) return checked.status();
   const ModelConfig& config = checked->config;
-  absl::Status status = CheckSupported(config, options.kv_dtype);
+  const ModelWeights host =
+      ReadWeights(config, checked->checkpoint, options.kv_dtype);
+  absl::Status status = CheckSupported(config, host, options.kv_dtype);
   if (!status.ok()) return status;
-  absl::StatusOr<DeviceWeights> weights = Upload(
-      config, ReadWeights(config, checked->checkpoint, options.kv_dtype));
+  absl::StatusOr<DeviceWeights> weights = Upload(host);
   if (!weights.ok()) return weights.status();
   const int64_t positions = ContextTokens(config, options);
   absl::StatusOr<StepMemory> memory = StepMemory::Allocate(
@@ -63,20 +64,20 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
   if (!memory.ok()) return memory.status();
   std::unique_ptr<CudaModel> model(
       new CudaModel(config, checked->checkpoint.digest(), options.kv_dtype,
-                    device, *std::move(weights), *std::move(memory)));
+                    cuda_options, *std::move(weights), *std::move(memory)));
   status =
       UploadAngles(model->rope_, positions, &model->cosines_, &model->sines_);
   if (!status.ok()) return status;
   return model;
 }
 
-CudaModel::CudaModel(ModelConfig config, std::string weights_digest,
-                     KvDtype kv_dtype, int device, DeviceWeights weights,
-                     StepMemory memory)
-    : config_(std::move(config)),
+CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
+                     KvDtype kv_dtype, const Options& options,
+                     DeviceWeights weights, StepMemory memory)
+    : config_(config),
       weights_digest_(std::move(weights_digest)),
       kv_dtype_(kv_dtype),
-      device_(device),
+      options_(options),
       rope_(cpu::MakeRopeTable(config_.qk_rope_head_dim, config_.rope_theta,
                                config_.rope_scaling)),
       attention_scale_(AttentionScale(config_, rope_)),
@@ -87,7 +88,7 @@ CudaModel::CudaModel(ModelConfig config, std::string weights_digest,
 int64_t CudaModel::MaxKvBlocks() const {
   size_t free = 0;
   size_t total = 0;
-  Check(cudaSetDevice(device_), "choosing the device");
+  Check(cudaSetDevice(options_.device), "choosing the device");
   Check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
   const int64_t left = static_cast<int64_t>(free) - kReservedBytes;
   return std::max<int64_t>(left, 0) /
@@ -96,7 +97,7 @@ int64_t CudaModel::MaxKvBlocks() const {
 
 std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   void* data = nullptr;
-  Check(cudaSetDevice(device_), "choosing the device");
+  Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
   Check(cudaMalloc(&data, bytes), "allocating the KV cache");
   Check(cudaMemset(data, 0, bytes), "clearing the KV cache");
@@ -106,8 +107,25 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
                        [](std::byte* bytes) { cudaFree(bytes); }));
 }
 
+void CudaModel::BeginStep(std::span<const SequenceSlice> slices,
+                          const KvCache& cache, int64_t logits) {
+  CheckSlices(config_, kv_dtype_, slices, cache, logits);
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  int64_t block_ids = 0;
+  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
+  // What a graph repeats has one table, so padding needs no more.
+  const absl::StatusOr<bool> moved = step_.ReserveBlockIds(block_ids);
+  if (!moved.ok()) Check(cudaErrorMemoryAllocation, "staging a step");
+  if (*moved) graphs_.Clear();
+}
+
 CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
                                      Cursor* cursor) {
+  int64_t rest = -cursor->token;
+  for (size_t i = cursor->slice; i < slices.size(); ++i) {
+    rest += static_cast<int64_t>(slices[i].token_ids.size());
+  }
+  step_.Place(std::min(rest, step_.limits.tokens));
   Pass pass;
   const StepMemory::Places& to = step_.host;
   int64_t block_ids = 0;
@@ -127,6 +145,7 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
       }
       ++pass.tokens;
     }
+    pass.decodes &= size == 1 && slice.logit_rows == 1;
     pass.max_position = std::max(pass.max_position, first + taken - 1);
     const int64_t blocks = (first + taken - 1) / kBlockTokens + 1;
     std::copy_n(slice.block_ids.begin(), blocks, to.block_ids + block_ids);
@@ -136,14 +155,33 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
       break;
     }
   }
-  const int64_t words = 4 * step_.limits.tokens + block_ids;
+  pass.launched_tokens = pass.tokens;
+  pass.launched_rows = pass.rows;
+  pass.max_position = LaunchPosition(pass.max_position);
+  PadToGraph(&pass);
   Check(cudaMemcpyAsync(step_.staged.data(), step_.staged_host.data(),
-                        words * sizeof(int32_t), cudaMemcpyHostToDevice,
+                        step_.StagedWords(block_ids) * sizeof(int32_t),
+                        cudaMemcpyHostToDevice, stream_.get()),
+        "staging a step");
+  Check(cudaMemsetAsync(step_.finite.data(), 1, pass.launched_tokens,
                         stream_.get()),
         "staging a step");
-  Check(cudaMemsetAsync(step_.finite.data(), 1, pass.tokens, stream_.get()),
-        "staging a step");
   return pass;
+}
+
+void CudaModel::PadToGraph(Pass* pass) {
+  const int64_t padded = PaddedTokens(pass->tokens);
+  pass->decodes &= options_.graphs && !observer_ && padded <= kGraphTokens &&
+                   padded <= step_.limits.tokens;
+  if (!pass->decodes) return;
+  const StepMemory::Places& to = step_.host;
+  for (int64_t t = pass->tokens; t < padded; ++t) {
+    for (int32_t* const of : {to.ids, to.positions, to.tables, to.row_ids}) {
+      of[t] = of[0];
+    }
+  }
+  pass->launched_tokens = padded;
+  pass->launched_rows = padded;
 }
 
 void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
@@ -165,19 +203,35 @@ void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
            .addend = addend_,
            .gain = gain.data(),
            .eps = config_.rms_norm_eps,
-           .rows = pass.tokens,
+           .rows = pass.launched_tokens,
            .size = config_.hidden_size,
            .normed = normed,
            .inputs = {first, second}},
           launch_);
   addend_ = {};
-  Show("hidden", pass.tokens, config_.hidden_size, step_.hidden.data());
+  Show("hidden", pass.launched_tokens, config_.hidden_size,
+       step_.hidden.data());
+}
+
+void CudaModel::Product(const DeviceLinear& linear, int64_t leaf,
+                        const InputBuffer& x, int64_t tokens, float* out) {
+  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
+       launch_);
+}
+
+void CudaModel::Produce(const InputBuffer& to, const InputKind& kind,
+                        int64_t rows, int64_t columns,
+                        const std::function<void(const InputSink&)>& produce) {
+  if (kind.dynamic == DynamicInputs::kNone) return produce(to.Sink(kind));
+  float* const values = step_.unquantised.data();
+  produce({.data = values, .dtype = WeightDtype::kFp32});
+  QuantizeInputs(values, rows, columns, to.Sink(kind), launch_);
 }
 
 void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                           const KvLayer& cache) {
   const ModelConfig& c = config_;
-  const int64_t tokens = pass.tokens;
+  const int64_t tokens = pass.launched_tokens;
   const TokenPlaces places = {.tokens = tokens,
                               .positions = step_.device.positions,
                               .tables = step_.device.tables,
@@ -185,98 +239,94 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const RopeAngles angles = {cosines_.data(), sines_.data()};
   const bool low_rank = layer.q_norm.size() > 0;
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
-  const InputSink q_sink =
-      step_.inputs[0].Sink(q_in.input_dtype(), q_in.input_scale);
-  const InputSink kv_sink =
-      step_.inputs[1].Sink(layer.kv_a.input_dtype(), layer.kv_a.input_scale);
-  Norm(layer.input_norm, pass, nullptr, q_sink, kv_sink);
-  const auto gemm = [&](const DeviceLinear& linear, const InputBuffer& x,
-                        int64_t leaf, float* out) {
-    Gemm(linear.gemm, leaf, x.As(linear.input_dtype()), tokens,
-         GemmOutput::kFp32, out, launch_);
-  };
-  const auto column_leaf = [](const DeviceLinear& linear) {
-    return ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns);
+  Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
+       step_.inputs[1].Sink(layer.kv_a.input));
+  const auto product = [&](const DeviceLinear& linear, const InputBuffer& x,
+                           float* out) {
+    Product(linear, ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns),
+            x, tokens, out);
   };
   if (low_rank) {
-    gemm(layer.q_a, step_.inputs[0], column_leaf(layer.q_a), step_.q_a.data());
+    product(layer.q_a, step_.inputs[0], step_.q_a.data());
     RmsNorm({.hidden = step_.q_a.data(),
              .hidden_stride = c.q_lora_rank,
              .gain = layer.q_norm.data(),
              .eps = c.rms_norm_eps,
              .rows = tokens,
              .size = c.q_lora_rank,
-             .inputs = {step_.q_inputs.Sink(layer.q.input_dtype(),
-                                            layer.q.input_scale)}},
+             .inputs = {step_.q_inputs.Sink(layer.q.input)}},
             launch_);
-    gemm(layer.q, step_.q_inputs, column_leaf(layer.q), step_.q.data());
+    product(layer.q, step_.q_inputs, step_.q.data());
   } else {
-    gemm(layer.q, step_.inputs[0], column_leaf(layer.q), step_.q.data());
+    product(layer.q, step_.inputs[0], step_.q.data());
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
-  gemm(layer.kv_a, step_.inputs[1], column_leaf(layer.kv_a), step_.kv_a.data());
+  product(layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   KvAppend(stream_.get(), places, step_.kv_a.data(), layer.latent_norm.data(),
            c.rms_norm_eps, angles, cache, step_.finite.data());
-  AbsorbQuery(stream_.get(), layer.k_up, places, angles, step_.q.data(),
-              step_.query.data());
+  AbsorbQuery(stream_.get(), layer.k_up.projection, places, angles,
+              step_.q.data(), step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
   MlaAttention(stream_.get(), places, pass.max_position, step_.query.data(),
-               c.heads, attention_scale_, cache, step_.attention_parts.data(),
-               step_.attended.data());
+               c.heads, attention_scale_ * cache.scale, cache,
+               step_.attention_parts.data(), step_.attended.data());
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
-  AbsorbValue(
-      stream_.get(), layer.v_up, tokens, step_.attended.data(),
-      step_.value_inputs.Sink(layer.o.input_dtype(), layer.o.input_scale));
+  Produce(step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
+          [&](const InputSink& sink) {
+            AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+                        step_.attended.data(), sink);
+          });
   if (observer_) {
-    AbsorbValue(stream_.get(), layer.v_up, tokens, step_.attended.data(),
-                step_.values.data());
+    AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+                step_.attended.data(), step_.unquantised.data());
+    Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
-  Show("absorb_value", tokens, c.heads * kValue, step_.values.data());
-  gemm(layer.o, step_.value_inputs, RowParallelLeaf(layer.o.gemm.columns),
-       step_.projected.data());
+  Product(layer.o, RowParallelLeaf(layer.o.gemm.columns), step_.value_inputs,
+          tokens, step_.projected.data());
   Show("o", tokens, c.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
 }
 
 void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
-  const ModelConfig& c = config_;
-  const int64_t tokens = pass.tokens;
+  const int64_t tokens = pass.launched_tokens;
   const DeviceMlp& mlp = layer.mlp;
   const DeviceExperts& experts = layer.experts;
   const InputBuffer& inner =
       layer.has_experts ? step_.shared_inputs : step_.dense_inputs;
-  InputSink expert_sink;
-  if (layer.has_experts) {
-    expert_sink = step_.inputs[1].Sink(experts.grouped.gate_up.dtype,
-                                       experts.input_scale);
-  }
   Norm(layer.attention_norm, pass,
        layer.has_experts ? step_.normed.data() : nullptr,
-       step_.inputs[0].Sink(mlp.gate_up.input_dtype(), mlp.gate_up.input_scale),
-       expert_sink);
-  GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
-             step_.inputs[0].As(mlp.gate_up.input_dtype()), tokens,
-             inner.Sink(mlp.down.input_dtype(), mlp.down.input_scale), launch_);
-  Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
-       inner.As(mlp.down.input_dtype()), tokens, GemmOutput::kFp32,
-       step_.projected.data(), launch_);
-  Show("mlp", tokens, c.hidden_size, step_.projected.data());
+       step_.inputs[0].Sink(mlp.gate_up.input),
+       layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
+                         : InputSink());
+  Produce(inner, mlp.down.input, tokens, mlp.inner, [&](const InputSink& sink) {
+    GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
+               step_.inputs[0].As(mlp.gate_up.input), tokens, sink, launch_);
+  });
+  Product(mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
+          step_.projected.data());
+  Show("mlp", tokens, config_.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
-  if (!layer.has_experts) return;
+  if (layer.has_experts) RunExperts(experts, pass);
+}
+
+void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = pass.launched_tokens;
   const int64_t top_k = c.router.top_k;
   Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
          step_.normed.data(), tokens, step_.expert_ids.data(),
-         step_.expert_weights.data(), step_.plan(), launch_);
+         step_.expert_weights.data(), step_.plan(), launch_, /*tile=*/0,
+         experts.correction.data());
   Show("router", tokens, top_k, step_.expert_weights.data());
-  ExpertsGateUp(
-      experts.grouped, step_.inputs[1].As(experts.grouped.gate_up.dtype),
-      step_.plan(), tokens, top_k,
-      step_.expert_inputs.Sink(experts.grouped.down.dtype, experts.inner_scale),
-      launch_);
-  ExpertsDown(experts.grouped,
-              step_.expert_inputs.As(experts.grouped.down.dtype), step_.plan(),
-              tokens, top_k, step_.slots.data(), launch_);
+  Produce(step_.expert_inputs, experts.down.input, tokens * top_k,
+          experts.grouped.inner, [&](const InputSink& sink) {
+            ExpertsGateUp(experts.grouped,
+                          step_.inputs[1].As(experts.gate_up.input),
+                          step_.plan(), tokens, top_k, sink, launch_);
+          });
+  ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
+              step_.plan(), tokens, top_k, step_.slots.data(), launch_);
   Show("experts", tokens, top_k * c.hidden_size, step_.slots.data());
   addend_ = {.shared = step_.projected.data(),
              .slots = step_.slots.data(),
@@ -288,25 +338,28 @@ void CudaModel::RunLayers(const Pass& pass, KvCache& cache) {
   addend_ = {};
   shown_layer_ = -1;
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
-                  step_.device.ids, pass.tokens, config_.hidden_size,
+                  step_.device.ids, pass.launched_tokens, config_.hidden_size,
                   step_.hidden.data(), launch_);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     shown_layer_ = static_cast<int64_t>(i);
     Attention(weights_.layers[i], pass,
-              {kv_dtype_, cache.Block(static_cast<int64_t>(i), 0)});
+              {kv_dtype_, cache.Block(static_cast<int64_t>(i), 0),
+               weights_.layers[i].kv_scale});
     FeedForward(weights_.layers[i], pass);
   }
   shown_layer_ = config_.layers;
-  Combine(addend_, pass.tokens, config_.hidden_size, step_.hidden.data(),
-          launch_);
-  Show("hidden", pass.tokens, config_.hidden_size, step_.hidden.data());
+  Combine(addend_, pass.launched_tokens, config_.hidden_size,
+          step_.hidden.data(), launch_);
+  Show("hidden", pass.launched_tokens, config_.hidden_size,
+       step_.hidden.data());
 }
 
-void CudaModel::Logits(const Pass& pass, std::span<float> logits) {
+void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
   const DeviceLinear& head = weights_.lm_head;
-  const int64_t vocab = config_.vocab_size;
-  for (int64_t row = 0; row < pass.rows; row += step_.limits.logit_rows) {
-    const int64_t rows = std::min(step_.limits.logit_rows, pass.rows - row);
+  for (int64_t row = 0; row < pass.launched_rows;
+       row += step_.limits.logit_rows) {
+    const int64_t rows =
+        std::min(step_.limits.logit_rows, pass.launched_rows - row);
     RmsNorm({.hidden = step_.hidden.data(),
              .hidden_stride = config_.hidden_size,
              .gain = weights_.final_norm.data(),
@@ -314,50 +367,49 @@ void CudaModel::Logits(const Pass& pass, std::span<float> logits) {
              .rows = rows,
              .size = config_.hidden_size,
              .row_ids = step_.device.row_ids + row,
-             .inputs = {step_.inputs[0].Sink(head.input_dtype(),
-                                             head.input_scale)}},
+             .inputs = {step_.inputs[0].Sink(head.input)}},
             launch_);
-    Gemm(head.gemm, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
-         step_.inputs[0].As(head.input_dtype()), rows, GemmOutput::kFp32,
-         step_.logits.data(), launch_);
-    Check(cudaMemcpyAsync(logits.data() + row * vocab, step_.logits.data(),
-                          rows * vocab * sizeof(float), cudaMemcpyDeviceToHost,
-                          stream_.get()),
-          "reading logits");
+    Product(head, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
+            step_.inputs[0], rows, step_.logits.data());
+    sink(row, rows);
   }
+}
+
+void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
+  Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
+                        pass.tokens, cudaMemcpyDeviceToHost, stream_.get()),
+        "reading a step's health");
+  stream_.Synchronize();
+  finite->insert(finite->end(), step_.finite_host.data(),
+                 step_.finite_host.data() + pass.tokens);
 }
 
 std::vector<SliceHealth> CudaModel::Forward(
     std::span<const SequenceSlice> slices, KvCache& cache,
     std::span<float> logits) {
   if (slices.empty()) return {};
-  CheckSlices(config_, kv_dtype_, slices, cache, logits);
-  Check(cudaSetDevice(device_), "choosing the device");
-  int64_t block_ids = 0;
-  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
-  const absl::Status room = step_.ReserveBlockIds(block_ids);
-  if (!room.ok()) Check(cudaErrorMemoryAllocation, "staging a step");
-
+  BeginStep(slices, cache, static_cast<int64_t>(logits.size()));
+  const int64_t vocab = config_.vocab_size;
   std::vector<uint8_t> finite;
-  int64_t rows = 0;
+  float* out = logits.data();
   for (Cursor cursor; cursor.slice < slices.size();) {
-    const Pass pass = StagePass(slices, &cursor);
+    Pass pass = StagePass(slices, &cursor);
+    pass.launched_tokens = pass.tokens;
+    pass.launched_rows = pass.rows;
     RunLayers(pass, cache);
-    Logits(pass, logits.subspan(rows * config_.vocab_size,
-                                pass.rows * config_.vocab_size));
-    Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
-                          pass.tokens, cudaMemcpyDeviceToHost, stream_.get()),
-          "reading a step's health");
-    stream_.Synchronize();
+    RunRows(pass, [&](int64_t first, int64_t count) {
+      Check(cudaMemcpyAsync(out + first * vocab, step_.logits.data(),
+                            count * vocab * sizeof(float),
+                            cudaMemcpyDeviceToHost, stream_.get()),
+            "reading logits");
+    });
+    EndPass(pass, &finite);
     if (observer_ && pass.rows > 0) {
-      observer_({shown_layer_, "lm_head", pass.rows, config_.vocab_size,
-                 logits.data() + rows * config_.vocab_size});
+      observer_({shown_layer_, "lm_head", pass.rows, vocab, out});
     }
-    finite.insert(finite.end(), step_.finite_host.data(),
-                  step_.finite_host.data() + pass.tokens);
-    rows += pass.rows;
+    out += pass.rows * vocab;
   }
-  return Health(config_, slices, finite, logits);
+  return Health(slices, finite, FiniteRows(config_, logits));
 }
 
 }  // namespace invar::cuda

@@ -15,14 +15,25 @@
 
 namespace invar::cuda {
 
+// What a product's inputs are.
+struct InputKind {
+  WeightDtype dtype = WeightDtype::kBf16;
+  float scale = 1.0f;  // static, of e4m3
+  DynamicInputs dynamic = DynamicInputs::kNone;
+};
+
+// Scales of a weight's rows or blocks; both empty where one scale has it all.
+struct DeviceScales {
+  DeviceBuffer<float> rows;
+  DeviceBuffer<float> blocks;
+};
+
 // One matrix, or several of the same columns stacked.
 struct DeviceLinear {
   DeviceBuffer<std::byte> data;
+  DeviceScales scales;
   GemmWeight gemm;
-  // What its inputs are; input_scale is of e4m3.
-  float input_scale = 1.0f;
-
-  WeightDtype input_dtype() const { return gemm.dtype; }
+  InputKind input;
 };
 
 struct DeviceMlp {
@@ -35,11 +46,17 @@ struct DeviceMlp {
 struct DeviceExperts {
   DeviceBuffer<std::byte> router;  // (E, hidden) bf16 or fp32
   WeightDtype router_dtype = WeightDtype::kBf16;
-  DeviceBuffer<std::byte> gate_up, down;
+  DeviceBuffer<float> correction;                           // (E) or empty
+  DeviceLinear gate_up, down;                               // of all experts
   DeviceBuffer<float> gate_scales, up_scales, down_scales;  // (E)
   GroupedWeights grouped;
-  float input_scale = 1.0f;  // of gate and up
-  float inner_scale = 1.0f;  // of down
+};
+
+// One half of kv_b_proj.
+struct DeviceHeads {
+  DeviceBuffer<std::byte> data;
+  DeviceBuffer<float> input_scales, row_scales;
+  HeadProjection projection;
 };
 
 struct DeviceLayer {
@@ -49,12 +66,12 @@ struct DeviceLayer {
   DeviceBuffer<float> q_norm;
   DeviceLinear kv_a;
   DeviceBuffer<float> latent_norm;
-  DeviceBuffer<std::byte> k_up_data, v_up_data;
-  HeadProjection k_up;  // (H, L, N)
-  HeadProjection v_up;  // (H, V, L)
+  DeviceHeads k_up;  // (H, L, N)
+  DeviceHeads v_up;  // (H, V, L)
   DeviceLinear o;
   DeviceBuffer<float> attention_norm;
   DeviceMlp mlp;  // a dense layer's, or the shared experts
+  float kv_scale = 1.0f;
   bool has_experts = false;
   DeviceExperts experts;
 };
@@ -68,11 +85,11 @@ struct DeviceWeights {
 };
 
 // OK, or UNIMPLEMENTED with what the kernels do not compute.
-absl::Status CheckSupported(const ModelConfig& config, KvDtype kv_dtype);
+absl::Status CheckSupported(const ModelConfig& config,
+                            const ModelWeights& weights, KvDtype kv_dtype);
 
-// Of a supported config. RESOURCE_EXHAUSTED where the device has no room.
-absl::StatusOr<DeviceWeights> Upload(const ModelConfig& config,
-                                     const ModelWeights& weights);
+// Of a supported model. RESOURCE_EXHAUSTED where the device has no room.
+absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights);
 
 }  // namespace invar::cuda
 

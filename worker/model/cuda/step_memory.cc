@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "worker/model/cuda/step_graphs.h"
 
 namespace invar::cuda {
 namespace {
@@ -15,6 +16,14 @@ template <typename T>
 void Grow(DeviceBuffer<T>* buffer, int64_t count, absl::Status* status) {
   if (!status->ok()) return;
   auto made = DeviceBuffer<T>::Allocate(count, kWhat);
+  *status = made.status();
+  if (made.ok()) *buffer = *std::move(made);
+}
+
+template <typename T>
+void Grow(PinnedBuffer<T>* buffer, int64_t count, absl::Status* status) {
+  if (!status->ok()) return;
+  auto made = PinnedBuffer<T>::Allocate(count);
   *status = made.status();
   if (made.ok()) *buffer = *std::move(made);
 }
@@ -31,8 +40,8 @@ void Grow(InputBuffer* buffer, int64_t rows, int64_t columns,
 int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
   int64_t most = 0;
   for (int64_t t = 1; t <= limits.tokens; ++t) {
-    const int64_t floats =
-        AttentionWorkspaceFloats(t, config.heads, limits.max_positions - 1);
+    const int64_t floats = AttentionWorkspaceFloats(
+        t, config.heads, LaunchPosition(limits.max_positions - 1));
     if (floats == 0) break;
     most = std::max(most, floats);
   }
@@ -41,12 +50,22 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
 
 }  // namespace
 
+int64_t LaunchPosition(int64_t max_position) {
+  int64_t splits = 1;
+  while (splits * kAttentionSplit <= max_position) splits *= 2;
+  return splits * kAttentionSplit - 1;
+}
+
 absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,
                                                   int64_t columns) {
   InputBuffer buffer;
   auto data = DeviceBuffer<std::byte>::Allocate(rows * columns * 2, kWhat);
   if (!data.ok()) return data.status();
   buffer.data_ = *std::move(data);
+  auto scales =
+      DeviceBuffer<float>::Allocate(rows * ScaleBlocks(columns), kWhat);
+  if (!scales.ok()) return scales.status();
+  buffer.scales_ = *std::move(scales);
   const auto map = [&](WeightDtype dtype, GemmInput* input) {
     return MakeGemmInput(dtype, buffer.data_.data(), rows, columns, input);
   };
@@ -55,13 +74,15 @@ absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,
       !map(WeightDtype::kFp8E4m3, &buffer.fp8_)) {
     return absl::InternalError("the copy engine cannot describe a step");
   }
+  buffer.fp8_dynamic_ = buffer.fp8_;
+  buffer.fp8_dynamic_.scales = buffer.scales_.data();
   return buffer;
 }
 
-const GemmInput& InputBuffer::As(WeightDtype dtype) const {
-  switch (dtype) {
+const GemmInput& InputBuffer::As(const InputKind& kind) const {
+  switch (kind.dtype) {
     case WeightDtype::kFp8E4m3:
-      return fp8_;
+      return kind.dynamic == DynamicInputs::kNone ? fp8_ : fp8_dynamic_;
     case WeightDtype::kFp16:
       return fp16_;
     default:
@@ -69,10 +90,18 @@ const GemmInput& InputBuffer::As(WeightDtype dtype) const {
   }
 }
 
-absl::Status StepMemory::ReserveBlockIds(int64_t count) {
-  if (count <= block_id_capacity) return absl::OkStatus();
+InputSink InputBuffer::Sink(const InputKind& kind) const {
+  return {.data = data_.data(),
+          .dtype = kind.dtype,
+          .scale = kind.scale,
+          .dynamic = kind.dynamic,
+          .scales = scales_.data()};
+}
+
+absl::StatusOr<bool> StepMemory::ReserveBlockIds(int64_t count) {
+  if (count <= block_id_capacity) return false;
   const int64_t capacity = std::max(count, 2 * block_id_capacity);
-  const int64_t words = 4 * limits.tokens + capacity;
+  const int64_t words = 4 * std::max(limits.tokens, kGraphTokens) + capacity;
   auto on_host = PinnedBuffer<int32_t>::Allocate(words);
   if (!on_host.ok()) return on_host.status();
   auto on_device = DeviceBuffer<int32_t>::Allocate(words, kWhat);
@@ -80,13 +109,17 @@ absl::Status StepMemory::ReserveBlockIds(int64_t count) {
   staged_host = *std::move(on_host);
   staged = *std::move(on_device);
   block_id_capacity = capacity;
+  return true;
+}
+
+void StepMemory::Place(int64_t tokens) {
+  stride = tokens <= kGraphTokens ? kGraphTokens : limits.tokens;
   const auto places = [this](int32_t* base) {
-    return Places{base, base + limits.tokens, base + 2 * limits.tokens,
-                  base + 3 * limits.tokens, base + 4 * limits.tokens};
+    return Places{base, base + stride, base + 2 * stride, base + 3 * stride,
+                  base + 4 * stride};
   };
   host = places(staged_host.data());
   device = places(staged.data());
-  return absl::OkStatus();
 }
 
 absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
@@ -96,11 +129,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   const ModelConfig& c = config;
   const int64_t tokens = limits.tokens;
   const int64_t slots = tokens * c.router.top_k;
-  absl::Status status = m.ReserveBlockIds(kFirstBlockIds);
-  if (!status.ok()) return status;
-  auto finite_host = PinnedBuffer<uint8_t>::Allocate(tokens);
-  if (!finite_host.ok()) return finite_host.status();
-  m.finite_host = *std::move(finite_host);
+  absl::Status status = m.ReserveBlockIds(kFirstBlockIds).status();
+  Grow(&m.finite_host, tokens, &status);
+  Grow(&m.rows_host, tokens, &status);
+  Grow(&m.rows, tokens, &status);
+  Grow(&m.sampled_host, tokens, &status);
+  Grow(&m.sampled, tokens, &status);
   Grow(&m.finite, tokens, &status);
   Grow(&m.hidden, tokens * c.hidden_size, &status);
   Grow(&m.normed, tokens * c.hidden_size, &status);
@@ -110,7 +144,10 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   Grow(&m.query, tokens * c.heads * c.kv_row_elements(), &status);
   Grow(&m.attended, tokens * c.heads * c.kv_lora_rank, &status);
   Grow(&m.attention_parts, AttentionFloats(c, limits), &status);
-  Grow(&m.values, tokens * c.heads * c.v_head_dim, &status);
+  const int64_t widest = std::max({c.heads * c.v_head_dim, c.intermediate_size,
+                                   c.shared_experts * c.moe_intermediate_size,
+                                   c.router.top_k * c.moe_intermediate_size});
+  Grow(&m.unquantised, tokens * widest, &status);
   Grow(&m.projected, tokens * c.hidden_size, &status);
   Grow(&m.expert_ids, slots, &status);
   Grow(&m.expert_weights, slots, &status);

@@ -5,29 +5,30 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/ops_sample.h"
 #include "worker/model/checkpoint/config.h"
+#include "worker/model/cuda/device_weights.h"
 
 namespace invar::cuda {
 
-// What products read: rows of any of their dtypes, one dtype at a time.
+// What products read: rows of any of their dtypes, one dtype at a time, and
+// the scales that dynamic ones have.
 class InputBuffer {
  public:
   static absl::StatusOr<InputBuffer> Allocate(int64_t rows, int64_t columns);
 
-  const GemmInput& As(WeightDtype dtype) const;
-  InputSink Sink(WeightDtype dtype, float scale) const {
-    return {.data = data_.data(), .dtype = dtype, .scale = scale};
-  }
+  const GemmInput& As(const InputKind& kind) const;
+  InputSink Sink(const InputKind& kind) const;
 
  private:
   DeviceBuffer<std::byte> data_;
-  GemmInput bf16_, fp16_, fp8_;
+  DeviceBuffer<float> scales_;
+  GemmInput bf16_, fp16_, fp8_, fp8_dynamic_;
 };
 
 // Host memory that the copy engine reads and writes without a detour.
@@ -73,10 +74,19 @@ struct StepMemory {
   static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
                                              const StepLimits& limits);
 
-  // Room for `block_ids` more behind the rest of what is staged.
-  absl::Status ReserveBlockIds(int64_t count);
+  // Room for `count` block ids behind the rest of what is staged. True: the
+  // places have moved.
+  absl::StatusOr<bool> ReserveBlockIds(int64_t count);
+  // Where a pass of `tokens` is staged. The places of all passes that are small
+  // enough for a graph are the same.
+  void Place(int64_t tokens);
+  // What is staged of a pass placed so, with `block_ids` of them.
+  int64_t StagedWords(int64_t block_ids) const {
+    return 4 * stride + block_ids;
+  }
 
   StepLimits limits;
+  int64_t stride = 0;  // of places
   Places host, device;
   PinnedBuffer<int32_t> staged_host;
   DeviceBuffer<int32_t> staged;
@@ -92,14 +102,21 @@ struct StepMemory {
   DeviceBuffer<float> query;            // (T, heads, L + R)
   DeviceBuffer<float> attended;         // (T, heads, L)
   DeviceBuffer<float> attention_parts;  // of splits
-  DeviceBuffer<float> values;           // (T, heads, V)
-  DeviceBuffer<float> projected;        // (T, hidden)
-  DeviceBuffer<int32_t> expert_ids;     // (T, top_k)
-  DeviceBuffer<float> expert_weights;   // (T, top_k)
-  DeviceBuffer<float> slots;            // (T, top_k, hidden)
+  // Inputs of a product before they are quantised, where a kernel cannot do
+  // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
+  DeviceBuffer<float> unquantised;
+  DeviceBuffer<float> projected;       // (T, hidden)
+  DeviceBuffer<int32_t> expert_ids;    // (T, top_k)
+  DeviceBuffer<float> expert_weights;  // (T, top_k)
+  DeviceBuffer<float> slots;           // (T, top_k, hidden)
   DeviceBuffer<int32_t> order, counts;
   DeviceBuffer<ExpertWork> work;
   DeviceBuffer<float> logits;  // (logit_rows, vocab)
+
+  PinnedBuffer<SampleRow> rows_host;  // (T) what is asked of rows of logits
+  DeviceBuffer<SampleRow> rows;
+  PinnedBuffer<SampledRow> sampled_host;  // (T)
+  DeviceBuffer<SampledRow> sampled;
 
   InputBuffer inputs[2];      // (T, hidden) after a norm
   InputBuffer q_inputs;       // (T, q_lora_rank)
@@ -110,6 +127,10 @@ struct StepMemory {
 
   ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
 };
+
+// The positions that a step up to `max_position` is launched for: whole powers
+// of two of splits, so that few launches differ.
+int64_t LaunchPosition(int64_t max_position);
 
 }  // namespace invar::cuda
 
