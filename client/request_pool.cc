@@ -1,14 +1,12 @@
 #include "client/request_pool.h"
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <memory>
 #include <set>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "client/inbox.h"
 #include "common/status.h"
 
 namespace invar {
@@ -18,29 +16,6 @@ struct Ended {
   size_t index;
   grpc::Status status;
   v1::GenerateOnceResponse response;
-};
-
-// Where gRPC's threads leave answers for the pool's.
-class Inbox {
- public:
-  void Put(Ended ended) {
-    absl::MutexLock lock(&mutex_);
-    ended_.push_back(std::move(ended));
-  }
-
-  // Waits until there is an answer or the time has come; takes all there are.
-  std::deque<Ended> TakeUntil(absl::Time deadline) {
-    absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithDeadline(
-        absl::Condition(
-            +[](std::deque<Ended>* ended) { return !ended->empty(); }, &ended_),
-        deadline);
-    return std::exchange(ended_, {});
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::deque<Ended> ended_ ABSL_GUARDED_BY(mutex_);
 };
 
 // All state but the inbox belongs to the one thread that calls Run.
@@ -156,7 +131,8 @@ class Pool {
   const PoolOptions& options_;
   const std::function<void(size_t, const v1::GenerateOnceResponse&)>&
       on_answer_;
-  const std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
+  const std::shared_ptr<Inbox<Ended>> inbox_ =
+      std::make_shared<Inbox<Ended>>();
   size_t next_ = 0;
   // Index to what cancels it.
   std::map<size_t, std::function<void()>> in_flight_;

@@ -119,12 +119,9 @@ class TokenServer::Service final
     response->set_fingerprint("f00d");
     response->set_vocab_size(kVocabulary);
     response->set_max_context_tokens(kContext);
-    v1::NumericsPlan::Entry& entry = *response->add_pools()
-                                          ->mutable_numerics()
-                                          ->mutable_plan()
-                                          ->add_entries();
-    entry.set_name("mode");
-    entry.set_value("DETERMINISTIC");
+    v1::Numerics& numerics = *response->add_pools()->mutable_numerics();
+    numerics.set_architecture("made-up");
+    numerics.mutable_plan()->add_entries()->set_name("mode");
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
     return reactor;

@@ -93,7 +93,8 @@ TEST(Workload, SharesPrefixesWithAShareOfTheRequests) {
   const Workload workload(options);
   std::map<std::string, int> beginnings;
   for (int i = 0; i < 400; ++i) {
-    const auto& ids = workload.Make(i).token_ids().ids();
+    const v1::GenerateRequest request = workload.Make(i);
+    const auto& ids = request.token_ids().ids();
     ++beginnings[std::string(reinterpret_cast<const char*>(ids.data()),
                              8 * sizeof(int32_t))];
   }

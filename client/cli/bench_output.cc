@@ -27,11 +27,13 @@ Json MillisecondsJson(const bench::Distribution& seconds) {
 }
 
 Json ServerJson(const BenchRun& run) {
-  Json numerics = Json::object();
-  // New requests run on the first pool.
+  Json plan = Json::object();
+  Json architecture = nullptr;
   if (run.server.pools_size() > 0) {
-    for (const auto& entry : run.server.pools(0).numerics().plan().entries()) {
-      numerics[entry.name()] = entry.value();
+    const v1::Numerics& numerics = run.server.pools(0).numerics();
+    architecture = numerics.architecture();
+    for (const v1::NumericsPlan::Entry& entry : numerics.plan().entries()) {
+      plan[entry.name()] = entry.value();
     }
   }
   return {{"address", run.address},
@@ -41,7 +43,8 @@ Json ServerJson(const BenchRun& run) {
           {"config_digest", run.server.config_digest()},
           {"max_context_tokens", run.server.max_context_tokens()},
           {"vocab_size", run.server.vocab_size()},
-          {"numerics", numerics}};
+          {"architecture", architecture},
+          {"plan", plan}};
 }
 
 Json RequestsJson(const bench::Report& report) {

@@ -74,9 +74,9 @@ void AddPaths(const Json& json, const std::string& path,
     for (const Json& item : json) AddPaths(item, path + "[]", paths);
   } else if (json.is_object()) {
     for (const auto& [key, value] : json.items()) {
-      const std::string name = path == "requests.errors"   ? "CODE"
-                               : path == "server.numerics" ? "NAME"
-                                                           : key;
+      const std::string name = path == "requests.errors" ? "CODE"
+                               : path == "server.plan"   ? "NAME"
+                                                         : key;
       AddPaths(value, path.empty() ? name : absl::StrCat(path, ".", name),
                paths);
     }

@@ -16,7 +16,7 @@ def test_equal_requests_digest_equally_in_every_loop(service):
         assert 12 * 80 <= report["tokens"]["input"] <= 12 * 120
         assert report["itl_ms"]["count"] == report["tokens"]["output"] - 12
         assert report["fingerprints"] == [report["server"]["fingerprint"]]
-        assert report["server"]["numerics"]
+        assert report["server"]["plan"]
         assert report["workers"]["count"] == 1
     assert closed["tokens"]["output"] == open_loop["tokens"]["output"]
     assert len(closed["digest"]) == 64
