@@ -227,3 +227,28 @@ def test_mode_fast_is_another_pool(deploy, service):
     theirs = fast.json("generate", "--chat", "What is 2 + 3?")["receipt"]
     ours = service.json("generate", "--chat", "What is 2 + 3?")["receipt"]
     assert theirs["fingerprint"] != ours["fingerprint"]
+
+
+def test_a_trace_reaches_every_log(deploy):
+    one = deploy().start()
+    traces = {flags: digit * 32 for flags, digit in [("01", "a"), ("00", "b")]}
+    with grpc.insecure_channel(one.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5]))
+        request.stopping.max_tokens = 2
+        for flags, trace in traces.items():
+            header = f"00-{trace}-{'1' * 16}-{flags}"
+            list(stub.Generate(request, metadata=[("traceparent", header)]))
+        bad = pb.GenerateRequest()
+        for header in (f"00-{'c' * 32}-{'1' * 16}-00", f"00-{'d' * 32}"):
+            with pytest.raises(grpc.RpcError):
+                list(stub.Generate(bad, metadata=[("traceparent", header)]))
+    one.stop()
+    scheduler, worker = (process.text() for process in one.processes())
+    assert f"(trace {traces['01']})" in scheduler
+    assert f"(trace {traces['01']})" in worker
+    # Not recorded by its caller: only worth a line when something is wrong.
+    assert traces["00"] not in scheduler + worker
+    assert f"(trace {'c' * 32})" in scheduler
+    # Not a trace context.
+    assert "d" * 32 not in scheduler
