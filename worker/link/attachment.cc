@@ -99,6 +99,7 @@ void Attachment::OnMessage(AttachResponse message) {
     case AttachResponse::kConfigure:
       return OnConfigure(message.configure());
     case AttachResponse::kAdmitted:
+      admitted_ = true;
       spdlog::info("scheduler {} admitted this worker to pool {}, epoch {}",
                    identity_.scheduler, message.admitted().fingerprint(),
                    epoch_);
