@@ -68,7 +68,8 @@ uint64_t Bf16Word(uint64_t random, int exponent) {
 // Fills `count` words, the first of which is word `first` of the tensor.
 void Fill(const TensorSpec& spec, uint64_t seed, int64_t first, int64_t count,
           uint64_t* words) {
-  const double width = static_cast<double>(spec.shape.back());
+  const double width =
+      spec.shape.empty() ? 1.0 : static_cast<double>(spec.shape.back());
   const bool embedding = absl::StrContains(spec.name, "embed_tokens");
   const int exponent = static_cast<int>(
       std::lround(std::log2(embedding ? 1.0 : 1.0 / std::sqrt(width))));
