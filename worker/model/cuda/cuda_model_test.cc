@@ -24,14 +24,49 @@ constexpr int64_t kLength = 300;
 
 struct Case {
   std::string name;
-  bool fp8 = false;
   KvDtype kv_dtype = KvDtype::kFp8E5m2;
+  bool Has(const char* trait) const {
+    return name.find(trait) != std::string::npos;
+  }
 };
+
+Quantization QuantizationOf(const Case& c) {
+  if (c.Has("static_fp8")) return invar::testing::StaticFp8();
+  Quantization quantization;
+  if (c.Has("channel_fp8")) {
+    quantization.format = CheckpointFormat::kCompressedTensors;
+    quantization.weights = WeightScaling::kChannel;
+    quantization.inputs = InputScaling::kToken;
+    quantization.kv_scales = true;
+    quantization.ignored = {"re:.*lm_head$"};
+  }
+  if (c.Has("block_fp8")) {
+    quantization.format = CheckpointFormat::kBlockFp8;
+    quantization.weights = WeightScaling::kBlock;
+    quantization.inputs = InputScaling::kGroup;
+  }
+  return quantization;
+}
 
 ModelConfig Config(const Case& c) {
   ModelConfig config = invar::testing::EmbeddedModelConfig();
   config.layers = 3;
-  config.quantization = c.fp8 ? invar::testing::StaticFp8() : Quantization();
+  config.quantization = QuantizationOf(c);
+  if (c.Has("v3")) {
+    config.architecture = Architecture::kDeepseekV3;
+    config.router.scoring = cpu::RouterScoring::kSigmoid;
+    config.router.method = cpu::RouterMethod::kNoauxTc;
+    config.router.groups = 4;
+    config.router.top_groups = 2;
+    config.router.normalise = true;
+  }
+  if (c.Has("q_lora")) {
+    config.q_lora_rank = 96;
+    config.router.method = cpu::RouterMethod::kGroupLimitedGreedy;
+    config.router.groups = 4;
+    config.router.top_groups = 2;
+    config.router.scaling_factor = 16.0f;
+  }
   return config;
 }
 
@@ -158,18 +193,23 @@ TEST_P(CudaModelTest, FirstLayerIsNearTheCpus) {
     std::printf("layer %lld %-14s %.2e\n", static_cast<long long>(layer),
                 op.c_str(), error);
     if (layer == 0) {
-      EXPECT_LT(error, GetParam().fp8 ? 0.1 : 4e-2) << op;
+      EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 4e-2) << op;
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(
     All, CudaModelTest,
-    ::testing::Values(Case{"bf16_e5m2", false, KvDtype::kFp8E5m2},
-                      Case{"fp8_e5m2", true, KvDtype::kFp8E5m2},
-                      Case{"fp8_e4m3", true, KvDtype::kFp8E4m3},
-                      Case{"fp8_bf16", true, KvDtype::kBf16},
-                      Case{"bf16_bf16", false, KvDtype::kBf16}),
+    ::testing::Values(Case{"bf16", KvDtype::kFp8E5m2},
+                      Case{"bf16_bf16_cache", KvDtype::kBf16},
+                      Case{"static_fp8", KvDtype::kFp8E5m2},
+                      Case{"static_fp8_e4m3_cache", KvDtype::kFp8E4m3},
+                      Case{"static_fp8_bf16_cache", KvDtype::kBf16},
+                      Case{"channel_fp8_e4m3_cache", KvDtype::kFp8E4m3},
+                      Case{"block_fp8", KvDtype::kFp8E4m3},
+                      Case{"q_lora_static_fp8", KvDtype::kFp8E4m3},
+                      Case{"v3_bf16", KvDtype::kFp8E4m3},
+                      Case{"v3_block_fp8", KvDtype::kBf16}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace
