@@ -189,6 +189,7 @@ class SchedulerProcess final : public Scheduler {
     options.limits = config_.limits();
     options.mode = config_.determinism().mode();
     options.tokenizer_digest = tokenizer_->digest();
+    options.config_digest = ConfigDigest(WorkerConfig());
     return options;
   }
 
@@ -260,6 +261,8 @@ class SchedulerProcess final : public Scheduler {
             return std::pair(core.running(), core.queued());
           });
       shell_.metrics.SetRequests(running, queued);
+      shell_.metrics.SetWorkers(loop_.Read(
+          [](const Core& core, absl::Time now) { return core.Workers(now); }));
     }
   }
 

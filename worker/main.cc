@@ -11,7 +11,7 @@
 #include "common/logging.h"
 #include "common/stop_signals.h"
 #include "common/version.h"
-#include "kernels/ops.h"
+#include "worker/device.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/flags.h"
 #include "worker/link/link_client.h"
@@ -61,18 +61,10 @@ int Serve(const Links& links, Replica* replica, StopSignals* signals) {
 
 int Run(const WorkerFlags& flags) {
   StopSignals signals;
-  if (flags.device != "cpu") {
-    spdlog::error(
-        "--device is {}, but this build has no CUDA backend; use "
-        "--device cpu",
-        flags.device);
-    return kExitCannotServe;
-  }
-  if (const std::string missing = cpu::MissingCpuFeatures(); !missing.empty()) {
-    spdlog::error(
-        "this processor lacks {}; the CPU backend needs x86-64-v3 "
-        "(AVX2 and FMA), as its bits are defined there",
-        missing);
+  const absl::StatusOr<Replica::ModelLoader> load_model =
+      LoaderFor(flags.device);
+  if (!load_model.ok()) {
+    spdlog::error("{}", std::string(load_model.status().message()));
     return kExitCannotServe;
   }
   WorkerMetrics metrics;
@@ -84,6 +76,7 @@ int Run(const WorkerFlags& flags) {
   }
   Replica::Options options;
   options.threads = flags.threads;
+  options.load_model = *load_model;
   options.schedulers = static_cast<int>(flags.schedulers.size());
   options.observer = [&metrics](const StepSummary& step, double seconds) {
     metrics.ObserveStep(step, seconds);

@@ -7,6 +7,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
 namespace {
@@ -20,7 +21,7 @@ constexpr int kBlockRows = 16 * kWarps;
 struct Rows {
   const float* x;
   int x_stride;
-  float* out;
+  InputSink out;
   int out_stride;
 };
 
@@ -41,7 +42,8 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   for (int i = warp; i < kTokens; i += kWarps) {
     const int64_t t = first_token + i;
     const float row_scale = PackRow<Code, kColumns>(
-        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr, i,
+        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
+        w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns, i,
         operands);
     if (lane == 0) factors[i] = w.scale / row_scale;
   }
@@ -74,10 +76,14 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
     const int token = lane / 4 + i / 2 * 8;
     const int64_t t = first_token + token;
     if (t >= tokens) continue;
-    float* out = rows.out + (t * w.heads + h) * rows.out_stride + first_row +
-                 lane % 4 * 2 + i % 2;
-    out[0] = sums[0][i] * factors[token];
-    out[8] = sums[1][i] * factors[token];
+    const int row = first_row + lane % 4 * 2 + i % 2;
+    const int64_t out = (t * w.heads + h) * rows.out_stride + row;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float sum = sums[n][i] * factors[token];
+      if (w.row_scales != nullptr) sum *= w.row_scales[h * kRows + row + 8 * n];
+      StoreInput(rows.out, out + 8 * n, sum);
+    }
   }
 }
 
@@ -86,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
                       const float* q, float* query) {
   constexpr int kWidth = kNope + kRope;
-  HeadProduct<Code, kLatent, kNope>(k, places.tokens, {q, kWidth, query, kRow});
+  HeadProduct<Code, kLatent, kNope>(
+      k, places.tokens, {q, kWidth, {query, WeightDtype::kFp32}, kRow});
   if (blockIdx.x != 0) return;
   // (a, b) -> (a cos - b sin, a sin + b cos)
   for (int i = threadIdx.x; i < kTokens * kRope / 2; i += kThreads) {
@@ -107,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     AbsorbValueKernel(HeadProjection v, int64_t tokens, const float* attended,
-                      float* out) {
+                      InputSink out) {
   HeadProduct<Code, kValue, kLatent>(v, tokens,
                                      {attended, kLatent, out, kValue});
 }
@@ -147,6 +154,12 @@ void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
 
 void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
                  const float* attended, float* out) {
+  AbsorbValue(stream, v, tokens, attended,
+              InputSink{.data = out, .dtype = WeightDtype::kFp32});
+}
+
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, const InputSink& out) {
   DispatchHead(v.dtype, [&]<typename Code>() {
     AbsorbValueKernel<Code>
         <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(v, tokens,

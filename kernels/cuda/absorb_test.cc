@@ -93,6 +93,55 @@ TEST_P(AbsorbTest, ValuesMatchDoublePrecisionAndEachTokenItself) {
   }
 }
 
+// Factors are those of rows and blocks of kv_b: of the inputs, before they are
+// rounded, and of the sums.
+TEST_P(AbsorbTest, FactorsMultiplyInputsAndSums) {
+  constexpr int64_t kTokens = 18;
+  const Weights w(GetParam(), kHeads * kValue * kLatent);
+  const auto device_w = Upload(w.bytes);
+  const auto x = SpreadValues(kTokens * kHeads * kLatent, 4, -20, 8);
+  const auto inputs = SpreadValues(kHeads * kLatent, 5, -4, 4);
+  const auto rows = SpreadValues(kHeads * kValue, 6, -4, 4);
+  const auto device_inputs = Upload(inputs);
+  const auto device_rows = Upload(rows);
+  HeadProjection v = {GetParam(),
+                      reinterpret_cast<const std::byte*>(device_w.data()),
+                      kWeightScale, kHeads};
+  const auto run = [&](const std::vector<float>& values) {
+    const auto device_x = Upload(values);
+    const auto out = Poisoned<float>(kTokens * kHeads * kValue);
+    AbsorbValue(stream().get(), v, kTokens, device_x.data(), out.data());
+    stream().Synchronize();
+    return out.Download();
+  };
+  auto multiplied = x;
+  for (size_t i = 0; i < x.size(); ++i) {
+    multiplied[i] = x[i] * inputs[i % inputs.size()];
+  }
+  auto expected = run(multiplied);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    expected[i] = expected[i] * rows[i % rows.size()];
+  }
+  v.input_scales = device_inputs.data();
+  v.row_scales = device_rows.data();
+  const auto actual = run(x);
+  EXPECT_TRUE(SameBits(actual.data(), expected.data(), actual.size()));
+
+  // As o_proj's inputs: the same values, rounded.
+  const auto device_x = Upload(x);
+  const auto rounded = Poisoned<uint16_t>(expected.size());
+  AbsorbValue(stream().get(), v, kTokens, device_x.data(),
+              InputSink{.data = rounded.data(), .dtype = WeightDtype::kBf16});
+  stream().Synchronize();
+  const auto halves = rounded.Download();
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const uint32_t bits = static_cast<uint32_t>(halves[i]) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    ASSERT_LE(std::abs(value - expected[i]), 0x1p-8f * std::abs(expected[i]));
+  }
+}
+
 TEST_P(AbsorbTest, QueriesMatchDoublePrecisionAndAreRotated) {
   const Weights w(GetParam(), kHeads * kLatent * kNope);
   const auto device_w = Upload(w.bytes);

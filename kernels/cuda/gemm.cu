@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
@@ -18,14 +19,17 @@ struct Arguments {
   int leaves;
   float scale;
   const float* row_scales;
+  const float* token_scales;  // (tokens), or null
+  const float* block_scales;  // of weights, (ScaleBlocks(rows), k_blocks)
+  const float* group_scales;  // of inputs, (tokens, k_blocks)
   void* out;
   GemmOutput type;
 };
 
 __device__ void StoreOutput(const Arguments& a, int row, int token, float sum) {
   if (row >= a.rows || token >= a.tokens) return;
-  const float scale =
-      a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
+  float scale = a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
+  if (a.token_scales != nullptr) scale *= a.token_scales[token];
   const int64_t at = static_cast<int64_t>(token) * a.rows + row;
   if (a.type == GemmOutput::kFp32) {
     static_cast<float*>(a.out)[at] = sum * scale;
@@ -58,6 +62,31 @@ __device__ void ProduceTile(const Ring<TileType, kStages>& ring,
       });
 }
 
+// The scales of this thread's part of the tile at (row, token). Those of the
+// inputs come from the kernel ahead, and so it is waited for.
+template <typename Format, int kTokens>
+__device__ auto ScalesOf(const Arguments& a, int row, int token,
+                         int* input_row) {
+  if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
+    for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
+      input_row[t] = min(token + t, a.tokens - 1);
+    }
+    __syncthreads();
+    if (threadIdx.x < kGroups * 128) WaitForPriorKernel();
+    const int block =
+        min(row + static_cast<int>(threadIdx.x) / 128 * kProductRows,
+            a.rows - 1) /
+        static_cast<int>(kScaleBlock);
+    return BlockScales<kTokens, 1>{
+        .weights = {a.block_scales + block * a.k_blocks},
+        .inputs = a.group_scales,
+        .k_blocks = a.k_blocks,
+        .input_row = input_row};
+  } else {
+    return NoScales();
+  }
+}
+
 // A cluster shares a tile's leaves, one a block; each block then folds its part
 // of the tile from all of them. One block and one leaf: nothing to fold.
 template <typename Format, int kTokens, int kStages>
@@ -83,6 +112,8 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
   }
   AllowNextKernel();
   __syncthreads();
+  __shared__ int input_row[kTokens];
+  auto scales = ScalesOf<Format, kTokens>(a, row, token, input_row);
   float sum[1][kValues] = {};
   const int group = threadIdx.x / 128;
   if (group == kGroups) {
@@ -90,7 +121,7 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
   } else if (blocks > 0) {
     Walk<kStages> walk;
     Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
-        ring, walk, group, blocks, sum);
+        ring, walk, group, blocks, first, scales, sum);
   }
   const int thread = threadIdx.x % 128;
   WaitForPriorKernel();  // before this kernel's first write
@@ -152,6 +183,8 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
   if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
   AllowNextKernel();
   __syncthreads();
+  __shared__ int input_row[kTokens];
+  auto scales = ScalesOf<Format, kTokens>(a, row, token, input_row);
   const int group = threadIdx.x / 128;
   if (group == kGroups) {
     ProduceTile<TileType, kStages>(ring, weights, x, row, token, 0, a.k_blocks);
@@ -164,7 +197,8 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
   for (int leaf = 0; leaf < a.leaves; ++leaf) {
     const int first = leaf * a.leaf_blocks;
     Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
-        ring, walk, group, min(a.leaf_blocks, a.k_blocks - first), sum);
+        ring, walk, group, min(a.leaf_blocks, a.k_blocks - first), first,
+        scales, sum);
     // Bits of `leaf` that are 1 are sums that wait for this one; the last leaf
     // collects all that wait, since absent places are skipped.
     bool carried = true;
@@ -229,7 +263,9 @@ void RunTile(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
     case 64:
       return Run<Format, 64, false>(weight, x, a, options);
     default:
-      return Run<Format, 128, false>(weight, x, a, options);
+      // Scales of 128 tokens do not fit registers.
+      constexpr int kMost = std::is_same_v<Format, ScaledE4m3Format> ? 64 : 128;
+      return Run<Format, kMost, false>(weight, x, a, options);
   }
 }
 
@@ -263,13 +299,20 @@ void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
       .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
       .leaf_blocks = static_cast<int>(leaf / block),
       .leaves = static_cast<int>((weight.columns + leaf - 1) / leaf),
-      .scale = weight.scale,
-      .row_scales = weight.row_scales,
+      .scale = weight.block_scales == nullptr ? weight.scale : 1.0f,
+      .row_scales =
+          weight.block_scales == nullptr ? weight.row_scales : nullptr,
+      .token_scales = weight.block_scales == nullptr ? x.scales : nullptr,
+      .block_scales = weight.block_scales,
+      .group_scales = x.scales,
       .out = out,
       .type = type};
   if (tile.tokens == 0) tile = ChooseTile(a);
   switch (weight.dtype) {
     case WeightDtype::kFp8E4m3:
+      if (weight.block_scales != nullptr) {
+        return RunTile<ScaledE4m3Format>(weight, x, a, tile, options);
+      }
       return RunTile<E4m3Format>(weight, x, a, tile, options);
     case WeightDtype::kFp16:
       return RunTile<Fp16Format>(weight, x, a, tile, options);

@@ -103,7 +103,9 @@ INSTANTIATE_TEST_SUITE_P(
                           WeightDtype::kFp8E4m3),
         ::testing::Values(Shape{320, 2048, true}, Shape{576, 2816, true},
                           Shape{129, 352, true}, Shape{64, 1408, false},
-                          Shape{77, 16, true}, Shape{200, 1104, false})));
+                          Shape{77, 16, true}, Shape{200, 1104, false},
+                          // the embedded model's
+                          Shape{384, 512, true}, Shape{1088, 384, true})));
 
 }  // namespace
 }  // namespace invar::cuda::testing

@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_wgmma.h"
+#include "kernels/types.h"
 
 namespace invar::cuda {
 
@@ -25,6 +26,14 @@ template <typename Format>
 inline constexpr bool kPromoted = false;
 template <>
 inline constexpr bool kPromoted<E4m3Format> = true;
+
+// e4m3 whose products are multiplied with scales where they are promoted.
+struct ScaledE4m3Format;
+template <>
+inline constexpr bool kPromoted<ScaledE4m3Format> = true;
+template <int kTokens>
+struct Product<ScaledE4m3Format, kTokens> : Product<E4m3Format, kTokens> {};
+static_assert(kScaleBlock == 128, "a stage of FP8 has one scale");
 // A stage holds 128 bytes of K, so FP8's stages end where it promotes.
 static_assert(kTileRowBytes == 128, "FP8 promotes every 128 of K");
 
@@ -125,13 +134,64 @@ __device__ void Produce(const RingType& ring, int lane, int blocks,
   }
 }
 
+// What a thread multiplies the sums of one stage with: nothing.
+struct NoScales {
+  static constexpr bool kActive = false;
+};
+
+// The weight's scale of each row block times the scale of each of the thread's
+// tokens. `inputs` (rows, blocks) is read at input_row[token of the tile].
+template <int kTokens, int kBlocks>
+struct BlockScales {
+  static constexpr bool kActive = true;
+  static constexpr int kMine = kTokens / 4;  // tokens of a thread
+
+  const float* weights[kBlocks];
+  const float* inputs;
+  int k_blocks;
+  const int* input_row;
+  float weight[kBlocks];
+  float input[kMine];
+
+  // The scales of the block at k_block of K.
+  __device__ void Load(int k_block) {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) weight[m] = weights[m][k_block];
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int token = FragmentToken(threadIdx.x, i / 2 * 4 + i % 2);
+      input[i] = inputs[input_row[token] * k_blocks + k_block];
+    }
+  }
+  // Of value i of row block m.
+  __device__ float operator()(int m, int i) const {
+    return weight[m] * input[i / 4 * 2 + i % 2];
+  }
+};
+
+// sum += part, times its scales.
+template <int kTokens, int kBlocks, typename Scales>
+__device__ inline void Promote(const Scales& scales, int m,
+                               const float (&part)[kTokens / 2],
+                               float (&sum)[kBlocks][kTokens / 2]) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    if constexpr (Scales::kActive) {
+      sum[m][i] = fmaf(part[i], scales(m, i), sum[m][i]);
+    } else {
+      sum[m][i] += part[i];
+    }
+  }
+}
+
 // sum[m] = the products of the next `blocks` stages, for the row blocks
-// first_block + m of the tile. By all threads of a warpgroup.
+// first_block + m of the tile; first_k is the first stage's place in K. By all
+// threads of a warpgroup.
 template <typename Format, int kTokens, int kBlocks, typename RingType,
-          int kStages>
+          int kStages, typename Scales>
 __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
-                         int first_block, int blocks,
-                         float (&sum)[kBlocks][kTokens / 2]) {
+                         int first_block, int blocks, int first_k,
+                         Scales& scales, float (&sum)[kBlocks][kTokens / 2]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kBlockBytes = kProductRows * kTileRowBytes;
   const bool leader = threadIdx.x % 32 == 0;
@@ -144,6 +204,7 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
     }
   }
   for (int b = 0; b < blocks; ++b) {
+    if constexpr (Scales::kActive) scales.Load(first_k + b);
     BarrierWait(&ring.full[walk.stage], walk.phase);
     const uint64_t weights = TileDescriptor(
         SharedAddress(ring.weights(walk.stage)) + first_block * kBlockBytes);
@@ -166,8 +227,7 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
         ProductCommit();
         if constexpr (kTokens > 64) {  // one part at a time fits registers
           ProductWait<0>();
-#pragma unroll
-          for (int i = 0; i < kTokens / 2; ++i) sum[m][i] += part[m][i];
+          Promote<kTokens, kBlocks>(scales, m, part[m], sum);
         }
       }
       if constexpr (kTokens <= 64) ProductWait<0>();
@@ -175,8 +235,7 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
       if constexpr (kTokens <= 64) {
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
-#pragma unroll
-          for (int i = 0; i < kTokens / 2; ++i) sum[m][i] += part[m][i];
+          Promote<kTokens, kBlocks>(scales, m, part[m], sum);
         }
       }
     } else {

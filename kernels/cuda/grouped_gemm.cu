@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
@@ -21,19 +22,117 @@ struct Arguments {
   const float* up_scales;
   float scale;
   float up_scale;
-  InputSink activated;  // of gate and up
-  float* slots;         // of down
+  const float* row_scales;    // of all experts' rows, or null
+  const float* token_scales;  // (rows of x), or null
+  // (experts, gate and up or down, ScaleBlocks(rows), k_blocks)
+  const float* block_scales;
+  const float* group_scales;  // (rows of x, k_blocks)
+  int parts;                  // thread blocks that share an entry of `work`
+  InputSink activated;        // of gate and up
+  float* slots;               // of down
 };
 
-// Which tokens this block multiplies; count 0: none.
+// Which tokens this block multiplies; count below 1: none.
 __device__ ExpertWork FindWork(const Arguments& a, int tile) {
   const int item = blockIdx.y;
   if (a.work == nullptr) {
     return {0, item * tile, min(tile, a.tokens - item * tile), 0};
   }
   WaitForPriorKernel();
-  if (item >= *a.work_count) return {0, 0, 0, 0};
-  return a.work[item];
+  if (item / a.parts >= *a.work_count) return {0, 0, 0, 0};
+  ExpertWork work = a.work[item / a.parts];
+  const int skipped = item % a.parts * tile;
+  work.first += skipped;
+  work.count -= skipped;
+  if (a.parts > 1) work.count = min(work.count, tile);
+  return work;
+}
+
+// The row of x that token t of the work is: gate and up gather, down has its
+// rows in the order of the groups.
+__device__ int InputRow(const Arguments& a, const ExpertWork& work, int t,
+                        bool gather) {
+  const int place = work.first + min(t, work.count - 1);
+  return gather ? a.order[place] / a.top_k : place;
+}
+
+// As ScalesOf in gemm.cu. The warpgroup's row blocks are gate's and up's at
+// first_row, or two neighbouring ones of down from there.
+template <typename Format, int kTokens, bool kGateUp>
+__device__ auto ScalesOf(const Arguments& a, const ExpertWork& work,
+                         int first_row, bool gather, int* input_row) {
+  if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
+    WaitForPriorKernel();
+    for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
+      input_row[t] = InputRow(a, work, t, gather);
+    }
+    __syncthreads();
+    BlockScales<kTokens, kBlocks> scales = {.inputs = a.group_scales,
+                                            .k_blocks = a.k_blocks,
+                                            .input_row = input_row};
+    const int row_blocks = static_cast<int>(ScaleBlocks(a.rows));
+    const int matrices = kGateUp ? 2 : 1;
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+      const int row =
+          min(first_row + (kGateUp ? 0 : m * kProductRows), a.rows - 1);
+      const int64_t matrix = work.expert * matrices + (kGateUp ? m : 0);
+      scales.weights[m] =
+          a.block_scales +
+          (matrix * row_blocks + row / static_cast<int>(kScaleBlock)) *
+              a.k_blocks;
+    }
+    return scales;
+  } else {
+    return NoScales();
+  }
+}
+
+// What a warpgroup's sums become; its rows begin at first_row.
+template <int kTokens, bool kGateUp>
+__device__ void StoreSums(const Arguments& a, const ExpertWork& work,
+                          int first_row, bool gather,
+                          const float (&sum)[kBlocks][kTokens / 2]) {
+  const int thread = threadIdx.x % 128;
+  const float scale =
+      a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert];
+  const float up_scale = a.up_scales == nullptr
+                             ? a.up_scale
+                             : a.up_scale * a.up_scales[work.expert];
+  const float* row_scales =
+      a.row_scales == nullptr
+          ? nullptr
+          : a.row_scales +
+                static_cast<int64_t>(work.expert) * a.rows * (kGateUp ? 2 : 1);
+  const auto row_scale = [&](int row) {
+    return row_scales == nullptr ? 1.0f : row_scales[row];
+  };
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int t = FragmentToken(thread, i);
+    if (t >= work.count) continue;
+    const float token_scale =
+        a.token_scales == nullptr
+            ? 1.0f
+            : a.token_scales[InputRow(a, work, t, gather)];
+    if constexpr (kGateUp) {
+      const int r = first_row + FragmentRow(thread, i);
+      if (r >= a.rows) continue;
+      const float gate = scale * row_scale(r) * token_scale;
+      const float up = up_scale * row_scale(a.rows + r) * token_scale;
+      StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
+                 SwiGlu(sum[0][i] * gate, sum[1][i] * up));
+    } else {
+      const int64_t slot = a.order[work.first + t];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        const int r = first_row + m * kProductRows + FragmentRow(thread, i);
+        if (r >= a.rows) continue;
+        a.slots[slot * a.rows + r] =
+            sum[m][i] * (scale * row_scale(r) * token_scale);
+      }
+    }
+  }
 }
 
 // kGateUp: row block 0 of a warpgroup is 64 rows of gate, block 1 the same rows
@@ -57,9 +156,13 @@ __global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
   if (work.count <= 0) return;
   const int row = blockIdx.x * kRows;
   const int group = threadIdx.x / 128;
+  const bool gather = kGateUp && a.work != nullptr;
+  constexpr int kGroupRows = kRows / kGroups;
+  __shared__ int input_row[kTokens];
+  auto scales = ScalesOf<Format, kTokens, kGateUp>(
+      a, work, row + group * kGroupRows, gather, input_row);
   if (group == kGroups) {
     const int expert_row = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
-    const bool gather = kGateUp && a.work != nullptr;
     const uint32_t bytes =
         TileType::kWeightBytes +
         (gather ? work.count * kTileRowBytes : TileType::kInputBytes);
@@ -104,37 +207,9 @@ __global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
   Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
-      ring, walk, group * kBlocks, a.k_blocks, sum);
+      ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
   WaitForPriorKernel();
-  const int thread = threadIdx.x % 128;
-  const float scale =
-      a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert];
-  if constexpr (kGateUp) {
-    const float up_scale = a.up_scales == nullptr
-                               ? a.up_scale
-                               : a.up_scale * a.up_scales[work.expert];
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      const int r = row + group * kProductRows + FragmentRow(thread, i);
-      const int t = FragmentToken(thread, i);
-      if (r >= a.rows || t >= work.count) continue;
-      StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
-                 SwiGlu(sum[0][i] * scale, sum[1][i] * up_scale));
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      const int t = FragmentToken(thread, i);
-      if (t >= work.count) continue;
-      const int64_t slot = a.order[work.first + t];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        const int r =
-            row + (group * kBlocks + m) * kProductRows + FragmentRow(thread, i);
-        if (r < a.rows) a.slots[slot * a.rows + r] = sum[m][i] * scale;
-      }
-    }
-  }
+  StoreSums<kTokens, kGateUp>(a, work, row + group * kGroupRows, gather, sum);
 }
 
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
@@ -166,19 +241,37 @@ void RunTile(const CUtensorMap& weights, const CUtensorMap& x,
     case 64:
       return Run<Format, 64, 1, kGateUp>(weights, x, a, items, options);
     default:
-      return Run<Format, 128, 2, kGateUp>(weights, x, a, items, options);
+      if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
+        // Scales of 128 tokens do not fit registers: two blocks share them.
+        Arguments shared = a;
+        shared.parts = 2;
+        return Run<Format, 64, 1, kGateUp>(weights, x, shared, 2 * items,
+                                           options);
+      } else {
+        return Run<Format, 128, 2, kGateUp>(weights, x, a, items, options);
+      }
   }
 }
 
 template <bool kGateUp>
-void RunDtype(const GemmWeight& weights, const CUtensorMap& x, Arguments a,
-              int tile, int64_t items, const LaunchOptions& options) {
+void RunDtype(const GemmWeight& weights, const GemmInput& input,
+              const CUtensorMap& x, Arguments a, int tile, int64_t items,
+              const LaunchOptions& options) {
+  a.parts = 1;
+  a.row_scales = weights.block_scales == nullptr ? weights.row_scales : nullptr;
+  a.block_scales = weights.block_scales;
+  (weights.block_scales == nullptr ? a.token_scales : a.group_scales) =
+      input.scales;
   a.k_blocks =
       static_cast<int>((weights.columns * WeightElementBytes(weights.dtype) +
                         kTileRowBytes - 1) /
                        kTileRowBytes);
   switch (weights.dtype) {
     case WeightDtype::kFp8E4m3:
+      if (weights.block_scales != nullptr) {
+        return RunTile<ScaledE4m3Format, kGateUp>(weights.map, x, a, tile,
+                                                  items, options);
+      }
       return RunTile<E4m3Format, kGateUp>(weights.map, x, a, tile, items,
                                           options);
     case WeightDtype::kFp16:
@@ -214,7 +307,7 @@ void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    int tile) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
-  RunDtype<true>(experts.gate_up, x.row_map,
+  RunDtype<true>(experts.gate_up, x, x.row_map,
                  {.work = plan.work,
                   .work_count = plan.counts,
                   .order = plan.order,
@@ -234,7 +327,7 @@ void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
                  float* slots, const LaunchOptions& options, int tile) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
-  RunDtype<false>(experts.down, activated.map,
+  RunDtype<false>(experts.down, activated, activated.map,
                   {.work = plan.work,
                    .work_count = plan.counts,
                    .order = plan.order,
@@ -258,11 +351,12 @@ void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
            : tokens <= 512 ? 64
                            : 128;
   }
-  RunDtype<true>(gate_up, x.map,
+  const bool scaled = gate_up.block_scales == nullptr;
+  RunDtype<true>(gate_up, x, x.map,
                  {.tokens = static_cast<int>(tokens),
                   .rows = static_cast<int>(gate_up.rows / 2),
-                  .scale = gate_up.scale,
-                  .up_scale = up_scale,
+                  .scale = scaled ? gate_up.scale : 1.0f,
+                  .up_scale = scaled ? up_scale : 1.0f,
                   .activated = activated},
                  tile, (tokens + tile - 1) / tile, options);
 }

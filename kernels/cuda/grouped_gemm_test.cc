@@ -28,7 +28,7 @@ class ExpertsTest : public GpuTest {
  protected:
   Routed Route(const cpu::RouterOptions& o, const std::vector<float>& weight,
                int64_t hidden, const std::vector<float>& x, int64_t tokens,
-               int tile) {
+               int tile, const std::vector<float>& correction = {}) {
     Routed r;
     const int64_t slots = tokens * o.top_k;
     r.order = Poisoned<int32_t>(slots);
@@ -39,11 +39,12 @@ class ExpertsTest : public GpuTest {
     const auto weights = Poisoned<float>(slots);
     const auto w = Upload(weight);
     const auto x_data = Upload(x);
+    const auto correction_data = Upload(correction);
     // Twice: the ticket must be as it was.
     for (int i = 0; i < 2; ++i) {
       Router(o, WeightDtype::kFp32, w.data(), hidden, x_data.data(), tokens,
              ids.data(), weights.data(), r.plan, {.stream = stream().get()},
-             tile);
+             tile, correction_data.data());
     }
     stream().Synchronize();
     r.ids = ids.Download();
@@ -62,7 +63,20 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
         .top_k = 6,
         .groups = 8,
         .top_groups = 3,
-        .scaling_factor = 16.0f}}) {
+        .scaling_factor = 16.0f},
+        cpu::RouterOptions{.scoring = cpu::RouterScoring::kSigmoid,
+        .method = cpu::RouterMethod::kNoauxTc,
+        .experts = 256,
+        .top_k = 8,
+        .groups = 8,
+        .top_groups = 4,
+        .normalise = true,
+        .scaling_factor = 2.5f}}) {
+    std::vector<float> correction;  // of both signs; V3's method alone has it
+    if (o.method == cpu::RouterMethod::kNoauxTc) {
+      correction = cpu::RandomValues(o.experts, 3, 0.75);
+    }
+
     for (const int64_t tokens : {1, 5, 33, 300}) {
       constexpr int64_t kHidden = 384;
       // Small whole numbers: logits are exact in any order, and often equal.
@@ -73,9 +87,9 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
       std::vector<int32_t> ids(tokens * o.top_k);
       std::vector<float> weights(tokens * o.top_k);
       cpu::Router(pool, o, cpu::Fp32Weight(w, o.experts, kHidden),
-                  /*correction=*/nullptr, x.data(), tokens, ids.data(),
-                  weights.data());
-      const Routed routed = Route(o, w, kHidden, x, tokens, 8);
+                  correction.empty() ? nullptr : correction.data(), x.data(),
+                  tokens, ids.data(), weights.data());
+      const Routed routed = Route(o, w, kHidden, x, tokens, 8, correction);
       EXPECT_EQ(routed.ids, ids) << tokens;
       EXPECT_LT(RelativeError(routed.weights, weights), 1e-6);
 

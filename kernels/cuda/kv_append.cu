@@ -24,10 +24,14 @@ __device__ float4 Rotate(float4 v, float2 cosine, float2 sine) {
           v.z * cosine.y - v.w * sine.y, v.z * sine.y + v.w * cosine.y};
 }
 
+__device__ float4 Divided(float4 v, float scale) {
+  return {v.x / scale, v.y / scale, v.z / scale, v.w / scale};
+}
+
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     KvAppendKernel(TokenPlaces places, const float* kv_a, const float* gain,
-                   float eps, RopeAngles angles, std::byte* cache,
+                   float eps, RopeAngles angles, std::byte* cache, float scale,
                    uint8_t* finite) {
   const int64_t t = blockIdx.x;
   const int thread = threadIdx.x;
@@ -47,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
   const float4 g = reinterpret_cast<const float4*>(gain)[thread];
   const float4 latent = {x.x / root * g.x, x.y / root * g.y, x.z / root * g.z,
                          x.w / root * g.w};
-  Code::Store4(latent, out, thread);
+  Code::Store4(Divided(latent, scale), out, thread);
   bool good = AllFinite(latent);
 
   if (thread < kRopeThreads) {
@@ -56,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
         Rotate(reinterpret_cast<const float4*>(row + kLatent)[thread],
                reinterpret_cast<const float2*>(angles.cosines)[angle],
                reinterpret_cast<const float2*>(angles.sines)[angle]);
-    Code::Store4(k_pe, out, kLatent / 4 + thread);
+    Code::Store4(Divided(k_pe, scale), out, kLatent / 4 + thread);
     good = good && AllFinite(k_pe);
   }
   if (!good) finite[t] = 0;
@@ -70,7 +74,7 @@ void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
   const unsigned blocks = static_cast<unsigned>(places.tokens);
   DispatchKv(cache.dtype, [&]<typename Code>() {
     KvAppendKernel<Code><<<blocks, kThreads, 0, stream>>>(
-        places, kv_a, gain, eps, angles, cache.data, finite);
+        places, kv_a, gain, eps, angles, cache.data, cache.scale, finite);
   });
   CheckLaunch("kv_append");
 }

@@ -25,6 +25,7 @@ struct Rows {
   std::vector<float> kv_a;
   std::vector<float> gain = SpreadValues(kLatent, 2, -1, 1);
   std::vector<float> cosines, sines;
+  float scale = 1.0f;  // of the cache
 
   explicit Rows(double high)
       : kv_a(SpreadValues(kTokens * kRow, 1, -12, high)) {
@@ -55,7 +56,8 @@ struct Rows {
                   {.dtype = dtype,
                    .data = reinterpret_cast<std::byte*>(cache.data()),
                    .latent = kLatent,
-                   .rope = kRope},
+                   .rope = kRope,
+                   .scale = scale},
                   finite->data());
     return cache;
   }
@@ -77,7 +79,7 @@ struct Rows {
               device_blocks.data()},
              device_kv_a.data(), device_gain.data(), kEps,
              {device_cosines.data(), device_sines.data()},
-             {dtype, reinterpret_cast<std::byte*>(cache.data())},
+             {dtype, reinterpret_cast<std::byte*>(cache.data()), scale},
              device_finite.data());
     Check(cudaStreamSynchronize(stream), "kv_append");
     *finite = device_finite.Download();
@@ -92,6 +94,7 @@ class KvAppendTest : public testing::GpuTestWithParam<KvDtype> {};
 TEST_P(KvAppendTest, WritesTheCodesOfTheCpuBackend) {
   for (const double high : {4.0, 18.0, 100.0}) {  // 2^18 saturates
     Rows rows(high);
+    if (high == 4.0) rows.scale = 0.37f;
     std::vector<uint8_t> finite(kTokens, 1);
     std::vector<uint8_t> expected_finite(kTokens, 1);
     const auto expected = rows.OnCpu(GetParam(), &expected_finite);

@@ -76,7 +76,7 @@ __device__ void LoadQuery(const float* query, int heads, float scale_log2,
                           Shared<Code>& shared) {
   for (int h = threadIdx.x / 32; h < kHeads; h += kWarps) {
     const float scale = PackRow<Code, kRow>(
-        h < heads ? query + h * kRow : nullptr, h, shared.query);
+        h < heads ? query + h * kRow : nullptr, nullptr, h, shared.query);
     if (threadIdx.x % 32 == 0) shared.score_factor[h] = scale_log2 / scale;
   }
 }

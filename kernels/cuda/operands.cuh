@@ -21,11 +21,12 @@ __device__ inline float RowScale(float max) {
   return __int_as_float((127 + min(14 - exponent, 100)) << 23);
 }
 
-// A warp rounds kColumns values (of zeros: null) times a power of two, which it
-// returns, to row `index` of 16 in steps[kColumns / 16].
+// A warp rounds kColumns values (of zeros: null), times their factors unless
+// these are null, times a power of two, which it returns, to row `index` of 16
+// in steps[kColumns / 16].
 template <typename Code, int kColumns>
-__device__ inline float PackRow(const float* row, int index,
-                                uint4 (*steps)[32]) {
+__device__ inline float PackRow(const float* row, const float* factors,
+                                int index, uint4 (*steps)[32]) {
   using Operand = typename Code::Operand;
   constexpr int kElements = 16 / Code::kBytes;
   const int lane = threadIdx.x % 32;
@@ -35,6 +36,10 @@ __device__ inline float PackRow(const float* row, int index,
   for (int i = 0; i < kColumns / 64; ++i) {
     x[i] = row == nullptr ? float2{0.0f, 0.0f}
                           : reinterpret_cast<const float2*>(row)[32 * i + lane];
+    if (factors != nullptr) {
+      const float2 f = reinterpret_cast<const float2*>(factors)[32 * i + lane];
+      x[i] = {x[i].x * f.x, x[i].y * f.y};
+    }
     max = fmaxf(max, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
   }
 #pragma unroll

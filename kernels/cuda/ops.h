@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/ops_linear.h"
 #include "kernels/types.h"
 
 namespace invar::cuda {
@@ -42,6 +43,9 @@ struct TokenPlaces {
 struct KvLayer {
   KvDtype dtype = KvDtype::kFp8E5m2;
   std::byte* data = nullptr;
+  // A row is scale * its elements. KvAppend divides; for what is read back,
+  // MlaAttention's `scale` and AbsorbValue's weight have it as a factor.
+  float scale = 1.0f;
 };
 
 // cos and sin of every position, (positions, R / 2), as cpu::RopeAngles has
@@ -51,10 +55,10 @@ struct RopeAngles {
   const float* sines = nullptr;
 };
 
-// cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])]),
-// nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) * gain.
-// kv_a (T, L + R), gain (L).
-// finite[t] = 0 if an element was infinite or not a number, else unchanged.
+// cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])] /
+// cache.scale), nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) *
+// gain. kv_a (T, L + R), gain (L). finite[t] = 0 if an element was infinite or
+// not a number, else unchanged.
 void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
               const float* gain, float eps, const RopeAngles& angles,
               const KvLayer& cache, uint8_t* finite);
@@ -66,6 +70,11 @@ struct HeadProjection {
   const std::byte* data = nullptr;
   float scale = 1.0f;
   int64_t heads = 0;  // H
+  // fp32 factors, or null: of the inputs before they are rounded, (H, columns),
+  // and of the sums, (H, rows). Scales of kv_b's rows or blocks, laid out so:
+  // a row's scale is one of K's inputs and of V's sums, a block's the other.
+  const float* input_scales = nullptr;
+  const float* row_scales = nullptr;
 };
 
 // query[t, h] = [K_h q[t, h, 0:N], rotate(q[t, h, N:])].
@@ -79,6 +88,10 @@ void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
 // V (H, V, L); attended (T, H, L) -> out (T, H, V)
 void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
                  const float* attended, float* out);
+
+// The same as inputs of o_proj, whose scale is static.
+void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
+                 const float* attended, const InputSink& out);
 
 // out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
 // over the rows s of the token's sequence up to and with its own position,

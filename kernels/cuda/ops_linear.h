@@ -35,6 +35,10 @@ struct GemmWeight {
   // y = scale * row_scales[row] * sum; input scale and weight scale together.
   float scale = 1.0f;
   const float* row_scales = nullptr;  // (rows), or null: all 1
+  // Instead of both, one a block of kScaleBlock x kScaleBlock; the inputs then
+  // have a scale a group. (ScaleBlocks(rows), ScaleBlocks(columns)); each of
+  // several stacked matrices has blocks of its own, from its first row on.
+  const float* block_scales = nullptr;
 };
 
 // A buffer of inputs, (rows, columns), of the weights' dtype. `rows` is what
@@ -45,6 +49,9 @@ struct GemmInput {
   int64_t columns = 0;
   CUtensorMap map = {};      // boxes of 8 rows by 128 bytes
   CUtensorMap row_map = {};  // boxes of 1 row, for gathering tokens
+  // What InputSink::scales wrote: kToken, which multiply the sums, or kGroup,
+  // which do so every kScaleBlock of K. Null: GemmWeight::scale has it all.
+  const float* scales = nullptr;
 };
 
 // False if the copy engine cannot describe the buffer: `data` not on 16 bytes,
@@ -60,6 +67,12 @@ struct InputSink {
   void* data = nullptr;  // (rows, columns) of dtype
   WeightDtype dtype = WeightDtype::kBf16;
   float scale = 1.0f;  // of e4m3; the product's GemmWeight::scale undoes it
+  // Not kNone: `scale` is the row's own, max|x| / 448, or that of each run of
+  // kScaleBlock, and is written to scales: (rows), or (rows,
+  // ScaleBlocks(columns)). RmsNorm and QuantizeInputs do so; what makes a row
+  // in pieces cannot, and writes fp32 for QuantizeInputs.
+  DynamicInputs dynamic = DynamicInputs::kNone;
+  float* scales = nullptr;
 };
 
 // Launch attributes. `overlap`: programmatic dependent launch, the kernel's
@@ -91,6 +104,7 @@ struct GemmTile {
 enum class GemmOutput { kFp32, kBf16 };
 
 // out[t] = scale * row_scales . W x[t].  x (T, columns) -> out (T, rows)
+// What it and the experts' products take is in support.h.
 void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile = {});
@@ -115,7 +129,7 @@ struct Addend {
 struct RmsNormArguments {
   float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
   int64_t hidden_stride = 0;
-  Addend addend;                // hidden[t] += addend[t] before the norm
+  Addend addend = {};           // hidden[t] += addend[t] before the norm
   const float* gain = nullptr;  // (size)
   float eps = 1e-6f;
   int64_t rows = 0;
@@ -124,7 +138,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
-  InputSink inputs[2];      // (rows, size) each
+  InputSink inputs[2];          // (rows, size) each
 };
 
 // hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *
@@ -134,6 +148,11 @@ void RmsNorm(const RmsNormArguments& arguments, const LaunchOptions& options);
 // hidden[t] += addend[t], alone.  hidden (T, size)
 void Combine(const Addend& addend, int64_t tokens, int64_t size, float* hidden,
              const LaunchOptions& options);
+
+// x as inputs, alone: what attention and products have left in fp32.
+// x (rows, columns), columns a multiple of 16, at most 16,384.
+void QuantizeInputs(const float* x, int64_t rows, int64_t columns,
+                    const InputSink& inputs, const LaunchOptions& options);
 
 // out[t] = silu(gate[t]) * up[t], silu(g) = g / (1 + exp(-g)), as inputs.
 // gate_up (T, 2, size) -> out (T, size)
@@ -163,21 +182,23 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts);
 // Upper limit of the entries of `work`, with the tile of that T.
 int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts);
 
-// scores = softmax(W x[t]) in fp32; the K best by (score descending, id
-// ascending), group limited as kernels/ops.h says; weight = score *
-// scaling_factor. Also groups the slots by expert, for the grouped products.
-// W (E, hidden) bf16 or fp32; x (T, hidden) -> ids, weights (T, K), plan.
-// E <= 512, groups <= 32.
+// cpu::Router's equation in fp32: softmax or sigmoid, the best groups, the K
+// best of scores + correction. Also groups the slots by expert, for the grouped
+// products.
+// W (E, hidden) bf16 or fp32; correction (E) or null; x (T, hidden) -> ids,
+// weights (T, K), plan. E <= 512, groups <= 32, hidden a multiple of 4.
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,
             const void* weight, int64_t hidden, const float* x, int64_t tokens,
             int32_t* ids, float* weights, const ExpertPlan& plan,
-            const LaunchOptions& options, int tile = 0);
+            const LaunchOptions& options, int tile = 0,
+            const float* correction = nullptr);
 
 // The experts of a layer: gate over up, all experts stacked.
 struct GroupedWeights {
   int64_t experts = 0;
   int64_t hidden = 0;
   int64_t inner = 0;
+  // Their `scale` is not read; row_scales and block_scales are.
   GemmWeight gate_up;  // (E * 2 * inner, hidden): gate_0, up_0, gate_1, ...
   GemmWeight down;     // (E * hidden, inner)
   // Per expert, weight scale times input scale; null: 1.

@@ -2,7 +2,7 @@
 #include "kernels/cuda/combine.h"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
-#include "kernels/cuda/silu_mul.h"
+#include "kernels/cuda/input_row.cuh"
 
 namespace invar::cuda {
 namespace {
@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int k = threadIdx.x + i * kThreads;
-    if (k >= a.size) continue;
-    const float normed = value[i] / root * a.gain[k];
-    const int64_t at = row * a.size + k;
-    if (a.normed != nullptr) a.normed[at] = normed;
+    value[i] = k < a.size ? value[i] / root * a.gain[k] : 0.0f;
+    if (k < a.size && a.normed != nullptr)
+      a.normed[row * a.size + k] = value[i];
+  }
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (a.inputs[s].data != nullptr) StoreInput(a.inputs[s], at, normed);
-    }
+  for (int s = 0; s < 2; ++s) {
+    if (a.inputs[s].data == nullptr) continue;
+    StoreInputRow<kPerThread, kThreads>(a.inputs[s], row,
+                                        static_cast<int>(a.size), value);
   }
 }
 
@@ -67,6 +68,8 @@ void RmsNorm(const RmsNormArguments& a, const LaunchOptions& options) {
     Launch(RmsNormKernel<2>, shape, options, "RmsNorm", a);
   } else if (a.size <= 8 * kThreads) {
     Launch(RmsNormKernel<8>, shape, options, "RmsNorm", a);
+  } else if (a.size <= 20 * kThreads) {
+    Launch(RmsNormKernel<20>, shape, options, "RmsNorm", a);
   } else {
     Launch(RmsNormKernel<kMaxPerThread>, shape, options, "RmsNorm", a);
   }

@@ -62,17 +62,52 @@ TEST_F(RmsNormTest, AddsNormsAndQuantises) {
       EXPECT_TRUE(SameBits(reinterpret_cast<const uint16_t*>(want16.data()),
                            bf16.Download().data(), rows * size));
 
+      // Scales that the norm makes are those of the rows that it wrote.
+      for (const DynamicInputs dynamic :
+           {DynamicInputs::kToken, DynamicInputs::kGroup}) {
+        const auto fused = Poisoned<uint8_t>(rows * size);
+        const auto alone = Poisoned<uint8_t>(rows * size);
+        const auto fused_scales = Poisoned<float>(rows * ScaleBlocks(size));
+        const auto alone_scales = Poisoned<float>(rows * ScaleBlocks(size));
+        RmsNorm({.hidden = d_hidden.data(),
+                 .hidden_stride = size,
+                 .addend = {},
+                 .gain = d_gain.data(),
+                 .rows = rows,
+                 .size = size,
+                 .row_ids = nullptr,
+                 .normed = nullptr,
+                 .inputs = {{fused.data(), WeightDtype::kFp8E4m3, 1.0f, dynamic,
+                             fused_scales.data()},
+                            {bf16.data(), WeightDtype::kBf16}}},
+                launch);
+        QuantizeInputs(normed.data(), rows, size,
+                       {alone.data(), WeightDtype::kFp8E4m3, 1.0f, dynamic,
+                        alone_scales.data()},
+                       launch);
+        stream().Synchronize();
+        EXPECT_TRUE(SameBits(fused.Download().data(), alone.Download().data(),
+                             rows * size));
+        EXPECT_TRUE(SameBits(fused_scales.Download().data(),
+                             alone_scales.Download().data(),
+                             rows * (dynamic == DynamicInputs::kToken
+                                         ? 1
+                                         : ScaleBlocks(size))));
+      }
+
       // Rows picked out of place are the same rows.
       if (rows < 7) continue;
       const auto ids = Upload(std::vector<int32_t>{5, 0, 6});
       const auto picked = Poisoned<float>(3 * size);
       RmsNorm({.hidden = d_hidden.data(),
                .hidden_stride = size,
+               .addend = {},
                .gain = d_gain.data(),
                .rows = 3,
                .size = size,
                .row_ids = ids.data(),
-               .normed = picked.data()},
+               .normed = picked.data(),
+               .inputs = {}},
               launch);
       stream().Synchronize();
       EXPECT_TRUE(SameBits(picked.Download().data(), &actual[5 * size], size));

@@ -26,6 +26,7 @@ struct Arguments {
   float* weights;
   ExpertPlan plan;
   int tile;
+  const float* correction;
 };
 
 __device__ float4 Load4(const float* p) {
@@ -61,6 +62,14 @@ __device__ void Logits(const Element* row, const float* x, int64_t hidden,
   for (int t = 0; t < kTokens; ++t) sum[t] = WarpSum(sum[t]);
 }
 
+// logits -> 1 / (1 + exp(-logit)), by one warp.
+__device__ void Sigmoid(float* logits, int experts) {
+  for (int e = threadIdx.x % 32; e < experts; e += 32) {
+    logits[e] = 1.0f / (1.0f + Exponential(-logits[e]));
+  }
+  __syncwarp();
+}
+
 // (score, id) as one integer: larger is better, a NaN the worst.
 __device__ uint64_t Key(float score, int id) {
   if (score != score) score = __int_as_float(0xff800000);
@@ -68,6 +77,10 @@ __device__ uint64_t Key(float score, int id) {
   const uint32_t bits = __float_as_uint(score);
   const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~id);
+}
+
+__device__ int KeyId(uint64_t key) {
+  return static_cast<int>(~static_cast<uint32_t>(key));
 }
 
 __device__ uint64_t WarpMax(uint64_t key) {
@@ -100,41 +113,67 @@ __device__ void Softmax(float* logits, int experts) {
   __syncwarp();
 }
 
-// Scores outside the best groups become -1, below any softmax. Lane g judges
-// group g.
-__device__ void KeepBestGroups(const cpu::RouterOptions& o, float* scores) {
+// What a group is chosen by: its best value, or the sum of its two best.
+__device__ float GroupScore(cpu::RouterMethod method, const float* values,
+                            int size) {
+  if (method == cpu::RouterMethod::kGroupLimitedGreedy || size == 1) {
+    float highest = values[0];
+    for (int i = 1; i < size; ++i) {
+      if (highest < values[i]) highest = values[i];
+    }
+    return highest;
+  }
+  uint64_t best = 0;
+  uint64_t second = 0;
+  for (int i = 0; i < size; ++i) {
+    const uint64_t key = Key(values[i], i);
+    if (key > best) {
+      second = best;
+      best = key;
+    } else if (key > second) {
+      second = key;
+    }
+  }
+  return values[KeyId(best)] + values[KeyId(second)];
+}
+
+// Values outside the best groups become -inf. Lane g judges group g.
+__device__ void KeepBestGroups(const cpu::RouterOptions& o, float* values) {
   const int lane = threadIdx.x % 32;
   const int size = static_cast<int>(o.experts / o.groups);
-  uint64_t best = 0;
-  if (lane < o.groups) {
-    float highest = scores[lane * size];
-    for (int i = 1; i < size; ++i) {
-      const float score = scores[lane * size + i];
-      if (highest < score) highest = score;
-    }
-    best = Key(highest, lane);
-  }
+  const uint64_t best =
+      lane < o.groups
+          ? Key(GroupScore(o.method, values + lane * size, size), lane)
+          : 0;
   int better = 0;
   for (int g = 0; g < o.groups; ++g) {
     better += __shfl_sync(kAll, best, g) > best;
   }
   if (lane < o.groups && better >= o.top_groups) {
-    for (int i = 0; i < size; ++i) scores[lane * size + i] = -1.0f;
+    for (int i = 0; i < size; ++i) {
+      values[lane * size + i] = __int_as_float(0xff800000);
+    }
   }
   __syncwarp();
 }
 
-// One warp chooses a token's experts, best first.
-__device__ void Choose(const Arguments& a, int token, const float* scores) {
+// One warp chooses a token's experts by `choice`, best first, and weighs them
+// by `scores`.
+__device__ void Choose(const Arguments& a, int token, const float* scores,
+                       const float* choice) {
   const int lane = threadIdx.x % 32;
   const int experts = static_cast<int>(a.options.experts);
+  const int top_k = static_cast<int>(a.options.top_k);
   uint64_t key[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = lane + 32 * i;
-    key[i] = e < experts ? Key(scores[e], e) : 0;
+    key[i] = e < experts ? Key(choice[e], e) : 0;
   }
-  for (int rank = 0; rank < a.options.top_k; ++rank) {
+  int32_t* ids = a.ids + static_cast<int64_t>(token) * top_k;
+  float* weights = a.weights + static_cast<int64_t>(token) * top_k;
+  float sum = 0.0f;
+  for (int rank = 0; rank < top_k; ++rank) {
     uint64_t best = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) best = key[i] > best ? key[i] : best;
@@ -143,13 +182,17 @@ __device__ void Choose(const Arguments& a, int token, const float* scores) {
     for (int i = 0; i < kPerLane; ++i) {
       if (key[i] == best) key[i] = 0;
     }
-    if (lane == 0) {
-      const int e = static_cast<int>(~static_cast<uint32_t>(best));
-      const int64_t slot = token * a.options.top_k + rank;
-      a.ids[slot] = e;
-      a.weights[slot] = scores[e] * a.options.scaling_factor;
-    }
+    const int e = KeyId(best);
+    sum = sum + scores[e];
+    if (lane == 0) ids[rank] = e;
   }
+  __syncwarp();
+  for (int rank = lane; rank < top_k; rank += 32) {
+    const float score = scores[ids[rank]];
+    weights[rank] = (a.options.normalise ? score / (sum + 1e-20f) : score) *
+                    a.options.scaling_factor;
+  }
+  __syncwarp();
 }
 
 // total[e] slots of each expert -> the first place of each, and the work. By
@@ -245,6 +288,7 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   static_assert(kTokens <= kCluster);
   __shared__ float part[kTokens][kMaxExperts / kCluster];
   __shared__ float scores[kMaxExperts];
+  __shared__ float choice[kMaxExperts];
   __shared__ bool last;
   AllowNextKernel();
   WaitForPriorKernel();
@@ -273,11 +317,20 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   ClusterSync();  // no block leaves while its logits are being read
   if (!chooses) return;
   if (warp == 0) {
-    Softmax(scores, experts);
-    if (a.options.method == cpu::RouterMethod::kGroupLimitedGreedy) {
-      KeepBestGroups(a.options, scores);
+    if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
+      Sigmoid(scores, experts);
+    } else {
+      Softmax(scores, experts);
     }
-    Choose(a, first + rank, scores);
+    for (int e = threadIdx.x; e < experts; e += 32) {
+      choice[e] =
+          a.correction == nullptr ? scores[e] : scores[e] + a.correction[e];
+    }
+    __syncwarp();
+    if (a.options.method != cpu::RouterMethod::kGreedy) {
+      KeepBestGroups(a.options, choice);
+    }
+    Choose(a, first + rank, scores, choice);
     if (threadIdx.x == 0) {
       __threadfence();
       last = atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1;
@@ -308,11 +361,11 @@ void Run(const Arguments& a, const LaunchOptions& options) {
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,
             const void* weight, int64_t hidden, const float* x, int64_t tokens,
             int32_t* ids, float* weights, const ExpertPlan& plan,
-            const LaunchOptions& options, int tile) {
+            const LaunchOptions& options, int tile, const float* correction) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, router.top_k, router.experts);
-  const Arguments a = {router, weight,  hidden, x,   static_cast<int>(tokens),
-                       ids,    weights, plan,   tile};
+  const Arguments a = {router, weight,  hidden, x,    static_cast<int>(tokens),
+                       ids,    weights, plan,   tile, correction};
   if (dtype == WeightDtype::kBf16) {
     Run<__nv_bfloat16>(a, options);
   } else {

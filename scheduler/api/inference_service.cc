@@ -210,9 +210,9 @@ grpc::ServerUnaryReactor* InferenceService::GetServerInfo(
   response->set_config_digest(parts_.config_digest);
   parts_.loop.Read([response](const Core& core, absl::Time) {
     response->set_max_context_tokens(core.MaxContextTokens());
-    if (const v1::Numerics* numerics = core.PrimaryNumerics()) {
-      response->set_fingerprint(numerics->fingerprint());
-      *response->mutable_numerics() = numerics->plan();
+    response->set_fingerprint(core.PrimaryFingerprint());
+    for (v1::Pool& pool : core.Pools()) {
+      *response->add_pools() = std::move(pool);
     }
   });
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -56,6 +56,15 @@ struct RequestSpec {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
+// Why a worker is not admitted.
+struct Refusal {
+  std::string error_reason;  // ErrorInfo.reason
+  std::string text;          // what is wrong, with what, what to do
+};
+// ErrorInfo.reason, of a worker and of the requests that none can serve: there
+// is no plan for determinism.mode.
+inline constexpr char kNumericsNotHonoured[] = "NUMERICS_NOT_HONOURED";
+
 // --- Events ---------------------------------------------------------------
 
 struct RequestArrived {
@@ -126,7 +135,7 @@ struct SendAdmitted {
 // The link is closed after it.
 struct SendRefused {
   LinkNumber link;
-  std::string reason;
+  Refusal refusal;
 };
 struct SendSubmit {
   LinkNumber link;

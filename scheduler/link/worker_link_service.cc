@@ -73,10 +73,10 @@ void WorkerLinkService::Send(const SendRefused& action) {
   const auto stream = Find(action.link);
   if (stream == nullptr) return;
   AttachResponse message;
-  message.mutable_refused()->set_reason(action.reason);
+  message.mutable_refused()->set_reason(action.refusal.text);
   stream->Write(std::move(message));
-  stream->Close(Error(absl::StatusCode::kFailedPrecondition, "WORKER_REFUSED",
-                      action.reason),
+  stream->Close(Error(absl::StatusCode::kFailedPrecondition,
+                      action.refusal.error_reason, action.refusal.text),
                 /*flush=*/true);
 }
 

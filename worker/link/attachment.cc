@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/status.h"
 #include "common/version.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/link/report_splitter.h"
@@ -111,8 +112,9 @@ void Attachment::OnMessage(AttachResponse message) {
 
 void Attachment::OnConfigure(const Configure& configure) {
   if (configured_) return;
-  configured_ = true;
   const worker::v1::WorkerConfig& config = configure.config();
+  step_stall_ms_ = config.limits().step_stall_ms();
+  configured_ = true;
   epoch_ = configure.epoch();
   heartbeat_ms_ = config.limits().heartbeat_ms();
   message_bytes_ = config.limits().link_message_bytes();
@@ -134,6 +136,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
     AttachRequest message;
     message.mutable_load_failed()->set_code(static_cast<int>(status.code()));
     message.mutable_load_failed()->set_message(std::string(status.message()));
+    message.mutable_load_failed()->set_reason(ReasonOf(status));
     stream_->Send(std::move(message));
     stream_->Finish();
     return;
@@ -142,6 +145,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
   AttachRequest message;
   worker::v1::Loaded* loaded = message.mutable_loaded();
   *loaded->mutable_numerics() = replica_->numerics();
+  loaded->set_config_digest(replica_->config_digest());
   const Engine::Options& options = facts.options();
   loaded->mutable_capacity()->set_sequences(options.max_running_sequences);
   loaded->mutable_capacity()->set_kv_blocks(options.kv_blocks);

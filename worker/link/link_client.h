@@ -40,6 +40,10 @@ class LinkClient {
 
  private:
   void Run();
+  // Waits while the engine's step is stuck: the scheduler would take such a
+  // worker for dead again, with the requests that it had sent it. False: do
+  // not dial.
+  bool AwaitProgress();
   // Dials and beats until the stream ends.
   void AttachOnce();
   void LogEnd(Attachment* attachment, const grpc::Status& status);
@@ -53,6 +57,7 @@ class LinkClient {
   std::atomic<bool> superseded_{false};
   // Of the thread.
   absl::Duration pause_;
+  absl::Duration step_stall_ = absl::InfiniteDuration();
   std::string last_failure_;  // of the last try; empty after a success
 
   absl::Mutex mutex_;
