@@ -14,6 +14,7 @@
 #include "worker/device.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/flags.h"
+#include "worker/health.h"
 #include "worker/link/link_client.h"
 #include "worker/metrics.h"
 #include "worker/replica.h"
@@ -43,9 +44,21 @@ void FinishRunning(const Links& links, Replica* replica, StopSignals* signals) {
   }
 }
 
+void TellHealth(const Links& links, WorkerHealth* health) {
+  bool hangs = false;
+  bool admitted = false;
+  for (const auto& link : links) {
+    hangs |= link->awaits_progress();
+    admitted |= link->admitted();
+  }
+  health->Set(/*alive=*/!hangs, /*ready=*/admitted && !hangs);
+}
+
 // Until a signal, or until the worker can serve nobody. The exit code.
-int Serve(const Links& links, Replica* replica, StopSignals* signals) {
+int Serve(const Links& links, Replica* replica, WorkerHealth* health,
+          StopSignals* signals) {
   while (!signals->Wait(kTick)) {
+    TellHealth(links, health);
     if (replica->load_failure().has_value()) {
       spdlog::error("cannot load the model: {}",
                     std::string(replica->load_failure()->message()));
@@ -55,6 +68,7 @@ int Serve(const Links& links, Replica* replica, StopSignals* signals) {
       if (link->superseded()) return kExitCannotServe;
     }
   }
+  health->Set(/*alive=*/true, /*ready=*/false);
   FinishRunning(links, replica, signals);
   return 0;
 }
@@ -70,6 +84,13 @@ int Run(const WorkerFlags& flags) {
   WorkerMetrics metrics;
   if (!flags.metrics.empty()) {
     if (absl::Status status = metrics.Serve(flags.metrics); !status.ok()) {
+      spdlog::error("{}", std::string(status.message()));
+      return kExitCannotServe;
+    }
+  }
+  WorkerHealth health;
+  if (!flags.health.empty()) {
+    if (absl::Status status = health.Serve(flags.health); !status.ok()) {
       spdlog::error("{}", std::string(status.message()));
       return kExitCannotServe;
     }
@@ -91,7 +112,7 @@ int Run(const WorkerFlags& flags) {
   }
   spdlog::info("worker \"{}\" {} on {}", flags.worker_id, kVersion,
                flags.device);
-  const int code = Serve(links, &replica, &signals);
+  const int code = Serve(links, &replica, &health, &signals);
   for (const auto& link : links) link->Stop();
   spdlog::info("stopped");
   return code;

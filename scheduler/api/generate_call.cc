@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "scheduler/api/wire.h"
 
 namespace invar::scheduler {
 namespace {
@@ -107,7 +108,8 @@ void StreamedCall::WriteNext() {
     }
     writing_ = true;
     write_began_ = absl::Now();
-    StartWrite(&events_.front().event);
+    bytes_ = SerializeResponse(events_.front().event);
+    StartWrite(&bytes_);
   }
 }
 
@@ -149,14 +151,14 @@ WholeCall* WholeCall::Start(Abandon abandon) {
 }
 
 v1::Answer& WholeCall::AnswerAt(int32_t index) {
-  while (response_->answers_size() <= index) response_->add_answers();
-  return *response_->mutable_answers(index);
+  while (response_.answers_size() <= index) response_.add_answers();
+  return *response_.mutable_answers(index);
 }
 
 void WholeCall::OnEvent(v1::GenerateResponse event) {
   switch (event.event_case()) {
     case v1::GenerateResponse::kPromptLogprobs:
-      response_->mutable_prompt_logprobs()->MergeFrom(
+      response_.mutable_prompt_logprobs()->MergeFrom(
           event.prompt_logprobs().logprobs());
       break;
     case v1::GenerateResponse::kDelta: {
@@ -172,8 +174,8 @@ void WholeCall::OnEvent(v1::GenerateResponse event) {
       for (const v1::Completion& completion : event.final().completions()) {
         *AnswerAt(completion.index()).mutable_completion() = completion;
       }
-      *response_->mutable_usage() = event.final().usage();
-      response_->set_request_id(
+      *response_.mutable_usage() = event.final().usage();
+      response_.set_request_id(
           event.final().completions(0).receipt().request_id());
       break;
     case v1::GenerateResponse::EVENT_NOT_SET:
@@ -181,7 +183,10 @@ void WholeCall::OnEvent(v1::GenerateResponse event) {
   }
 }
 
-void WholeCall::OnEnd(const grpc::Status& status) { Finish(status); }
+void WholeCall::OnEnd(const grpc::Status& status) {
+  if (status.ok()) *bytes_ = SerializeResponse(response_);
+  Finish(status);
+}
 
 // Finish comes from the core, which answers an abandoned request with one: the
 // response stays valid until then.

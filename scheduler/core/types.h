@@ -37,7 +37,8 @@ using LinkNumber = int64_t;
 // A request, checked and tokenized.
 struct RequestSpec {
   RequestNumber number = 0;
-  std::string request_id;  // the client's name for it, unique in flight
+  std::string request_id;   // the client's name for it, unique in flight
+  std::string traceparent;  // see common/trace.h; empty: no trace
   std::vector<int32_t> prompt;
   int32_t answers = 1;  // sampling.n
   // Output written before this request, by the same fingerprint. Empty if

@@ -100,6 +100,7 @@ void WorkerLinkService::Send(const SendSubmit& action) {
   submit->set_logprobs(spec.logprobs);
   submit->set_top_logprobs(spec.top_logprobs);
   submit->set_prompt_logprobs(action.prompt_logprobs);
+  submit->set_traceparent(spec.traceparent);
   if (action.time_left.has_value()) {
     // 0 would mean no deadline.
     submit->set_deadline_ms(

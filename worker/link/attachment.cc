@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
 #include "common/status.h"
+#include "common/trace.h"
 #include "common/version.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/link/report_splitter.h"
@@ -20,6 +21,22 @@ using worker::v1::Configure;
 using worker::v1::StepReport;
 using worker::v1::Submit;
 using worker::v1::Terminal;
+
+namespace {
+
+// One line for a submit whose client records its trace.
+void LogTrace(const Submit& submit, const std::string& scheduler) {
+  // It is not this worker's to trust: read again before it meets a log.
+  const std::string traceparent = ReadTraceparent(submit.traceparent());
+  if (!IsSampled(traceparent)) return;
+  const AttemptKey& key = submit.key();
+  spdlog::info("submit {}/{}/{} of scheduler {}: {} tokens, at most {} more{}",
+               key.epoch(), key.request(), key.attempt(), scheduler,
+               submit.total_tokens(), submit.max_tokens(),
+               TraceNote(traceparent));
+}
+
+}  // namespace
 
 std::shared_ptr<Attachment> Attachment::Start(
     const LinkIdentity& identity, Replica* replica,
@@ -82,6 +99,7 @@ void Attachment::OnMessage(AttachResponse message) {
     case AttachResponse::kConfigure:
       return OnConfigure(message.configure());
     case AttachResponse::kAdmitted:
+      admitted_ = true;
       spdlog::info("scheduler {} admitted this worker to pool {}, epoch {}",
                    identity_.scheduler, message.admitted().fingerprint(),
                    epoch_);
@@ -174,6 +192,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
 void Attachment::OnSubmit(std::optional<SubmitAssembler::Ready> ready) {
   if (!ready.has_value()) return;
   EngineThread& engine = replica_->engine();
+  LogTrace(ready->submit, identity_.scheduler);
   if (!ready->status.ok()) {
     engine.Refuse(session(), std::move(ready->submit),
                   absl::IsInvalidArgument(ready->status) ? Terminal::INVALID

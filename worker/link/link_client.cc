@@ -71,6 +71,11 @@ void LinkClient::Run() {
   ended_ = true;
 }
 
+bool LinkClient::admitted() {
+  absl::MutexLock lock(&mutex_);
+  return attachment_ != nullptr && attachment_->admitted();
+}
+
 void LinkClient::WaitUntilEnded() {
   absl::MutexLock lock(&mutex_, absl::Condition(&ended_));
 }
@@ -85,9 +90,11 @@ bool LinkClient::AwaitProgress() {
       "a step has taken {} s, over limits.step_stall_ms; scheduler {} is "
       "dialled when it ends",
       absl::ToInt64Seconds(step_age()), identity_.scheduler);
+  awaits_progress_ = true;
   while (step_age() > step_stall_) {
     if (!Pause(kLongestPause)) return false;
   }
+  awaits_progress_ = false;
   return true;
 }
 

@@ -35,6 +35,10 @@ class LinkClient {
   // Waits until the thread dials no more: after Leave, Stop or a takeover.
   void WaitUntilEnded();
 
+  // Attached, and admitted there.
+  bool admitted();
+  // The link is down until a step that hangs has ended.
+  bool awaits_progress() const { return awaits_progress_; }
   // Another worker attached under the same id, and took over.
   bool superseded() const { return superseded_; }
 
@@ -55,6 +59,7 @@ class LinkClient {
   const std::unique_ptr<worker::v1::WorkerLinkService::Stub> stub_;
 
   std::atomic<bool> superseded_{false};
+  std::atomic<bool> awaits_progress_{false};
   // Of the thread.
   absl::Duration pause_;
   absl::Duration step_stall_ = absl::InfiniteDuration();
