@@ -3,6 +3,9 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "common/status.h"
@@ -31,9 +34,12 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
   grpc::Status Generate(
       grpc::ServerContext* context, const v1::GenerateRequest* request,
       grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    const int seen = static_cast<int>(server_.requests().size());
     const grpc::Status refused = server_.Receive(*request);
     if (!refused.ok()) return refused;
     context->AddInitialMetadata("invar-request-id", RequestId(*request));
+    context->AddInitialMetadata("invar-fingerprint",
+                                server_.behaviour_.fingerprint);
     if (server_.behaviour_.respond) {
       const auto whole = server_.behaviour_.respond(*request, true);
       const auto& receipt = whole.answers(0).completion().receipt();
@@ -42,16 +48,16 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
       return grpc::Status::OK;
     }
     context->AddInitialMetadata("invar-seed", absl::StrCat(kSeed));
-    if (request->output().prompt_logprobs()) WritePromptLogprobs(writer);
-    v1::GenerateResponse last;
-    const int n = request->sampling().has_n() ? request->sampling().n() : 1;
-    for (int index = 0; index < n; ++index) {
-      const v1::Answer answer = server_.MakeAnswer(*request, index);
-      WriteDeltas(*request, answer, index, writer);
-      *last.mutable_final()->add_completions() = answer.completion();
+    std::optional<int> left;
+    if (server_.behaviour_.breaks) {
+      left = server_.behaviour_.breaks(*request, seen);
     }
-    last.mutable_final()->mutable_usage()->set_prompt_tokens(3);
-    writer->Write(last);
+    for (const v1::GenerateResponse& event : MakeEvents(*request)) {
+      if (left.has_value() && (*left)-- == 0) {
+        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "broken");
+      }
+      if (!writer->Write(event)) break;
+    }
     return grpc::Status::OK;
   }
 
@@ -123,30 +129,44 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
     writer->Write(last);
   }
 
-  // Two pages, as a long prompt would have.
-  static void WritePromptLogprobs(
-      grpc::ServerWriter<v1::GenerateResponse>* writer) {
-    v1::GenerateResponse event;
-    event.mutable_prompt_logprobs()->set_position(1);
-    event.mutable_prompt_logprobs()->add_logprobs(-0.1f);
-    writer->Write(event);
-    event.mutable_prompt_logprobs()->set_position(2);
-    event.mutable_prompt_logprobs()->set_logprobs(0, -1.0f / 3);
-    writer->Write(event);
+  std::vector<v1::GenerateResponse> MakeEvents(
+      const v1::GenerateRequest& request) const {
+    std::vector<v1::GenerateResponse> events;
+    // Two pages, as a long prompt would have.
+    for (int i = 0; request.output().prompt_logprobs() && i < 2; ++i) {
+      auto* page = events.emplace_back().mutable_prompt_logprobs();
+      page->set_position(1 + i);
+      page->add_logprobs(i == 0 ? -0.1f : -1.0f / 3);
+    }
+    v1::GenerateResponse last;
+    const int n = request.sampling().has_n() ? request.sampling().n() : 1;
+    for (int index = 0; index < n; ++index) {
+      const v1::Answer answer = server_.MakeAnswer(request, index);
+      AddDeltas(request, answer, index, &events);
+      *last.mutable_final()->add_completions() = answer.completion();
+    }
+    last.mutable_final()->mutable_usage()->set_prompt_tokens(3);
+    events.push_back(last);
+    return events;
   }
 
-  // A delta a token.
-  static void WriteDeltas(const v1::GenerateRequest& request,
-                          const v1::Answer& answer, int index,
-                          grpc::ServerWriter<v1::GenerateResponse>* writer) {
-    for (int i = 0; i < answer.token_ids_size(); ++i) {
-      v1::GenerateResponse event;
-      v1::TokenDelta& delta = *event.mutable_delta();
+  // A delta a token that the client does not have, then one with the text
+  // that was held back: the answer's last character.
+  static void AddDeltas(const v1::GenerateRequest& request,
+                        const v1::Answer& answer, int index,
+                        std::vector<v1::GenerateResponse>* events) {
+    const int tokens = answer.token_ids_size();
+    for (int i = request.resume().token_ids_size(); i <= tokens; ++i) {
+      v1::TokenDelta& delta = *events->emplace_back().mutable_delta();
       delta.set_index(index);
-      delta.add_token_ids(answer.token_ids(i));
-      delta.set_text(answer.text().substr(i, 1));
-      if (request.output().logprobs()) delta.add_logprobs(-0.25f);
-      if (!writer->Write(event)) return;
+      delta.set_position(3 + i);
+      if (i < tokens) delta.add_token_ids(answer.token_ids(i));
+      if (i + 1 != tokens) {
+        delta.set_text(answer.text().substr(std::min(i, tokens - 1), 1));
+      }
+      if (request.output().logprobs() && i < tokens) {
+        delta.add_logprobs(-0.25f);
+      }
     }
   }
 

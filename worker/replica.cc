@@ -11,6 +11,7 @@
 #include "common/status.h"
 #include "common/tokenizer_digest.h"
 #include "worker/engine/steady_clock.h"
+#include "worker/model/checkpoint/plan_entries.h"
 
 namespace invar {
 namespace {
@@ -61,6 +62,9 @@ v1::Numerics MakeNumerics(const WorkerConfig& config, const Model& model,
   // Also where the two plans are equal: a pool promises what its mode says.
   add("mode", v1::Determinism::Mode_Name(config.determinism().mode()));
   for (const auto& [name, value] : model.NumericsPlan()) add(name, value);
+  for (const auto& [name, value] : PlanEntries(model.config())) {
+    add(name, value);
+  }
   numerics.set_weights_digest(model.weights_digest());
   numerics.set_kernel_build_id(model.kernel_build_id());
   numerics.set_architecture(model.architecture());

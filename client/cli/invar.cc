@@ -28,8 +28,10 @@ struct Switches {
 
 void AddGlobalFlags(FlagSet& flags, GlobalFlags& globals, Switches& switches) {
   flags.Section("Flags of every command");
-  flags.Add("address", "HOST:PORT",
-            absl::StrCat("The server. Default: ", kDefaultAddress, "."),
+  flags.Add("address", "HOST:PORT,...",
+            absl::StrCat("The server, or several of one config: a call that "
+                         "one of them loses goes on at another. Default: ",
+                         kDefaultAddress, "."),
             &globals.address);
   flags.Add("admin-address", "HOST:PORT",
             absl::StrCat("Its admin port, which workers asks. Default: ",
@@ -165,10 +167,9 @@ int RunInvar(const std::vector<std::string>& arguments, Terminal& terminal) {
     terminal.out << CommandHelp(*entry);
     return kExitDone;
   }
-  for (const std::string& address : {globals.address, globals.admin_address}) {
-    const absl::Status valid = CheckAddress(address);
-    if (!valid.ok()) return ReportFailure(terminal, valid);
-  }
+  absl::Status valid = CheckAddresses(globals.address);
+  if (valid.ok()) valid = CheckAddress(globals.admin_address);
+  if (!valid.ok()) return ReportFailure(terminal, valid);
   return entry->command->Run(globals, positional, terminal);
 }
 

@@ -16,6 +16,8 @@ namespace {
 using Kind = Verdict::Kind;
 
 constexpr int kConcurrencyMax = 4096;
+// Lines of text; a server of another fingerprint makes one of each record.
+constexpr int kFindingsMax = 50;
 
 std::string KindName(Kind kind) {
   switch (kind) {
@@ -145,11 +147,20 @@ class VerifyCommand : public Command {
   static void PrintText(const std::string& path, const RecordFile& file,
                         const std::vector<Verdict>& verdicts,
                         std::map<Kind, int>& counts, Terminal& terminal) {
+    int shown = 0;
     for (size_t i = 0; i < verdicts.size(); ++i) {
-      if (verdicts[i].kind == Kind::kIdentical) continue;
+      if (verdicts[i].kind == Kind::kIdentical || shown == kFindingsMax) {
+        continue;
+      }
+      ++shown;
       terminal.out << path << ":" << file.lines[i] << ": "
                    << KindName(verdicts[i].kind) << ": " << verdicts[i].detail
                    << "\n";
+    }
+    const int findings = counts[Kind::kDiffers] + counts[Kind::kCannotTell];
+    if (findings > shown) {
+      terminal.out << "and " << findings - shown
+                   << " more; --json has them all\n";
     }
     terminal.out << absl::StrFormat(
         "%d record%s: %d identical, %d differ%s, %d cannot be told\n",

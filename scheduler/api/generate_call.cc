@@ -40,6 +40,11 @@ StreamedCall* StreamedCall::Start(Abandon abandon) {
   return this;
 }
 
+void StreamedCall::OnBegin(const std::string& fingerprint) {
+  absl::MutexLock lock(&mutex_);
+  fingerprint_ = fingerprint;
+}
+
 void StreamedCall::OnEvent(v1::GenerateResponse event) {
   absl::MutexLock lock(&mutex_);
   if (broken_ || end_ != nullptr) return;
@@ -72,6 +77,9 @@ StreamedCall::Pending* StreamedCall::FindAdjacent(const v1::TokenDelta& delta) {
     if (!pending->event.has_delta()) return nullptr;
     const v1::TokenDelta& last = pending->event.delta();
     if (last.index() != delta.index()) continue;
+    // Text without tokens was held back to the end; a client that resumes must
+    // be able to tell it from the text of the tokens.
+    if (last.token_ids().empty() != delta.token_ids().empty()) return nullptr;
     const bool adjacent =
         last.position() + last.token_ids_size() == delta.position();
     return adjacent ? &*pending : nullptr;
@@ -94,6 +102,10 @@ void StreamedCall::WriteNext() {
     finished_ = true;
     Finish(broken_ ? grpc::Status::CANCELLED : *end_);
   } else if (!events_.empty()) {
+    if (!fingerprint_.empty()) {
+      context_->AddInitialMetadata("invar-fingerprint",
+                                   std::exchange(fingerprint_, ""));
+    }
     writing_ = true;
     write_began_ = absl::Now();
     bytes_ = SerializeResponse(events_.front().event);

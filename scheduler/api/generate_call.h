@@ -36,6 +36,7 @@ class StreamedCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Cancels the call if its client has left a message unread for longer.
   void CancelIfStalled(absl::Time now, absl::Duration limit);
 
+  void OnBegin(const std::string& fingerprint) override;
   void OnEvent(v1::GenerateResponse event) override;
   void OnEnd(const grpc::Status& status) override;
   bool cancelled() const override { return cancelled_; }
@@ -73,6 +74,8 @@ class StreamedCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer bytes_ ABSL_GUARDED_BY(mutex_);
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  // For the initial metadata, which goes with the first message; then empty.
+  std::string fingerprint_ ABSL_GUARDED_BY(mutex_);
   absl::Time write_began_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   std::unique_ptr<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<StreamedCall> self_;

@@ -1,7 +1,7 @@
 // The scheduler's decisions, as a pure state machine: no clock, thread, socket
 // or random source inside, so that a seed reproduces every run of it.
 //
-// Invariants (checked by core/simulation_test.cc):
+// Invariants (checked by tests/simulation):
 //   * every request that arrived ends in exactly one Finish;
 //   * its tokens are delivered in order, none lost, repeated or changed, over
 //     any number of lost workers;

@@ -406,11 +406,12 @@ void Core::ExpireQueued() {
       Request& request = *requests_.Find(*at++);
       request.stranded_since = stranded ? std::min(request.stranded_since, now_)
                                         : absl::InfiniteFuture();
+      request.pool_unseen &= !workers_.HasPool(pool);
       if (request.spec->deadline <= now_) {
         FinishRequest(&request,
                       Failed(absl::StatusCode::kDeadlineExceeded, "DEADLINE",
                              "the deadline passed while the request waited"));
-      } else if (stranded && request.pool_unseen && Settled()) {
+      } else if (request.pool_unseen && Settled()) {
         FinishRequest(&request, NoSuchPool(*request.spec));
       } else if (now_ - request.stranded_since > patience) {
         Finish finish =

@@ -1,4 +1,5 @@
 // The life of a worker: attached, loaded, admitted or refused, lost.
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -203,7 +204,9 @@ void Core::LoseSilent() {
       absl::Milliseconds(options_.limits.heartbeat_timeout_ms());
   const absl::Duration slept = now_ - std::exchange(last_tick_, now_);
   if (slept > beat_limit / 2) {
-    for (auto& [link, worker] : workers_.all()) worker.last_beat += slept;
+    for (auto& [link, worker] : workers_.all()) {
+      worker.last_beat = std::min(worker.last_beat + slept, now_);
+    }
   }
   std::vector<std::pair<LinkNumber, std::string>> dead;
   for (const auto& [link, worker] : workers_.all()) {

@@ -7,6 +7,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/json_text.h"
 #include "common/tokenizer_digest.h"
 #include "scheduler/tokenizer/byte_alphabet.h"
 #include "scheduler/tokenizer/json_node.h"

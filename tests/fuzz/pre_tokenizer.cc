@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/match.h"
+#include "common/json_text.h"
 #include "scheduler/tokenizer/json_node.h"
 #include "scheduler/tokenizer/utf8.h"
 #include "tests/fuzz/check.h"

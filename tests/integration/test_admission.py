@@ -68,6 +68,14 @@ def change_one_weight(model):
     shard.write_bytes(raw)
 
 
+def change_the_config(model):
+    """The same tensors, with another rms_norm_eps."""
+    path = model / "config.json"
+    config = json.loads(path.read_text())
+    config["rms_norm_eps"] *= 2
+    path.write_text(json.dumps(config))
+
+
 def metrics_of(deployment):
     with urllib.request.urlopen(f"http://{deployment.metrics}/metrics") as reply:
         return reply.read().decode()
@@ -77,6 +85,7 @@ DIFFERENCES = {
     "other-constant": "plan.attention.split_tokens: 256 against 64",
     "other-kv-dtype": "plan.kv.dtype: ",
     "other-weights": "weights_digest: ",
+    "other-config": "plan.model.rms_norm_eps: ",
 }
 
 
@@ -91,6 +100,9 @@ def test_differing_workers_are_pooled_apart_by_the_field(deploy, tmp_path):
     wait_for(one, "pools", is_in("READY", "other-constant", "other-kv-dtype"))
     change_one_weight(model)
     one.start_worker("other-weights", "--threads", 1)
+    wait_for(one, "pools", is_in("READY", "other-weights"))
+    change_the_config(model)
+    one.start_worker("other-config", "--threads", 1)
     workers = wait_for(one, "pools", is_in("READY", "w1", *DIFFERENCES))
     workers |= wait_for(one, "refusal", is_in("REFUSED", "other-mode"))
 
@@ -114,7 +126,7 @@ def test_differing_workers_are_pooled_apart_by_the_field(deploy, tmp_path):
     with grpc.insecure_channel(one.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         info = stub.GetServerInfo(pb.GetServerInfoRequest())
-        assert len(info.pools) == 4
+        assert len(info.pools) == 1 + len(DIFFERENCES)
         first = info.fingerprint
         assert info.pools[0].numerics.fingerprint == first
         for pool in info.pools[1:]:
@@ -135,8 +147,15 @@ def test_differing_workers_are_pooled_apart_by_the_field(deploy, tmp_path):
         resumed = request(200)
         resumed.resume.token_ids.extend(tokens)
         resumed.resume.expected_fingerprint = first
-        with pytest.raises(grpc.RpcError) as caught:
-            list(stub.Generate(resumed, timeout=60))
+        # A scheduler that has just started gives the pool time to dial in.
+        deadline = time.monotonic() + 60
+        while True:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Generate(resumed, timeout=60))
+            if caught.value.code() != grpc.StatusCode.UNAVAILABLE:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert details(caught.value)[0] == "NO_SUCH_FINGERPRINT"
         # New requests run on the pool that was admitted next.

@@ -20,6 +20,26 @@ using invar::Real;
 // Calls that ended, for whoever destroys their server.
 char calls_ended;
 
+// Stands for a reactor in its OnCancel, which gRPC counts as a reaction when
+// it returns.
+class CancelReaction : public grpc::internal::ServerReactor {
+ public:
+  CancelReaction(grpc::internal::ServerReactor* reactor, void* reactions)
+      : reactor_(reactor), reactions_(reactions) {}
+
+  void OnCancel() override {
+    reactor_->OnCancel();
+    __tsan_release(reactions_);
+    delete this;
+  }
+  void OnDone() override {}
+  bool InternalInlineable() override { return reactor_->InternalInlineable(); }
+
+ private:
+  grpc::internal::ServerReactor* const reactor_;
+  void* const reactions_;
+};
+
 }  // namespace
 
 extern "C" {
@@ -77,7 +97,7 @@ void ServerCallbackCall::ScheduleOnDone(bool inline_ondone) {
 void ServerCallbackCall::CallOnCancel(ServerReactor* reactor) {
   static const auto real = Real(&ServerCallbackCall::CallOnCancel);
   __tsan_acquire(&on_cancel_conditions_remaining_);
-  (this->*real)(reactor);
+  (this->*real)(new CancelReaction(reactor, &callbacks_outstanding_));
 }
 
 }  // namespace grpc::internal

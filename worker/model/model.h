@@ -86,7 +86,8 @@ class Model {
   // checkpoint, in name order: independent of sharding and of file names.
   virtual const std::string& weights_digest() const = 0;
 
-  // The backend's part of the NumericsPlan: name=value lines in a fixed order
+  // The backend's part of the NumericsPlan, without the config's
+  // (checkpoint/plan_entries.h): name=value lines in a fixed order
   // (kernel revisions, K split, KV dtype and scale, attention split, ...).
   virtual std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const = 0;

@@ -39,7 +39,7 @@ FlagSet MakeFlags(DigestFlags* flags) {
   set.Add("run", "SETTINGS",
           "pairs with commas, each with a default: "
           "kv=fp8_e5m2|fp8_e4m3|bf16|fp32, threads=N (0: one a core), chunk=N "
-          "(positions at once; 0: all), isa=avx2|avx512, model=FOLDER",
+          "(positions at once; 0: all), isa=avx2|avx512|avx512_bf16, model=FOLDER",
           &flags->runs);
   set.Add("dump", "FILE", "a run that was printed before, or elsewhere",
           &flags->dumps);
@@ -81,9 +81,13 @@ bool SetKvDtype(absl::string_view name, KvDtype* dtype) {
 }
 
 bool SetIsa(absl::string_view name, cpu::Isa* isa) {
-  if (name != "avx2" && name != "avx512") return false;
-  *isa = name == "avx2" ? cpu::Isa::kAvx2 : cpu::Isa::kAvx512;
-  return *isa <= cpu::BestIsa();
+  for (const cpu::Isa known :
+       {cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16}) {
+    if (name != cpu::Name(known)) continue;
+    *isa = known;
+    return known <= cpu::BestIsa();
+  }
+  return false;
 }
 
 bool SetOne(absl::string_view key, absl::string_view value, Run* run) {
