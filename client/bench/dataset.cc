@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/json_text.h"
 
 namespace invar::bench {
 namespace {
@@ -38,11 +39,10 @@ bool ReadPrompt(const std::string& key, const Json& value,
 }
 
 bool ReadEntry(absl::string_view line, DatasetEntry& entry) {
-  const Json json = Json::parse(line.begin(), line.end(), /*cb=*/nullptr,
-                                /*allow_exceptions=*/false);
-  if (!json.is_object()) return false;
+  const absl::StatusOr<Json> json = ParseJson(line, "");
+  if (!json.ok() || !json->is_object()) return false;
   int prompts = 0;
-  for (const auto& [key, value] : json.items()) {
+  for (const auto& [key, value] : json->items()) {
     if (key == "output_tokens") {
       if (!IsCount(value)) return false;
       entry.output_tokens = value.get<int32_t>();
