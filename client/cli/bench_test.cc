@@ -48,7 +48,7 @@ std::set<std::string> DocumentedPaths() {
   std::set<std::string> paths;
   std::istringstream lines(text.substr(table));
   const std::regex name("`([^`]+)`");
-  for (std::string line; std::getline(lines, line);) {
+  for (std::string line; std::getline(lines, line) && !line.empty();) {
     const std::string cell = line.substr(0, line.find(" | ", 2));
     for (std::sregex_iterator it(cell.begin(), cell.end(), name), end;
          it != end; ++it) {
@@ -112,7 +112,11 @@ TEST(Bench, PrintsTheDocumentThatItsPageDescribes) {
   std::erase_if(documented, [](const std::string& path) {
     return path.rfind("workers.", 0) == 0;
   });
-  EXPECT_EQ(paths, documented);
+  std::vector<std::string> one_sided;
+  std::set_symmetric_difference(paths.begin(), paths.end(), documented.begin(),
+                                documented.end(),
+                                std::back_inserter(one_sided));
+  EXPECT_THAT(one_sided, ::testing::IsEmpty());
 }
 
 TEST(Bench, CountsRequestsAndTokens) {

@@ -46,12 +46,8 @@ std::vector<std::pair<std::string, std::string>> DeepseekV2::NumericsPlan()
       {"kv.rounding", "nearest even, saturating"},
       {"router.order", "score descending, expert id ascending"},
       {"experts.combine", "shared first, then by rank, fp32"},
-      {"argmax.tie_break", "lowest token id"},
-      {"log_prob.sum", "16 lanes over runs of 1024, runs in double"},
-      {"sampling.order", "logit descending, token id ascending"},
-      {"sampling.weight_bits", "40"},
-      {"sampling.generator", "philox4x32-10, key seed, counter position"},
   };
+  AppendRowsPlan(&plan);
   for (const auto& [name, revision] : cpu::KernelRevisions()) {
     plan.emplace_back("kernel." + std::string(name), std::string(revision));
   }

@@ -1,6 +1,7 @@
 #include "worker/model/rows.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 namespace invar {
@@ -54,6 +55,17 @@ RowAnswer AnswerRow(std::span<float> logits, int64_t limit,
     answer.likeliest = Likeliest(logits, limit, log_sum_exp, request.likeliest);
   }
   return answer;
+}
+
+void AppendRowsPlan(std::vector<std::pair<std::string, std::string>>* plan) {
+  const std::pair<std::string, std::string> entries[] = {
+      {"argmax.tie_break", "lowest token id"},
+      {"log_prob.sum", "16 lanes over runs of 1024, runs in double"},
+      {"sampling.order", "logit descending, token id ascending"},
+      {"sampling.weight_bits", "40"},
+      {"sampling.generator", "philox4x32-10, key seed, counter position"},
+  };
+  plan->insert(plan->end(), std::begin(entries), std::end(entries));
 }
 
 }  // namespace invar

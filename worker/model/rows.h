@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -48,6 +50,10 @@ struct RowAnswer {
 // `logits` (vocab_size) are finite, and as before afterwards.
 RowAnswer AnswerRow(std::span<float> logits, int64_t limit,
                     const RowRequest& request);
+
+// The NumericsPlan's entries about answers: any backend gives the CPU's for the
+// same logits.
+void AppendRowsPlan(std::vector<std::pair<std::string, std::string>>* plan);
 
 }  // namespace invar
 

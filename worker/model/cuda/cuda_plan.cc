@@ -8,7 +8,7 @@ namespace invar::cuda {
 std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
     const {
   const bool fp8_cache = KvElementBytes(kv_dtype_) == 1;
-  return {
+  std::vector<std::pair<std::string, std::string>> plan = {
       {"backend", "cuda"},
       {"intermediates", "fp32"},
       {"linear.inputs", "the weight's dtype"},
@@ -28,16 +28,15 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"attention.split_tokens", absl::StrCat(kAttentionSplit)},
       {"attention.split_merge", "ascending"},
       {"kv.dtype", Name(kv_dtype_)},
-      {"kv.scale", "1"},
+      {"kv.scale", config_.quantization.kv_scales && fp8_cache
+                       ? "the checkpoint's, one a layer"
+                       : "1"},
       {"kv.rounding", "nearest even, saturating"},
       {"router.order", "score descending, expert id ascending"},
       {"experts.combine", "shared first, then by rank, fp32"},
-      {"argmax.tie_break", "lowest token id"},
-      {"log_prob.sum", "16 lanes over runs of 1024, runs in double"},
-      {"sampling.order", "logit descending, token id ascending"},
-      {"sampling.weight_bits", "40"},
-      {"sampling.generator", "philox4x32-10, key seed, counter position"},
   };
+  AppendRowsPlan(&plan);
+  return plan;
 }
 
 std::string CudaModel::kernel_build_id() const { return KernelDigest(); }
