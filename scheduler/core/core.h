@@ -106,6 +106,8 @@ class Core {
   // A worker is gone with these: each request waits for another, or has had
   // enough. `died`: they may have been the reason.
   void OnLoss(const std::set<SequenceNumber>& running, bool died);
+  // The requests that a worker may have been computing when it died.
+  std::set<RequestNumber> Suspects(const std::set<SequenceNumber>& running);
   void FinishRequest(Request* request, Finish finish);
   Finish Failed(absl::StatusCode code, std::string reason,
                 std::string message) const;
@@ -140,6 +142,7 @@ class Core {
   WorkerTable workers_;
   RequestTable requests_;
   absl::Duration mean_duration_ = absl::Seconds(1);  // of finished requests
+  int64_t submissions_ = 0;
   bool ready_ = false;
 };
 

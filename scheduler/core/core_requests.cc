@@ -14,6 +14,8 @@ namespace {
 
 // Workers dial a scheduler that is back within a second (worker/link).
 constexpr absl::Duration kSettling = absl::Seconds(5);
+// Steps that a worker may have begun since the last report that arrived.
+constexpr int64_t kStepsUnreported = 3;
 
 worker::v1::AttemptKey KeyOf(const Request& request, const Sequence& sequence,
                              const Worker& worker) {
@@ -240,6 +242,8 @@ void Core::Submit(Request* request, Sequence* sequence, Worker* worker) {
   sequence->state = Sequence::State::kRunning;
   sequence->link = worker->link;
   ++sequence->attempt;
+  sequence->submission = ++submissions_;
+  sequence->got_on = false;
   worker->running.insert(SequenceOf(spec.number, sequence->index));
   worker->spent_sequences += 1;
   worker->spent_kv_tokens += worker->KvCost(request->submit_tokens(*sequence));
@@ -303,6 +307,7 @@ bool Core::DeliverNew(Request* request, Sequence* sequence,
     report.set_prompt_position(report.prompt_position() + old);
     request->prompt_logprobs_delivered = std::max(next, end) - 1;
     if (end > next) request->losses = 0;
+    sequence->got_on = true;
   }
   if (report.token_ids_size() > 0) {
     const int64_t next = request->submit_tokens(*sequence);
@@ -314,6 +319,7 @@ bool Core::DeliverNew(Request* request, Sequence* sequence,
                                report.token_ids().begin(),
                                report.token_ids().end());
     request->losses = 0;
+    sequence->got_on = true;
   }
   if (report.token_ids_size() > 0 || report.prompt_logprobs_size() > 0) {
     report.clear_terminal();
@@ -355,7 +361,34 @@ void Core::EndAttempt(Request* request, Sequence* sequence,
   }
 }
 
+std::set<RequestNumber> Core::Suspects(
+    const std::set<SequenceNumber>& running) {
+  std::set<RequestNumber> suspects;
+  std::map<int64_t, std::pair<RequestNumber, int64_t>> begun;  // and tokens
+  for (const SequenceNumber number : running) {
+    const Request& request = *requests_.Find(RequestOf(number));
+    const Sequence& sequence = request.sequences[IndexOf(number)];
+    if (sequence.got_on) {
+      suspects.insert(request.number());
+    } else {
+      begun[sequence.submission] = {request.number(),
+                                    request.submit_tokens(sequence)};
+    }
+  }
+  // Nobody overtakes in a worker: it cannot have come to those behind what it
+  // computes in the few steps whose reports were lost with it.
+  int64_t tokens = kStepsUnreported * options_.limits.max_step_tokens();
+  for (const auto& [submission, one] : begun) {
+    if (tokens <= 0) break;
+    suspects.insert(one.first);
+    tokens -= one.second;
+  }
+  return suspects;
+}
+
 void Core::OnLoss(const std::set<SequenceNumber>& running, bool died) {
+  std::set<RequestNumber> suspects;
+  if (died) suspects = Suspects(running);
   std::map<RequestNumber, bool> lost;  // whether with output
   for (const SequenceNumber number : running) {
     Sequence& sequence =
@@ -368,7 +401,7 @@ void Core::OnLoss(const std::set<SequenceNumber>& running, bool died) {
     Request* request = requests_.Find(at->first);
     // One that has got on since the last loss did not kill both workers: what
     // kills a worker does so again at the same position.
-    request->losses += died ? 1 : 0;
+    request->losses += suspects.contains(at->first) ? 1 : 0;
     if (request->losses >= options_.limits.max_attempts()) {
       FinishRequest(
           request,

@@ -241,6 +241,19 @@ TEST_F(CoreTest, ARequestThatKillsTwoWorkersIsNotPassedOn) {
   EXPECT_TRUE(Only<SendSubmit>(actions).empty());
 }
 
+TEST_F(CoreTest, ARequestThatItsWorkersNeverCameToKilledNone) {
+  AddWorker(1, "a", 40);
+  for (RequestNumber number = 1; number <= 4; ++number) {
+    Arrive(number, 8, 600);  // Steps are of 512 tokens.
+  }
+  Step(WorkerLost{1, "killed"});
+  AddWorker(2, "b", 40);
+  const auto finished = Only<Finish>(Step(WorkerLost{2, "killed"}));
+  ASSERT_EQ(finished.size(), 3u);
+  for (const Finish& one : finished) EXPECT_LT(one.request, 4);
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c", 40)).size(), 1u);
+}
+
 TEST_F(CoreTest, AWorkerThatLeavesIsHeldAgainstNoRequest) {
   AddWorker(1, "a", 1);
   Arrive(7);

@@ -23,6 +23,9 @@ struct Sequence {
   State state = State::kWaiting;
   LinkNumber link = 0;  // where it runs
   int32_t attempt = 0;
+  int64_t submission =
+      0;                // counts the submits of all; a worker keeps the order
+  bool got_on = false;  // in this attempt
   std::vector<int32_t> delivered;  // resumed tokens included
 };
 
