@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "client/record.h"
 #include "common/digest.h"
 
 namespace invar {
@@ -17,6 +18,7 @@ v1::GenerateRequest MakeRequest(const MgsmProblem& problem,
   message->set_content(MgsmPrompt(options.instruction, problem.question));
   request.mutable_sampling()->set_temperature(0);
   request.mutable_stopping()->set_max_tokens(options.max_tokens);
+  if (options.keep_records) request.mutable_output()->set_logprobs(true);
   return request;
 }
 
@@ -83,6 +85,7 @@ Evaluation EvaluateMgsm(
     requests.push_back(MakeRequest(problem, options));
   }
   evaluation.transcripts.resize(problems.size());
+  if (options.keep_records) evaluation.records.resize(problems.size());
 
   const absl::Time start = absl::Now();
   evaluation.result = RunRequests(
@@ -90,6 +93,9 @@ Evaluation EvaluateMgsm(
       [&](size_t index, const v1::GenerateOnceResponse& response) {
         Transcript& transcript = evaluation.transcripts[index];
         transcript = ReadTranscript(response, problems[index], *prefix);
+        if (options.keep_records) {
+          evaluation.records[index] = MakeRecord(requests[index], response);
+        }
         ++evaluation.done;
         evaluation.correct += transcript.correct ? 1 : 0;
         evaluation.output_tokens += transcript.token_ids.size();

@@ -12,6 +12,7 @@
 #include "client/client.h"
 #include "client/mgsm.h"
 #include "client/request_pool.h"
+#include "invar/v1/record.pb.h"
 
 namespace invar {
 
@@ -21,6 +22,8 @@ struct EvaluationOptions {
   // Holds `{input}`.
   std::string instruction;
   int max_tokens = 2048;
+  // Keep a record of every answer, with log-probabilities: see record.h.
+  bool keep_records = false;
   PoolOptions pool;
 };
 
@@ -38,6 +41,8 @@ struct Transcript {
 struct Evaluation {
   // One a problem, in the order of the problems.
   std::vector<Transcript> transcripts;
+  // Likewise, where they are kept; without numerics.
+  std::vector<v1::GenerationRecord> records;
   int done = 0;
   int correct = 0;
   int64_t output_tokens = 0;

@@ -3,6 +3,9 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "common/status.h"
@@ -31,20 +34,30 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
   grpc::Status Generate(
       grpc::ServerContext* context, const v1::GenerateRequest* request,
       grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    const int seen = static_cast<int>(server_.requests().size());
     const grpc::Status refused = server_.Receive(*request);
     if (!refused.ok()) return refused;
     context->AddInitialMetadata("invar-request-id", RequestId(*request));
-    context->AddInitialMetadata("invar-seed", absl::StrCat(kSeed));
-    if (request->output().prompt_logprobs()) WritePromptLogprobs(writer);
-    v1::GenerateResponse last;
-    const int n = request->sampling().has_n() ? request->sampling().n() : 1;
-    for (int index = 0; index < n; ++index) {
-      const v1::Answer answer = server_.MakeAnswer(*request, index);
-      WriteDeltas(*request, answer, index, writer);
-      *last.mutable_final()->add_completions() = answer.completion();
+    context->AddInitialMetadata("invar-fingerprint",
+                                server_.behaviour_.fingerprint);
+    if (server_.behaviour_.respond) {
+      const auto whole = server_.behaviour_.respond(*request, true);
+      const auto& receipt = whole.answers(0).completion().receipt();
+      context->AddInitialMetadata("invar-seed", absl::StrCat(receipt.seed()));
+      WriteEvents(whole, writer);
+      return grpc::Status::OK;
     }
-    last.mutable_final()->mutable_usage()->set_prompt_tokens(3);
-    writer->Write(last);
+    context->AddInitialMetadata("invar-seed", absl::StrCat(kSeed));
+    std::optional<int> left;
+    if (server_.behaviour_.breaks) {
+      left = server_.behaviour_.breaks(*request, seen);
+    }
+    for (const v1::GenerateResponse& event : MakeEvents(*request)) {
+      if (left.has_value() && (*left)-- == 0) {
+        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "broken");
+      }
+      if (!writer->Write(event)) break;
+    }
     return grpc::Status::OK;
   }
 
@@ -53,6 +66,10 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
                             v1::GenerateOnceResponse* response) override {
     const grpc::Status refused = server_.Receive(request->request());
     if (!refused.ok()) return refused;
+    if (server_.behaviour_.respond) {
+      *response = server_.behaviour_.respond(request->request(), false);
+      return grpc::Status::OK;
+    }
     *response->add_answers() = server_.MakeAnswer(request->request(), 0);
     response->set_request_id(RequestId(request->request()));
     return grpc::Status::OK;
@@ -77,35 +94,79 @@ class FakeServer::Inference final : public v1::InferenceService::Service {
   grpc::Status GetServerInfo(grpc::ServerContext* context,
                              const v1::GetServerInfoRequest* request,
                              v1::GetServerInfoResponse* response) override {
+    *response = server_.behaviour_.info;
     response->set_fingerprint(server_.behaviour_.fingerprint);
     return grpc::Status::OK;
   }
 
  private:
-  // Two pages, as a long prompt would have.
-  static void WritePromptLogprobs(
-      grpc::ServerWriter<v1::GenerateResponse>* writer) {
+  // A whole answer as a stream: a delta a token, the text with the last.
+  static void WriteEvents(const v1::GenerateOnceResponse& whole,
+                          grpc::ServerWriter<v1::GenerateResponse>* writer) {
     v1::GenerateResponse event;
-    event.mutable_prompt_logprobs()->set_position(1);
-    event.mutable_prompt_logprobs()->add_logprobs(-0.1f);
-    writer->Write(event);
-    event.mutable_prompt_logprobs()->set_position(2);
-    event.mutable_prompt_logprobs()->set_logprobs(0, -1.0f / 3);
-    writer->Write(event);
+    if (whole.prompt_logprobs_size() > 0) {
+      *event.mutable_prompt_logprobs()->mutable_logprobs() =
+          whole.prompt_logprobs();
+      writer->Write(event);
+    }
+    v1::GenerateResponse last;
+    for (const v1::Answer& answer : whole.answers()) {
+      *last.mutable_final()->add_completions() = answer.completion();
+      for (int i = 0; i < answer.token_ids_size(); ++i) {
+        v1::TokenDelta& delta = *event.mutable_delta();
+        delta.Clear();
+        delta.set_index(answer.completion().index());
+        delta.add_token_ids(answer.token_ids(i));
+        if (i < answer.logprobs_size()) delta.add_logprobs(answer.logprobs(i));
+        if (i < answer.top_logprobs_size()) {
+          *delta.add_top_logprobs() = answer.top_logprobs(i);
+        }
+        if (i + 1 == answer.token_ids_size()) delta.set_text(answer.text());
+        writer->Write(event);
+      }
+    }
+    *last.mutable_final()->mutable_usage() = whole.usage();
+    writer->Write(last);
   }
 
-  // A delta a token.
-  static void WriteDeltas(const v1::GenerateRequest& request,
-                          const v1::Answer& answer, int index,
-                          grpc::ServerWriter<v1::GenerateResponse>* writer) {
-    for (int i = 0; i < answer.token_ids_size(); ++i) {
-      v1::GenerateResponse event;
-      v1::TokenDelta& delta = *event.mutable_delta();
+  std::vector<v1::GenerateResponse> MakeEvents(
+      const v1::GenerateRequest& request) const {
+    std::vector<v1::GenerateResponse> events;
+    // Two pages, as a long prompt would have.
+    for (int i = 0; request.output().prompt_logprobs() && i < 2; ++i) {
+      auto* page = events.emplace_back().mutable_prompt_logprobs();
+      page->set_position(1 + i);
+      page->add_logprobs(i == 0 ? -0.1f : -1.0f / 3);
+    }
+    v1::GenerateResponse last;
+    const int n = request.sampling().has_n() ? request.sampling().n() : 1;
+    for (int index = 0; index < n; ++index) {
+      const v1::Answer answer = server_.MakeAnswer(request, index);
+      AddDeltas(request, answer, index, &events);
+      *last.mutable_final()->add_completions() = answer.completion();
+    }
+    last.mutable_final()->mutable_usage()->set_prompt_tokens(3);
+    events.push_back(last);
+    return events;
+  }
+
+  // A delta a token that the client does not have, then one with the text
+  // that was held back: the answer's last character.
+  static void AddDeltas(const v1::GenerateRequest& request,
+                        const v1::Answer& answer, int index,
+                        std::vector<v1::GenerateResponse>* events) {
+    const int tokens = answer.token_ids_size();
+    for (int i = request.resume().token_ids_size(); i <= tokens; ++i) {
+      v1::TokenDelta& delta = *events->emplace_back().mutable_delta();
       delta.set_index(index);
-      delta.add_token_ids(answer.token_ids(i));
-      delta.set_text(answer.text().substr(i, 1));
-      if (request.output().logprobs()) delta.add_logprobs(-0.25f);
-      if (!writer->Write(event)) return;
+      delta.set_position(3 + i);
+      if (i < tokens) delta.add_token_ids(answer.token_ids(i));
+      if (i + 1 != tokens) {
+        delta.set_text(answer.text().substr(std::min(i, tokens - 1), 1));
+      }
+      if (request.output().logprobs() && i < tokens) {
+        delta.add_logprobs(-0.25f);
+      }
     }
   }
 

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,10 +22,20 @@ struct FakeBehaviour {
   // The answer's text; its token ids are the text's bytes. Default: "echo: "
   // and the prompt.
   std::function<std::string(const v1::GenerateRequest&)> answer = {};
+  // Everything that is answered, in place of that; `streamed`: by Generate.
+  std::function<v1::GenerateOnceResponse(const v1::GenerateRequest&,
+                                         bool streamed)>
+      respond = {};
   // Called before each answer with the requests seen so far, this one
   // excluded; other than OK is sent in place of the answer.
   std::function<grpc::Status(const v1::GenerateRequest&, int)> refuse = {};
+  // Called for each streamed answer like refuse: events after which the stream
+  // breaks; none: it does not.
+  std::function<std::optional<int>(const v1::GenerateRequest&, int)> breaks =
+      {};
   std::string fingerprint = "f00d";
+  // What GetServerInfo says beyond the fingerprint.
+  v1::GetServerInfoResponse info = {};
   bool ready = true;
   v1::ListWorkersResponse workers = {};
 };

@@ -1,14 +1,12 @@
 #include "client/request_pool.h"
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <memory>
 #include <set>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "client/inbox.h"
 #include "common/status.h"
 
 namespace invar {
@@ -18,29 +16,6 @@ struct Ended {
   size_t index;
   grpc::Status status;
   v1::GenerateOnceResponse response;
-};
-
-// Where gRPC's threads leave answers for the pool's.
-class Inbox {
- public:
-  void Put(Ended ended) {
-    absl::MutexLock lock(&mutex_);
-    ended_.push_back(std::move(ended));
-  }
-
-  // Waits until there is an answer or the time has come; takes all there are.
-  std::deque<Ended> TakeUntil(absl::Time deadline) {
-    absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithDeadline(
-        absl::Condition(
-            +[](std::deque<Ended>* ended) { return !ended->empty(); }, &ended_),
-        deadline);
-    return std::exchange(ended_, {});
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::deque<Ended> ended_ ABSL_GUARDED_BY(mutex_);
 };
 
 // All state but the inbox belongs to the one thread that calls Run.
@@ -102,6 +77,7 @@ class Pool {
     const absl::Time now = absl::Now();
     if (ended.status.ok()) {
       last_success_ = now;
+      gave_up_ = false;
       on_answer_(ended.index, ended.response);
       return;
     }
@@ -112,18 +88,26 @@ class Pool {
       retries_.emplace(now + Pause(ended), ended.index);
       return;
     }
+    if (options_.on_failure) {
+      gave_up_ = MayTryAgain(ended.status);
+      options_.on_failure(ended.index, ended.status);
+      return;
+    }
     result_.status = ended.status;
     result_.index = ended.index;
     result_.attempts = attempts_[ended.index];
     for (const auto& [index, cancel] : in_flight_) cancel();
   }
 
+  static bool MayTryAgain(const grpc::Status& status) {
+    return status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ||
+           status.error_code() == grpc::StatusCode::UNAVAILABLE;
+  }
+
   bool MayRetry(const Ended& ended, absl::Time now) const {
+    // Once a request has been patient in vain, those after it need not be.
+    if (gave_up_ || !MayTryAgain(ended.status)) return false;
     const grpc::StatusCode code = ended.status.error_code();
-    if (code != grpc::StatusCode::RESOURCE_EXHAUSTED &&
-        code != grpc::StatusCode::UNAVAILABLE) {
-      return false;
-    }
     const absl::Duration patience = code == grpc::StatusCode::RESOURCE_EXHAUSTED
                                         ? options_.queue_patience
                                         : options_.outage_patience;
@@ -147,7 +131,8 @@ class Pool {
   const PoolOptions& options_;
   const std::function<void(size_t, const v1::GenerateOnceResponse&)>&
       on_answer_;
-  const std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
+  const std::shared_ptr<Inbox<Ended>> inbox_ =
+      std::make_shared<Inbox<Ended>>();
   size_t next_ = 0;
   // Index to what cancels it.
   std::map<size_t, std::function<void()>> in_flight_;
@@ -156,6 +141,7 @@ class Pool {
   std::vector<int> attempts_;
   std::vector<absl::Time> first_refusal_;
   absl::Time last_success_;
+  bool gave_up_ = false;  // since the last success
   PoolResult result_;
 };
 

@@ -27,6 +27,9 @@ struct PoolOptions {
   absl::Duration last_pause = absl::Seconds(5);
   // Called on the pool's thread with each refusal that is tried again.
   std::function<void(const grpc::Status&)> on_retry = {};
+  // If set, a failure does not end the run: it is called with each, by the
+  // request's index, on the pool's thread.
+  std::function<void(size_t, const grpc::Status&)> on_failure = {};
 };
 
 // How RunRequests ended. If status is not OK, `index` is the request that
@@ -43,7 +46,8 @@ struct PoolResult {
 // thread, in the order in which they end. RESOURCE_EXHAUSTED and UNAVAILABLE
 // are tried again, after RetryInfo's delay where there is one; to send a
 // request twice is safe, because equal requests have equal answers. Any other
-// failure cancels what is in flight and ends the run.
+// failure cancels what is in flight and ends the run, unless on_failure takes
+// it.
 PoolResult RunRequests(
     Client& client, const std::vector<v1::GenerateRequest>& requests,
     const PoolOptions& options,

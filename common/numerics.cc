@@ -44,6 +44,13 @@ std::string Fingerprint(const v1::Numerics& numerics) {
   return Sha256Hex(CanonicalRendering(numerics));
 }
 
+std::string PlanEntry(const v1::Numerics& numerics, absl::string_view name) {
+  for (const auto& entry : numerics.plan().entries()) {
+    if (entry.name() == name) return entry.value();
+  }
+  return "";
+}
+
 std::string FirstDifference(const v1::Numerics& ours,
                             const v1::Numerics& theirs) {
   const std::vector<Line> left = Lines(ours);

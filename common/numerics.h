@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "absl/strings/string_view.h"
 #include "invar/v1/numerics.pb.h"
 
 namespace invar {
@@ -23,6 +24,9 @@ std::string CanonicalRendering(const v1::Numerics& numerics);
 
 // SHA-256 (hex) of the rendering. Ignores numerics.fingerprint.
 std::string Fingerprint(const v1::Numerics& numerics);
+
+// The value of a plan's entry; empty: it has none of that name.
+std::string PlanEntry(const v1::Numerics& numerics, absl::string_view name);
 
 // Names the first line that differs, with both values: for example
 // "plan.attention.split_tokens: 256 against 512". Empty: none does.

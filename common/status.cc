@@ -1,10 +1,14 @@
 #include "common/status.h"
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "google/rpc/status.pb.h"
 
 namespace invar {
 namespace {
+
+// Under which an absl status keeps its reason.
+constexpr char kReasonPayload[] = "invar/reason";
 
 // The first detail of type Detail, if the status carries one.
 template <typename Detail>
@@ -75,6 +79,16 @@ grpc::Status ToGrpcStatus(const absl::Status& status,
 absl::Status FromGrpcStatus(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                       status.error_message());
+}
+
+absl::Status WithReason(absl::Status status, absl::string_view reason) {
+  status.SetPayload(kReasonPayload, absl::Cord(reason));
+  return status;
+}
+
+std::string ReasonOf(const absl::Status& status) {
+  const auto reason = status.GetPayload(kReasonPayload);
+  return reason.has_value() ? std::string(*reason) : "";
 }
 
 std::string ErrorReason(const grpc::Status& status) {

@@ -55,6 +55,11 @@ grpc::Status ToGrpcStatus(const absl::Status& status, absl::string_view reason);
 // The code and message of a gRPC status; the details are dropped.
 absl::Status FromGrpcStatus(const grpc::Status& status);
 
+// An absl status that carries an ErrorInfo.reason.
+absl::Status WithReason(absl::Status status, absl::string_view reason);
+// The reason that WithReason gave; empty without one.
+std::string ReasonOf(const absl::Status& status);
+
 // The ErrorInfo.reason of a status; empty without one.
 std::string ErrorReason(const grpc::Status& status);
 

@@ -94,6 +94,21 @@ constexpr int64_t KvElementBytes(KvDtype dtype) {
   return 0;
 }
 
+// As a config names it: "FP8_E5M2".
+constexpr const char* Name(KvDtype dtype) {
+  switch (dtype) {
+    case KvDtype::kFp8E5m2:
+      return "FP8_E5M2";
+    case KvDtype::kFp8E4m3:
+      return "FP8_E4M3";
+    case KvDtype::kBf16:
+      return "BF16";
+    case KvDtype::kFp32:
+      return "FP32";
+  }
+  return "";
+}
+
 // Partial sums of a dot product on the CPU: lane j takes k = j mod 16.
 inline constexpr int64_t kLanes = 16;
 

@@ -47,6 +47,11 @@ Metrics::Metrics()
                    .Help("Requests that wait for a worker")
                    .Register(*registry_)
                    .Add({})),
+      workers_(prometheus::BuildGauge()
+                   .Name("invar_workers")
+                   .Help("Workers by state, fingerprint and the first field in "
+                         "which that differs from the pool of new requests")
+                   .Register(*registry_)),
       first_token_(prometheus::BuildHistogram()
                        .Name("invar_time_to_first_token_seconds")
                        .Help("From arrival to the first token")
@@ -79,6 +84,28 @@ void Metrics::OnFinish(const std::string& reason,
 void Metrics::SetRequests(int64_t running, int64_t waiting) {
   running_.Set(static_cast<double>(running));
   waiting_.Set(static_cast<double>(waiting));
+}
+
+void Metrics::SetWorkers(const std::vector<v1::WorkerInfo>& workers) {
+  std::map<Labels, int> counts;
+  for (const v1::WorkerInfo& worker : workers) {
+    // The field alone: its values are for people (invar workers).
+    const std::string& difference = worker.first_difference();
+    ++counts[{{"state", v1::WorkerInfo::State_Name(worker.state())},
+              {"fingerprint", worker.numerics().fingerprint()},
+              {"differs_in", difference.substr(0, difference.find(':'))}}];
+  }
+  for (const auto& [labels, count] : counts) {
+    prometheus::Gauge*& gauge = worker_counts_[labels];
+    if (gauge == nullptr) gauge = &workers_.Add(labels);
+    gauge->Set(count);
+  }
+  // A pool that is gone must not stay in the metrics for ever.
+  std::erase_if(worker_counts_, [&](const auto& entry) {
+    if (counts.contains(entry.first)) return false;
+    workers_.Remove(entry.second);
+    return true;
+  });
 }
 
 }  // namespace invar::scheduler

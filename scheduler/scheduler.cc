@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "common/config.h"
+#include "common/trace.h"
 #include "scheduler/api/admin_service.h"
 #include "scheduler/api/inference_service.h"
 #include "scheduler/link/worker_link_service.h"
@@ -81,10 +82,17 @@ class Shell final : public ActionHandler {
     if (!action.status.ok()) {
       reason = absl::StatusCodeToString(action.status.code());
     }
-    metrics.OnFinish(reason, absl::Now() - answer->arrived());
+    const absl::Duration taken = absl::Now() - answer->arrived();
+    metrics.OnFinish(reason, taken);
+    const RequestSpec& spec = answer->spec();
     if (!action.status.ok() && !absl::IsCancelled(action.status)) {
-      spdlog::warn("request {} failed: {}", answer->spec().request_id,
-                   std::string(action.status.message()));
+      spdlog::warn("request {} failed: {}{}", spec.request_id,
+                   std::string(action.status.message()),
+                   TraceNote(spec.traceparent));
+    } else if (IsSampled(spec.traceparent)) {
+      spdlog::info("request {}, number {}, ended after {} s: {}{}",
+                   spec.request_id, spec.number, absl::ToDoubleSeconds(taken),
+                   reason, TraceNote(spec.traceparent));
     }
     answers.Erase(action.request);
   }
@@ -189,6 +197,7 @@ class SchedulerProcess final : public Scheduler {
     options.limits = config_.limits();
     options.mode = config_.determinism().mode();
     options.tokenizer_digest = tokenizer_->digest();
+    options.config_digest = ConfigDigest(WorkerConfig());
     return options;
   }
 
@@ -260,6 +269,8 @@ class SchedulerProcess final : public Scheduler {
             return std::pair(core.running(), core.queued());
           });
       shell_.metrics.SetRequests(running, queued);
+      shell_.metrics.SetWorkers(loop_.Read(
+          [](const Core& core, absl::Time now) { return core.Workers(now); }));
     }
   }
 

@@ -66,6 +66,10 @@ absl::Status Resolve(WorkerFlags* flags) {
     return Wrong(absl::StrCat("--metrics is \"", flags->metrics,
                               "\"; it must be HOST:PORT, or empty for none"));
   }
+  if (!flags->health.empty() && !ParsePort(flags->health, &port)) {
+    return Wrong(absl::StrCat("--health is \"", flags->health,
+                              "\"; it must be HOST:PORT, or empty for none"));
+  }
   if (absl::Status status = CheckDevice(flags->device); !status.ok()) {
     return status;
   }
@@ -91,6 +95,12 @@ FlagSet MakeFlagSet(WorkerFlags* flags, std::vector<std::string>* schedulers) {
           "Serves Prometheus metrics at /metrics; empty for none. A second "
           "worker on one machine needs another port. Default: 127.0.0.1:9471.",
           &flags->metrics);
+  set.Add("health", "HOST:PORT",
+          "Answers gRPC health checks: the empty service is alive, "
+          "invar.worker.v1.WorkerLinkService is ready once a scheduler has "
+          "admitted this worker (invar check --worker asks both). Default: "
+          "none.",
+          &flags->health);
   set.Add("threads", "N",
           "Threads that compute; 0 is one per core. Default: 0.",
           &flags->threads);

@@ -16,6 +16,7 @@ struct WorkerFlags {
   std::string device = "cpu";              // "cpu" or "cuda:N"
   std::string worker_id;                   // resolved, never empty
   std::string metrics = "127.0.0.1:9471";  // empty: off
+  std::string health;                      // HOST:PORT; empty: off
   int threads = 0;
   std::string log_level = "info";
 };

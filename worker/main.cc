@@ -11,9 +11,10 @@
 #include "common/logging.h"
 #include "common/stop_signals.h"
 #include "common/version.h"
-#include "kernels/ops.h"
+#include "worker/device.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/flags.h"
+#include "worker/health.h"
 #include "worker/link/link_client.h"
 #include "worker/metrics.h"
 #include "worker/replica.h"
@@ -43,9 +44,21 @@ void FinishRunning(const Links& links, Replica* replica, StopSignals* signals) {
   }
 }
 
+void TellHealth(const Links& links, WorkerHealth* health) {
+  bool hangs = false;
+  bool admitted = false;
+  for (const auto& link : links) {
+    hangs |= link->awaits_progress();
+    admitted |= link->admitted();
+  }
+  health->Set(/*alive=*/!hangs, /*ready=*/admitted && !hangs);
+}
+
 // Until a signal, or until the worker can serve nobody. The exit code.
-int Serve(const Links& links, Replica* replica, StopSignals* signals) {
+int Serve(const Links& links, Replica* replica, WorkerHealth* health,
+          StopSignals* signals) {
   while (!signals->Wait(kTick)) {
+    TellHealth(links, health);
     if (replica->load_failure().has_value()) {
       spdlog::error("cannot load the model: {}",
                     std::string(replica->load_failure()->message()));
@@ -55,24 +68,17 @@ int Serve(const Links& links, Replica* replica, StopSignals* signals) {
       if (link->superseded()) return kExitCannotServe;
     }
   }
+  health->Set(/*alive=*/true, /*ready=*/false);
   FinishRunning(links, replica, signals);
   return 0;
 }
 
 int Run(const WorkerFlags& flags) {
   StopSignals signals;
-  if (flags.device != "cpu") {
-    spdlog::error(
-        "--device is {}, but this build has no CUDA backend; use "
-        "--device cpu",
-        flags.device);
-    return kExitCannotServe;
-  }
-  if (const std::string missing = cpu::MissingCpuFeatures(); !missing.empty()) {
-    spdlog::error(
-        "this processor lacks {}; the CPU backend needs x86-64-v3 "
-        "(AVX2 and FMA), as its bits are defined there",
-        missing);
+  const absl::StatusOr<Replica::ModelLoader> load_model =
+      LoaderFor(flags.device);
+  if (!load_model.ok()) {
+    spdlog::error("{}", std::string(load_model.status().message()));
     return kExitCannotServe;
   }
   WorkerMetrics metrics;
@@ -82,8 +88,16 @@ int Run(const WorkerFlags& flags) {
       return kExitCannotServe;
     }
   }
+  WorkerHealth health;
+  if (!flags.health.empty()) {
+    if (absl::Status status = health.Serve(flags.health); !status.ok()) {
+      spdlog::error("{}", std::string(status.message()));
+      return kExitCannotServe;
+    }
+  }
   Replica::Options options;
   options.threads = flags.threads;
+  options.load_model = *load_model;
   options.schedulers = static_cast<int>(flags.schedulers.size());
   options.observer = [&metrics](const StepSummary& step, double seconds) {
     metrics.ObserveStep(step, seconds);
@@ -98,7 +112,7 @@ int Run(const WorkerFlags& flags) {
   }
   spdlog::info("worker \"{}\" {} on {}", flags.worker_id, kVersion,
                flags.device);
-  const int code = Serve(links, &replica, &signals);
+  const int code = Serve(links, &replica, &health, &signals);
   for (const auto& link : links) link->Stop();
   spdlog::info("stopped");
   return code;

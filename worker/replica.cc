@@ -8,8 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
 #include "common/numerics.h"
+#include "common/status.h"
 #include "common/tokenizer_digest.h"
 #include "worker/engine/steady_clock.h"
+#include "worker/model/checkpoint/plan_entries.h"
 
 namespace invar {
 namespace {
@@ -31,11 +33,17 @@ KvDtype KvDtypeOf(v1::KvCache::Dtype dtype) {
 
 // Blocks that fit in kv_cache.memory_bytes.
 absl::StatusOr<int64_t> KvBlocks(const WorkerConfig& config,
-                                 const ModelConfig& model) {
-  const int64_t block_bytes =
-      KvCache::BlockBytes(KvDtypeOf(config.kv_cache().dtype()), model.layers,
-                          model.kv_row_elements());
+                                 const Model& model) {
+  const int64_t block_bytes = KvCache::BlockBytes(
+      KvDtypeOf(config.kv_cache().dtype()), model.config().layers,
+      model.config().kv_row_elements());
   const int64_t blocks = config.kv_cache().memory_bytes() / block_bytes;
+  if (blocks > model.MaxKvBlocks()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
+        ", but the device has room for ", model.MaxKvBlocks() * block_bytes,
+        " beside the model"));
+  }
   if (blocks > 0) return blocks;
   return absl::FailedPreconditionError(absl::StrCat(
       "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
@@ -54,6 +62,9 @@ v1::Numerics MakeNumerics(const WorkerConfig& config, const Model& model,
   // Also where the two plans are equal: a pool promises what its mode says.
   add("mode", v1::Determinism::Mode_Name(config.determinism().mode()));
   for (const auto& [name, value] : model.NumericsPlan()) add(name, value);
+  for (const auto& [name, value] : PlanEntries(model.config())) {
+    add(name, value);
+  }
   numerics.set_weights_digest(model.weights_digest());
   numerics.set_kernel_build_id(model.kernel_build_id());
   numerics.set_architecture(model.architecture());
@@ -80,9 +91,13 @@ void Replica::Configure(const WorkerConfig& config, LoadedCallback done) {
     }
     const std::string difference = DifferingField(*config_, config);
     if (!difference.empty()) {
-      answer = absl::FailedPreconditionError(absl::StrCat(
-          "this worker holds another scheduler's config, which differs: ",
-          difference, "; give both one config, or restart the worker"));
+      answer = WithReason(
+          absl::FailedPreconditionError(absl::StrCat(
+              "this worker holds another config, that of an earlier scheduler "
+              "or of another one, which differs: ",
+              difference,
+              "; restart the worker, or give all schedulers one config")),
+          "CONFIG_DIFFERS");
     } else if (loaded_.has_value()) {
       answer = *loaded_;
     } else {
@@ -141,8 +156,18 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   const std::string& path = config.model().path();
   absl::StatusOr<std::string> tokenizer_digest = TokenizerDigest(path);
   if (!tokenizer_digest.ok()) return tokenizer_digest.status();
-  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(
-      {path, KvDtypeOf(config.kv_cache().dtype()), options_.threads});
+  Model::LoadOptions load;
+  load.path = path;
+  load.kv_dtype = KvDtypeOf(config.kv_cache().dtype());
+  load.threads = options_.threads;
+  load.deterministic = config.determinism().mode() != v1::Determinism::FAST;
+  const v1::Limits& limits = config.limits();
+  load.step_tokens = limits.max_step_tokens();
+  load.context_tokens = limits.max_context_tokens();
+  absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(load);
+  if (absl::IsFailedPrecondition(model.status())) {
+    return WithReason(model.status(), "NUMERICS_NOT_HONOURED");
+  }
   if (!model.ok()) return model.status();
   const ModelConfig& model_config = (*model)->config();
   const int64_t tokenizer_ids = config.tokenizer_vocab_size();
@@ -152,15 +177,14 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
                      " ids, but the vocabulary of ", path, " is [0, ",
                      model_config.vocab_size, ")"));
   }
-  const absl::StatusOr<int64_t> kv_blocks = KvBlocks(config, model_config);
+  const absl::StatusOr<int64_t> kv_blocks = KvBlocks(config, **model);
   if (!kv_blocks.ok()) return kv_blocks.status();
   if (config.determinism().mode() == v1::Determinism::FAST) {
     spdlog::info(
-        "determinism.mode is FAST; on the CPU its plan equals "
+        "determinism.mode is FAST; on this backend its plan equals "
         "DETERMINISTIC's, and so does its speed");
   }
 
-  const v1::Limits& limits = config.limits();
   Engine::Options options;
   options.kv_blocks = *kv_blocks;
   options.max_running_sequences = limits.max_running_sequences();

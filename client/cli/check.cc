@@ -8,6 +8,8 @@ namespace {
 
 using ServingStatus = grpc::health::v1::HealthCheckResponse::ServingStatus;
 
+// What a worker calls its readiness: worker/health.h.
+constexpr char kWorkerServiceName[] = "invar.worker.v1.WorkerLinkService";
 constexpr absl::Duration kBetweenTries = absl::Milliseconds(200);
 
 class CheckCommand : public Command {
@@ -21,7 +23,9 @@ class CheckCommand : public Command {
     return "Asks for the health of the server (alive) and of "
            "invar.v1.InferenceService\n(ready: a worker is admitted and makes "
            "progress), and prints both. Exits 0 if\nboth serve, 1 if not, 3 "
-           "without a server.\n";
+           "without a server. With --worker it asks a worker's own\nport "
+           "(invar-worker --health), where ready is: a scheduler has admitted "
+           "it.\n";
   }
   std::string Examples() const override {
     return "  invar check\n"
@@ -34,6 +38,8 @@ class CheckCommand : public Command {
     flags.Add("wait", "SECONDS",
               "Keep asking until both serve, for so long. Default: ask once.",
               &wait_seconds_);
+    flags.AddSwitch("worker", "The address is a worker's health port.",
+                    &worker_);
     flags.AddSwitch("quiet", "Print nothing to standard output.", &quiet_);
   }
 
@@ -66,7 +72,11 @@ class CheckCommand : public Command {
     ServingStatus ready = grpc::health::v1::HealthCheckResponse::UNKNOWN;
   };
 
-  static Health Ask(const std::string& address, absl::Time deadline) {
+  std::string ReadinessName() const {
+    return worker_ ? kWorkerServiceName : kInferenceServiceName;
+  }
+
+  Health Ask(const std::string& address, absl::Time deadline) const {
     Health health;
     auto client = Client::Connect(address);
     health.connected = client.status();
@@ -77,7 +87,7 @@ class CheckCommand : public Command {
     health.answered = (*client)->CheckHealth("", options, &health.alive);
     if (health.answered.ok()) {
       health.answered =
-          (*client)->CheckHealth(kInferenceServiceName, options, &health.ready);
+          (*client)->CheckHealth(ReadinessName(), options, &health.ready);
     }
     if (!health.answered.ok()) {
       health.code = ExitCodeOf(health.answered);
@@ -102,7 +112,7 @@ class CheckCommand : public Command {
       terminal.out << "server: "
                    << HealthCheckResponse::ServingStatus_Name(health.alive)
                    << "\n"
-                   << kInferenceServiceName << ": "
+                   << ReadinessName() << ": "
                    << HealthCheckResponse::ServingStatus_Name(health.ready)
                    << "\n";
     }
@@ -110,6 +120,7 @@ class CheckCommand : public Command {
   }
 
   std::optional<double> wait_seconds_;
+  bool worker_ = false;
   bool quiet_ = false;
 };
 

@@ -11,6 +11,7 @@
 #include "client/embedded_files.h"
 #include "client/evaluation.h"
 #include "client/mgsm.h"
+#include "client/record.h"
 
 namespace invar {
 namespace {
@@ -102,6 +103,10 @@ class EvalCommand : public Command {
                     "correct, digest, fingerprint, latency_seconds, "
                     "output_tokens_per_second, ...",
                     &json_);
+    flags.Add("receipts", "FILE",
+              "Write the record of each answer there, with log-probabilities, "
+              "for invar verify.",
+              &receipts_);
     flags.Add("output", "FILE",
               "Write the transcripts, one JSON object a line. Equal runs write "
               "equal files.",
@@ -127,13 +132,20 @@ class EvalCommand : public Command {
       if (!output) return ReportUsage(terminal, "cannot write " + output_);
     }
 
+    std::ofstream receipts;
+    if (!receipts_.empty()) {
+      receipts.open(receipts_, std::ios::binary);
+      if (!receipts) return ReportUsage(terminal, "cannot write " + receipts_);
+      options_.keep_records = true;
+    }
+
     auto client = Client::Connect(globals.address);
     if (!client.ok()) return ReportFailure(terminal, client.status());
     Progress progress(terminal);
     options_.pool.on_retry = [&](const grpc::Status& refusal) {
       progress.ShowRetry(refusal);
     };
-    const Evaluation evaluation =
+    Evaluation evaluation =
         EvaluateMgsm(**client, *problems, options_,
                      [&](const Evaluation& now) { progress.Show(now); });
     progress.End();
@@ -141,6 +153,16 @@ class EvalCommand : public Command {
       WriteTranscripts(*problems, evaluation, output);
       output.close();
       if (!output) return ReportUsage(terminal, "cannot write " + output_);
+    }
+    if (!receipts_.empty() && evaluation.result.status.ok()) {
+      const grpc::Status status =
+          AddNumerics(**client, options_.pool.call, evaluation.records);
+      if (!status.ok()) return ReportFailure(terminal, "the receipts", status);
+      for (const auto& record : evaluation.records) {
+        receipts << RecordLine(record);
+      }
+      receipts.close();
+      if (!receipts) return ReportUsage(terminal, "cannot write " + receipts_);
     }
     return Report(evaluation, terminal);
   }
@@ -309,6 +331,7 @@ class EvalCommand : public Command {
   std::string data_;
   std::string instructions_;
   std::string output_;
+  std::string receipts_;
   std::optional<int32_t> limit_;
   std::optional<double> min_score_;
   bool json_ = false;

@@ -1,3 +1,4 @@
+#include <fstream>
 #include <istream>
 #include <iterator>
 #include <optional>
@@ -5,6 +6,7 @@
 #include "client/cli/command.h"
 #include "client/cli/json.h"
 #include "client/cli/request_flags.h"
+#include "client/record.h"
 
 namespace invar {
 namespace {
@@ -37,6 +39,8 @@ class GenerateCommand : public Command {
            "7 "
            "--n 4\n"
            "  invar generate --prompt - --json < question.txt\n"
+           "  invar generate --prompt \"2 + 2 =\" --receipt a.json && invar "
+           "verify a.json\n"
            "  invar generate --json --token-ids 5,6,7 --max-tokens 0 "
            "--prompt-logprobs\n";
   }
@@ -66,6 +70,8 @@ class GenerateCommand : public Command {
                     &prompt_logprobs_);
     flags.AddSwitch("no-skip-special-tokens",
                     "Leave special tokens in the text.", &keep_special_);
+    flags.Add("receipt", "FILE",
+              "Write the answer's record there, for invar verify.", &receipt_);
     flags.Add("n", "N", "Answers to write, up to 16. Default: 1.", &n_);
     flags.Add("request-id", "ID",
               "Names the request in logs and receipts. Default: made up by the "
@@ -92,10 +98,26 @@ class GenerateCommand : public Command {
       return ReportUsage(terminal,
                          "log-probabilities are printed only with --json");
     }
+    // Before the work, not after it, so that a wrong path costs nothing.
+    std::ofstream receipt;
+    if (!receipt_.empty()) {
+      receipt.open(receipt_, std::ios::binary);
+      if (!receipt) return ReportUsage(terminal, "cannot write " + receipt_);
+    }
     const v1::GenerateRequest request = MakeRequest(terminal);
     auto client = Client::Connect(globals.address);
     if (!client.ok()) return ReportFailure(terminal, client.status());
-    return Print(**client, request, terminal);
+    v1::GenerateOnceResponse whole;
+    const int code = Print(**client, request, terminal, whole);
+    if (code != kExitDone || receipt_.empty()) return code;
+    std::vector<v1::GenerationRecord> records = {MakeRecord(request, whole)};
+    const grpc::Status status =
+        AddNumerics(**client, {.timeout = request_flags_.deadline()}, records);
+    if (!status.ok()) return ReportFailure(terminal, "the receipt", status);
+    receipt << RecordLine(records[0]);
+    receipt.close();
+    if (!receipt) return ReportUsage(terminal, "cannot write " + receipt_);
+    return kExitDone;
   }
 
  private:
@@ -127,11 +149,11 @@ class GenerateCommand : public Command {
     return request;
   }
 
+  // Prints the answer and fills in `whole`.
   int Print(Client& client, const v1::GenerateRequest& request,
-            Terminal& terminal) const {
+            Terminal& terminal, v1::GenerateOnceResponse& whole) const {
     // Answers written side by side cannot share one stream of text.
     const bool streams = !json_ && n_.value_or(1) == 1;
-    v1::GenerateOnceResponse whole;
     GenerateMetadata metadata;
     const grpc::Status status = client.Generate(
         request, {.timeout = request_flags_.deadline()},
@@ -168,6 +190,7 @@ class GenerateCommand : public Command {
   std::optional<int32_t> top_logprobs_;
   std::optional<bool> prompt_logprobs_;
   bool keep_special_ = false;
+  std::string receipt_;
   std::optional<int32_t> n_;
   std::string request_id_;
   RequestFlags request_flags_;

@@ -28,8 +28,10 @@ struct Switches {
 
 void AddGlobalFlags(FlagSet& flags, GlobalFlags& globals, Switches& switches) {
   flags.Section("Flags of every command");
-  flags.Add("address", "HOST:PORT",
-            absl::StrCat("The server. Default: ", kDefaultAddress, "."),
+  flags.Add("address", "HOST:PORT,...",
+            absl::StrCat("The server, or several of one config: a call that "
+                         "one of them loses goes on at another. Default: ",
+                         kDefaultAddress, "."),
             &globals.address);
   flags.Add("admin-address", "HOST:PORT",
             absl::StrCat("Its admin port, which workers asks. Default: ",
@@ -45,6 +47,9 @@ std::vector<Entry> MakeEntries(GlobalFlags& globals, Switches& switches) {
   entries.push_back({MakeGenerateCommand(), {}});
   entries.push_back({MakeChatCommand(), {}});
   entries.push_back({MakeEvalCommand(), {}});
+  entries.push_back({MakeVerifyCommand(), {}});
+  entries.push_back({MakeSelfTestCommand(), {}});
+  entries.push_back({MakeBenchCommand(), {}});
   entries.push_back({MakeCheckCommand(), {}});
   entries.push_back({MakeWorkersCommand(), {}});
   entries.push_back({MakeInspectCommand(), {}});
@@ -71,6 +76,7 @@ std::string ProgramHelp(const std::vector<Entry>& entries,
       "  invar chat                           Talk to the model.\n"
       "  invar generate --prompt \"2 + 2 =\"    Go on with a text.\n"
       "  invar eval mgsm --min-score 0.8      Score it; exit 1 below 0.8.\n"
+      "  invar verify mgsm.jsonl              Write recorded answers again.\n"
       "\ninvar COMMAND --help tells a command's flags and examples.\n\n",
       kExitCodes);
   return help;
@@ -161,10 +167,9 @@ int RunInvar(const std::vector<std::string>& arguments, Terminal& terminal) {
     terminal.out << CommandHelp(*entry);
     return kExitDone;
   }
-  for (const std::string& address : {globals.address, globals.admin_address}) {
-    const absl::Status valid = CheckAddress(address);
-    if (!valid.ok()) return ReportFailure(terminal, valid);
-  }
+  absl::Status valid = CheckAddresses(globals.address);
+  if (valid.ok()) valid = CheckAddress(globals.admin_address);
+  if (!valid.ok()) return ReportFailure(terminal, valid);
   return entry->command->Run(globals, positional, terminal);
 }
 

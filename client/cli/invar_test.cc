@@ -286,6 +286,13 @@ TEST(Workers, ListsDrainsAndResumes) {
   bad.set_worker_id("beta");
   bad.set_state(v1::WorkerInfo::REFUSED);
   bad.set_reason("kv_cache.dtype differs");
+  v1::WorkerInfo& other = *behaviour.workers.add_workers();
+  other.set_worker_id("delta");
+  other.set_state(v1::WorkerInfo::READY);
+  other.set_first_difference("plan.kv.dtype: e5m2 against e4m3");
+  auto& entry = *other.mutable_numerics()->mutable_plan()->add_entries();
+  entry.set_name("kv.dtype");
+  entry.set_value("e4m3");
   FakeServer server(behaviour);
 
   const Outcome table = InvokeAt(server, {"workers"});
@@ -293,10 +300,14 @@ TEST(Workers, ListsDrainsAndResumes) {
   EXPECT_THAT(table.out, HasSubstr("alpha   cpu     READY    0123456789ab"));
   EXPECT_THAT(table.out, HasSubstr("7/90"));
   EXPECT_THAT(table.out, HasSubstr("beta: kv_cache.dtype differs\n"));
+  EXPECT_THAT(table.out,
+              HasSubstr("delta: a pool of its own, by plan.kv.dtype: "
+                        "e5m2 against e4m3\n"));
   const auto json =
       nlohmann::json::parse(InvokeAt(server, {"workers", "--json"}).out);
   EXPECT_EQ(json["queued_requests"], 3);
   EXPECT_EQ(json["workers"][1]["state"], "REFUSED");
+  EXPECT_EQ(json["workers"][2]["plan"]["kv.dtype"], "e4m3");
 
   EXPECT_EQ(InvokeAt(server, {"workers", "drain", "alpha"}).code, 0);
   EXPECT_EQ(InvokeAt(server, {"workers", "resume", "alpha"}).code, 0);

@@ -1,10 +1,8 @@
-#include <algorithm>
-#include <numeric>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cli/command.h"
 #include "client/cli/json.h"
+#include "client/cli/table.h"
 
 namespace invar {
 namespace {
@@ -12,34 +10,11 @@ namespace {
 constexpr CallOptions kCall{.timeout = absl::Seconds(10)};
 constexpr size_t kFingerprintDigits = 12;
 
-using Row = std::vector<std::string>;
-
-// Columns two spaces apart, each as wide as its widest cell.
-std::string RenderTable(const std::vector<Row>& rows) {
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const Row& row : rows) {
-    for (size_t column = 0; column < row.size(); ++column) {
-      widths[column] = std::max(widths[column], row[column].size());
-    }
-  }
-  std::string table;
-  for (const Row& row : rows) {
-    std::string line;
-    for (size_t column = 0; column < row.size(); ++column) {
-      absl::StrAppendFormat(&line, "%-*s", static_cast<int>(widths[column] + 2),
-                            row[column]);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    absl::StrAppend(&table, line, "\n");
-  }
-  return table;
-}
-
 std::string StateName(const v1::WorkerInfo& worker) {
   return v1::WorkerInfo::State_Name(worker.state());
 }
 
-Row ToRow(const v1::WorkerInfo& worker) {
+TableRow ToRow(const v1::WorkerInfo& worker) {
   const std::string fingerprint =
       worker.numerics().fingerprint().substr(0, kFingerprintDigits);
   return {worker.worker_id(),
@@ -54,14 +29,21 @@ Row ToRow(const v1::WorkerInfo& worker) {
 }
 
 nlohmann::ordered_json ToJson(const v1::WorkerInfo& worker) {
+  nlohmann::ordered_json plan = nlohmann::ordered_json::object();
+  for (const auto& entry : worker.numerics().plan().entries()) {
+    plan[entry.name()] = entry.value();
+  }
   return {{"worker_id", worker.worker_id()},
           {"device", worker.device()},
           {"state", StateName(worker)},
           {"reason", worker.reason()},
           {"fingerprint", worker.numerics().fingerprint()},
+          {"first_difference", worker.first_difference()},
+          {"plan", plan},
           {"weights_digest", worker.numerics().weights_digest()},
           {"kernel_build_id", worker.numerics().kernel_build_id()},
           {"architecture", worker.numerics().architecture()},
+          {"tokenizer_digest", worker.numerics().tokenizer_digest()},
           {"epoch", worker.epoch()},
           {"running_sequences", worker.running_sequences()},
           {"free_sequences", worker.free_sequences()},
@@ -88,10 +70,15 @@ class WorkersCommand : public Command {
            "(FREE), "
            "its KV\n"
            "blocks in use, engine steps so far, and the age of its last "
-           "heartbeat. `drain`\n"
-           "stops sending requests to one, whose running ones go on to their "
-           "end; `resume`\n"
-           "starts again. Asks the admin port.\n";
+           "heartbeat. Below\n"
+           "it, why a worker was refused (in the last minute), and for one of "
+           "another pool\n"
+           "the first field of its numerics that differs from those that new "
+           "requests run\n"
+           "on; --json has every field. `drain` stops sending requests to a "
+           "worker, whose\n"
+           "running ones go on to their end; `resume` starts again. Asks the "
+           "admin port.\n";
   }
   std::string Examples() const override {
     return "  invar workers\n"
@@ -154,15 +141,21 @@ class WorkersCommand : public Command {
                       "--scheduler HOST:PORT --device cpu\n";
       return kExitDone;
     }
-    std::vector<Row> rows = {{"WORKER", "DEVICE", "STATE", "FINGERPRINT",
-                              "RUNNING", "FREE", "KV", "STEPS", "HEARTBEAT"}};
+    std::vector<TableRow> rows = {{"WORKER", "DEVICE", "STATE", "FINGERPRINT",
+                                   "RUNNING", "FREE", "KV", "STEPS",
+                                   "HEARTBEAT"}};
     for (const v1::WorkerInfo& worker : response.workers()) {
       rows.push_back(ToRow(worker));
     }
     terminal.out << RenderTable(rows);
     for (const v1::WorkerInfo& worker : response.workers()) {
-      if (worker.reason().empty()) continue;
-      terminal.out << worker.worker_id() << ": " << worker.reason() << "\n";
+      if (!worker.reason().empty()) {
+        terminal.out << worker.worker_id() << ": " << worker.reason() << "\n";
+      }
+      if (!worker.first_difference().empty()) {
+        terminal.out << worker.worker_id() << ": a pool of its own, by "
+                     << worker.first_difference() << "\n";
+      }
     }
     terminal.out << "queued requests: " << response.queued_requests() << "\n";
     return kExitDone;

@@ -1,7 +1,7 @@
 // Compiled for any x86-64, unlike the rest of the folder: it runs first.
 #include <string>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/isa_kernels.h"
 #include "kernels/ops.h"
 
 namespace invar::cpu {
@@ -21,13 +21,37 @@ std::string MissingCpuFeatures() {
   return missing;
 }
 
-Isa BestIsa() {
+const char* Name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+  }
+  return "";
+}
+
+namespace {
+
+Isa FindBestIsa() {
   __builtin_cpu_init();
   const bool v4 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return v4 ? Isa::kAvx512 : Isa::kAvx2;
+  if (!v4) return Isa::kAvx2;
+  return __builtin_cpu_supports("avx512bf16") && PairsAreTwoMultiplyAdds()
+             ? Isa::kAvx512Bf16
+             : Isa::kAvx512;
+}
+
+}  // namespace
+
+Isa BestIsa() {
+  static const Isa best = FindBestIsa();
+  return best;
 }
 
 }  // namespace invar::cpu

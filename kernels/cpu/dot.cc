@@ -8,7 +8,15 @@
 namespace invar::cpu {
 
 const IsaKernels& KernelsOf(Isa isa) {
-  return isa == Isa::kAvx512 ? kAvx512Kernels : kAvx2Kernels;
+  switch (isa) {
+    case Isa::kAvx512Bf16:
+      return kAvx512Bf16Kernels;
+    case Isa::kAvx512:
+      return kAvx512Kernels;
+    case Isa::kAvx2:
+      break;
+  }
+  return kAvx2Kernels;
 }
 
 void Dot(Isa isa, const DotProducts& products) { KernelsOf(isa).dot(products); }
@@ -16,9 +24,12 @@ void Dot(Isa isa, const DotProducts& products) { KernelsOf(isa).dot(products); }
 int64_t DotGrain(const Weight& weight, int64_t tokens) {
   constexpr int64_t kRowsMost = 128;
   constexpr int64_t kProductsWorthAClaim = 1 << 15;
+  // Whole cache lines of outputs, so that no two threads write to one.
+  constexpr int64_t kLineRows = 16;
   const int64_t rows =
       kProductsWorthAClaim / std::max<int64_t>(1, weight.columns * tokens);
-  return std::clamp<int64_t>((rows + 3) / 4 * 4, 4, kRowsMost);
+  return std::clamp((rows + kLineRows - 1) / kLineRows * kLineRows,
+                    2 * kLineRows, kRowsMost);
 }
 
 namespace {
@@ -58,6 +69,27 @@ void QuantizeGroups(const float* x, int64_t columns, float* out) {
   }
 }
 
+// As DotProducts::pairs has them.
+void PackPairs(const float* x, int64_t columns, uint32_t* pairs) {
+  const __m256i high_half = _mm256_set1_epi32(-0x10000);
+  for (int64_t k = 0; k < columns; k += 2 * kLanes) {
+    for (int64_t l = 0; l < kLanes; l += 8, pairs += 8) {
+      const auto at = [x](int64_t i) {
+        return _mm256_castps_si256(_mm256_loadu_ps(x + i));
+      };
+      const __m256i high = _mm256_and_si256(at(k + l), high_half);
+      const __m256i low = k + kLanes < columns
+                              ? _mm256_srli_epi32(at(k + kLanes + l), 16)
+                              : _mm256_setzero_si256();
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs),
+                          _mm256_or_si256(high, low));
+    }
+  }
+}
+
+// Fewer tokens are bound by the decoding of weights, not by products.
+constexpr int64_t kPairTokens = 8;
+
 }  // namespace
 
 QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
@@ -74,6 +106,11 @@ QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
   } else if (weight.dynamic_inputs == DynamicInputs::kToken) {
     input.scales.resize(tokens);
   }
+  const bool packs = pool.isa() == Isa::kAvx512Bf16 && tokens >= kPairTokens &&
+                     weight.dtype == WeightDtype::kFp8E4m3 &&
+                     weight.block_scales == nullptr &&
+                     weight.dynamic_inputs != DynamicInputs::kGroup;
+  if (packs) input.pairs.resize(tokens * PairsOf(columns));
   const int64_t grain = std::max<int64_t>(1, 8192 / columns);
   pool.ParallelFor(tokens, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -86,6 +123,9 @@ QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
         Divided(row, input.scales[t], columns, out);
       } else {
         QuantizeGroups(row, columns, out);
+      }
+      if (packs) {
+        PackPairs(out, columns, input.pairs.data() + t * PairsOf(columns));
       }
     }
   });

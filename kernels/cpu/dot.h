@@ -24,6 +24,8 @@ struct QuantizedInput {
   std::vector<float> scales;
   float scale = 1.0f;
   AlignedVector<float> storage;  // of `values`, where they are not the input
+  // `values` as DotProducts::pairs, where that is faster; else empty.
+  AlignedVector<uint32_t> pairs;
 
   const float* token_scales() const {
     return scales.empty() ? nullptr : scales.data();

@@ -55,16 +55,22 @@ void RunUnits(ThreadPool& pool, const std::vector<Unit>& units,
   pool.ParallelFor(
       static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end) {
         std::vector<const float*> from;
+        std::vector<const uint32_t*> pairs;
         std::vector<float*> to;
         std::vector<float> scales;
         for (int64_t u = begin; u < end; ++u) {
           const Unit& unit = units[u];
           from.clear();
+          pairs.clear();
           to.clear();
           scales.clear();
           for (const int64_t slot : unit.group->slots) {
             const int64_t row = slot / slots_per_row;
             from.push_back(x.values + row * unit.weight->columns);
+            if (!x.pairs.empty()) {
+              pairs.push_back(x.pairs.data() +
+                              row * PairsOf(unit.weight->columns));
+            }
             if (!x.scales.empty()) scales.push_back(x.scales[row]);
             to.push_back(unit.out + slot * unit.weight->rows);
           }
@@ -76,6 +82,7 @@ void RunUnits(ThreadPool& pool, const std::vector<Unit>& units,
                .input_scales = scales.empty() ? nullptr : scales.data(),
                .input_scale = x.scale,
                .x = from.data(),
+               .pairs = pairs.empty() ? nullptr : pairs.data(),
                .out = to.data(),
                .tokens = static_cast<int64_t>(from.size())});
         }

@@ -1,5 +1,6 @@
 // The loops that take nearly all of a step's time, compiled once for each
-// instruction set: avx2.cc and avx512.cc. Both give the same bits.
+// instruction set: avx2.cc, avx512.cc and avx512_bf16.cc. All give the same
+// bits.
 #ifndef INVAR_KERNELS_CPU_ISA_KERNELS_H_
 #define INVAR_KERNELS_CPU_ISA_KERNELS_H_
 
@@ -29,9 +30,18 @@ struct DotProducts {
   const float* input_scales = nullptr;  // one a token; null: input_scale
   float input_scale = 1.0f;
   const float* const* x = nullptr;  // one pointer a token: (columns)
-  float* const* out = nullptr;      // one pointer a token: (rows)
+  // The same as pairs, (PairsOf(columns)) a token, or null: only of e4m3 values
+  // for e4m3 weights without blocks, and worth it for many tokens alone.
+  const uint32_t* const* pairs = nullptr;
+  float* const* out = nullptr;  // one pointer a token: (rows)
   int64_t tokens = 0;
 };
+
+// Values that bf16 has exactly, two in a word: word 16 i + l has value 32 i + l
+// in its high half and value 32 i + 16 + l, zero past the end, in its low one.
+constexpr int64_t PairsOf(int64_t columns) {
+  return (columns + 2 * kLanes - 1) / (2 * kLanes) * kLanes;
+}
 
 // out[t][column] = scale * sum_n x[t][n] W[n, column] over all rows n of the
 // weight, one ascending chain, for columns [column_begin, column_end).
@@ -75,6 +85,11 @@ const IsaKernels& KernelsOf(Isa isa);
 
 extern const IsaKernels kAvx2Kernels;
 extern const IsaKernels kAvx512Kernels;
+extern const IsaKernels kAvx512Bf16Kernels;
+
+// Whether this processor, which has AVX512_BF16, multiplies pairs as two fused
+// multiply-adds, the high halves first.
+bool PairsAreTwoMultiplyAdds();
 
 }  // namespace invar::cpu
 

@@ -12,22 +12,27 @@ void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
   const QuantizedInput input = QuantizeInput(pool, weight, x, tokens);
   std::vector<const float*> inputs(tokens);
   std::vector<float*> outputs(tokens);
+  std::vector<const uint32_t*> pairs(input.pairs.empty() ? 0 : tokens);
   for (int64_t t = 0; t < tokens; ++t) {
     inputs[t] = input.values + t * weight.columns;
     outputs[t] = out + t * weight.rows;
+    if (!pairs.empty()) {
+      pairs[t] = input.pairs.data() + t * PairsOf(weight.columns);
+    }
   }
-  pool.ParallelFor(weight.rows, DotGrain(weight, tokens),
-                   [&](int64_t begin, int64_t end) {
-                     Dot(pool.isa(), {.weight = &weight,
-                                      .row_begin = begin,
-                                      .row_end = end,
-                                      .leaf = leaf,
-                                      .input_scales = input.token_scales(),
-                                      .input_scale = input.scale,
-                                      .x = inputs.data(),
-                                      .out = outputs.data(),
-                                      .tokens = tokens});
-                   });
+  pool.ParallelFor(
+      weight.rows, DotGrain(weight, tokens), [&](int64_t begin, int64_t end) {
+        Dot(pool.isa(), {.weight = &weight,
+                         .row_begin = begin,
+                         .row_end = end,
+                         .leaf = leaf,
+                         .input_scales = input.token_scales(),
+                         .input_scale = input.scale,
+                         .x = inputs.data(),
+                         .pairs = pairs.empty() ? nullptr : pairs.data(),
+                         .out = outputs.data(),
+                         .tokens = tokens});
+      });
 }
 
 }  // namespace

@@ -63,36 +63,52 @@ TEST(LinearTest, GivesTheBitsOfTheWrittenOrderForEveryTokenCount) {
   }
 }
 
-// Every dtype, few tokens and many, rows and tokens that leave a rest.
-TEST(LinearTest, BothInstructionSetsGiveTheSameBits) {
-  if (BestIsa() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512 here";
+// Every dtype, few tokens and many, rows and tokens that leave a rest; FP8
+// weights also with inputs of each kind.
+TEST(LinearTest, AllInstructionSetsGiveTheSameBits) {
+  if (BestIsa() == Isa::kAvx2) GTEST_SKIP() << "no AVX-512 here";
   ThreadPool avx2(2, Isa::kAvx2);
-  ThreadPool avx512(2, Isa::kAvx512);
   constexpr int64_t kRows = 39;
-  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16,
-                                  WeightDtype::kFp16, WeightDtype::kFp32}) {
+  struct Kind {
+    WeightDtype dtype;
+    float input_scale = 0.0f;
+    DynamicInputs dynamic = DynamicInputs::kNone;
+  };
+  for (const Kind& kind :
+       {Kind{WeightDtype::kFp8E4m3}, Kind{WeightDtype::kFp8E4m3, 0.004f},
+        Kind{WeightDtype::kFp8E4m3, 0.0f, DynamicInputs::kToken},
+        Kind{WeightDtype::kFp8E4m3, 0.0f, DynamicInputs::kGroup},
+        Kind{WeightDtype::kBf16}, Kind{WeightDtype::kFp16},
+        Kind{WeightDtype::kFp32}}) {
     for (const int64_t columns : {16, 400, 2832, 9008}) {
-      std::vector<uint8_t> bytes(kRows * columns * WeightElementBytes(dtype));
+      std::vector<uint8_t> bytes(kRows * columns *
+                                 WeightElementBytes(kind.dtype));
       for (size_t i = 0; i < bytes.size(); ++i) {
         // No infinities and no NaNs in any of the formats.
         bytes[i] = static_cast<uint8_t>(i * 37 + i / 251) & 0xbb;
       }
       const Weight weight = {
-          .dtype = dtype,
+          .dtype = kind.dtype,
           .data = reinterpret_cast<const std::byte*>(bytes.data()),
           .rows = kRows,
           .columns = columns,
-          .scale = 0.03f};
+          .scale = 0.03f,
+          .input_scale = kind.input_scale,
+          .dynamic_inputs = kind.dynamic};
       for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 20}) {
         const auto x = RandomValues(tokens * columns, 2);
-        std::vector<float> narrow(tokens * kRows);
-        std::vector<float> wide(tokens * kRows);
+        std::vector<float> narrow(tokens * kRows), leaves(tokens * kRows);
         Linear(avx2, weight, x.data(), tokens, narrow.data());
-        Linear(avx512, weight, x.data(), tokens, wide.data());
-        EXPECT_TRUE(SameBits(narrow, wide)) << columns << " " << tokens;
-        LinearRowParallel(avx2, weight, x.data(), tokens, narrow.data());
-        LinearRowParallel(avx512, weight, x.data(), tokens, wide.data());
-        EXPECT_TRUE(SameBits(narrow, wide)) << columns << " " << tokens;
+        LinearRowParallel(avx2, weight, x.data(), tokens, leaves.data());
+        for (const Isa isa : {Isa::kAvx512, Isa::kAvx512Bf16}) {
+          if (isa > BestIsa()) continue;
+          ThreadPool pool(2, isa);
+          std::vector<float> wide(tokens * kRows);
+          Linear(pool, weight, x.data(), tokens, wide.data());
+          EXPECT_TRUE(SameBits(narrow, wide)) << columns << " " << tokens;
+          LinearRowParallel(pool, weight, x.data(), tokens, wide.data());
+          EXPECT_TRUE(SameBits(leaves, wide)) << columns << " " << tokens;
+        }
       }
     }
   }

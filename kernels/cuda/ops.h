@@ -56,9 +56,9 @@ struct RopeAngles {
 };
 
 // cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])] /
-// cache.scale), nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) * gain.
-// kv_a (T, L + R), gain (L).
-// finite[t] = 0 if an element was infinite or not a number, else unchanged.
+// cache.scale), nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) *
+// gain. kv_a (T, L + R), gain (L). finite[t] = 0 if an element was infinite or
+// not a number, else unchanged.
 void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
               const float* gain, float eps, const RopeAngles& angles,
               const KvLayer& cache, uint8_t* finite);

@@ -129,8 +129,8 @@ struct Addend {
 
 struct RmsNormArguments {
   float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
-  int64_t hidden_stride = 0;  // a multiple of 4
-  Addend addend;                // hidden[t] += addend[t] before the norm
+  int64_t hidden_stride = 0;    // a multiple of 4
+  Addend addend = {};           // hidden[t] += addend[t] before the norm
   const float* gain = nullptr;  // (size)
   float eps = 1e-6f;
   int64_t rows = 0;
@@ -139,7 +139,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
-  InputSink inputs[2];      // (rows, size) each
+  InputSink inputs[2];          // (rows, size) each
 };
 
 // hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *

@@ -29,7 +29,9 @@ if(INVAR_WITH_CUDA)
   find_package(CUDAToolkit REQUIRED)
   # -fmad=false: a fused multiply-add is written (fmaf), never guessed.
   # --expt-relaxed-constexpr: kernels/types.h has the shapes' arithmetic.
+  # Code is not compressed, so that kernel_digest.py can read it.
   add_compile_options(
+    "$<$<COMPILE_LANGUAGE:CUDA>:--no-compress>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_90a,code=sm_90a>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>"
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>"

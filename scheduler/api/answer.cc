@@ -34,13 +34,17 @@ bool Answer::reached_length() const {
 void Answer::Handle(const Begin& action) {
   fingerprint_ = action.fingerprint;
   max_tokens_ = action.max_tokens;
+  sink_->OnBegin(fingerprint_);
 }
 
 bool Answer::Handle(const Deliver& action) {
   State& state = states_[action.index];
   if (state.ended) return false;
   const auto& report = action.report;
-  state.cached_tokens = std::max(state.cached_tokens, report.cached_tokens());
+  // Not of a later attempt, which reads what the lost one computed.
+  if (report.token_ids_size() > 0 && !state.sample.has_output()) {
+    state.cached_tokens = report.cached_tokens();
+  }
   if (report.prompt_logprobs_size() > 0) {
     v1::GenerateResponse event;
     auto* page = event.mutable_prompt_logprobs();

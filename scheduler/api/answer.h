@@ -23,6 +23,9 @@ namespace invar::scheduler {
 class AnswerSink {
  public:
   virtual ~AnswerSink() = default;
+  // Who will write the answer, before the first event; again if it changed
+  // its pool before that.
+  virtual void OnBegin(const std::string& fingerprint) {}
   virtual void OnEvent(v1::GenerateResponse event) = 0;
   // The last call. OK follows a `final` event.
   virtual void OnEnd(const grpc::Status& status) = 0;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "scheduler/api/wire.h"
 
 namespace invar::scheduler {
 namespace {
@@ -39,6 +40,11 @@ StreamedCall* StreamedCall::Start(Abandon abandon) {
   return this;
 }
 
+void StreamedCall::OnBegin(const std::string& fingerprint) {
+  absl::MutexLock lock(&mutex_);
+  fingerprint_ = fingerprint;
+}
+
 void StreamedCall::OnEvent(v1::GenerateResponse event) {
   absl::MutexLock lock(&mutex_);
   if (broken_ || end_ != nullptr) return;
@@ -71,6 +77,9 @@ StreamedCall::Pending* StreamedCall::FindAdjacent(const v1::TokenDelta& delta) {
     if (!pending->event.has_delta()) return nullptr;
     const v1::TokenDelta& last = pending->event.delta();
     if (last.index() != delta.index()) continue;
+    // Text without tokens was held back to the end; a client that resumes must
+    // be able to tell it from the text of the tokens.
+    if (last.token_ids().empty() != delta.token_ids().empty()) return nullptr;
     const bool adjacent =
         last.position() + last.token_ids_size() == delta.position();
     return adjacent ? &*pending : nullptr;
@@ -93,9 +102,14 @@ void StreamedCall::WriteNext() {
     finished_ = true;
     Finish(broken_ ? grpc::Status::CANCELLED : *end_);
   } else if (!events_.empty()) {
+    if (!fingerprint_.empty()) {
+      context_->AddInitialMetadata("invar-fingerprint",
+                                   std::exchange(fingerprint_, ""));
+    }
     writing_ = true;
     write_began_ = absl::Now();
-    StartWrite(&events_.front().event);
+    bytes_ = SerializeResponse(events_.front().event);
+    StartWrite(&bytes_);
   }
 }
 
@@ -137,14 +151,14 @@ WholeCall* WholeCall::Start(Abandon abandon) {
 }
 
 v1::Answer& WholeCall::AnswerAt(int32_t index) {
-  while (response_->answers_size() <= index) response_->add_answers();
-  return *response_->mutable_answers(index);
+  while (response_.answers_size() <= index) response_.add_answers();
+  return *response_.mutable_answers(index);
 }
 
 void WholeCall::OnEvent(v1::GenerateResponse event) {
   switch (event.event_case()) {
     case v1::GenerateResponse::kPromptLogprobs:
-      response_->mutable_prompt_logprobs()->MergeFrom(
+      response_.mutable_prompt_logprobs()->MergeFrom(
           event.prompt_logprobs().logprobs());
       break;
     case v1::GenerateResponse::kDelta: {
@@ -160,8 +174,8 @@ void WholeCall::OnEvent(v1::GenerateResponse event) {
       for (const v1::Completion& completion : event.final().completions()) {
         *AnswerAt(completion.index()).mutable_completion() = completion;
       }
-      *response_->mutable_usage() = event.final().usage();
-      response_->set_request_id(
+      *response_.mutable_usage() = event.final().usage();
+      response_.set_request_id(
           event.final().completions(0).receipt().request_id());
       break;
     case v1::GenerateResponse::EVENT_NOT_SET:
@@ -169,7 +183,10 @@ void WholeCall::OnEvent(v1::GenerateResponse event) {
   }
 }
 
-void WholeCall::OnEnd(const grpc::Status& status) { Finish(status); }
+void WholeCall::OnEnd(const grpc::Status& status) {
+  if (status.ok()) *bytes_ = SerializeResponse(response_);
+  Finish(status);
+}
 
 // Finish comes from the core, which answers an abandoned request with one: the
 // response stays valid until then.

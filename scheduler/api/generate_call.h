@@ -24,10 +24,9 @@ using Abandon = std::function<void()>;
 
 // A streamed generation. Writes one message at a time; what comes meanwhile
 // coalesces. Keeps itself alive until gRPC is done with it.
-class StreamedCall final
-    : public grpc::ServerWriteReactor<v1::GenerateResponse>,
-      public AnswerSink,
-      public std::enable_shared_from_this<StreamedCall> {
+class StreamedCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public AnswerSink,
+                           public std::enable_shared_from_this<StreamedCall> {
  public:
   StreamedCall(grpc::CallbackServerContext* context, int64_t buffer_bytes)
       : context_(context), buffer_bytes_(buffer_bytes) {}
@@ -37,6 +36,7 @@ class StreamedCall final
   // Cancels the call if its client has left a message unread for longer.
   void CancelIfStalled(absl::Time now, absl::Duration limit);
 
+  void OnBegin(const std::string& fingerprint) override;
   void OnEvent(v1::GenerateResponse event) override;
   void OnEnd(const grpc::Status& status) override;
   bool cancelled() const override { return cancelled_; }
@@ -70,8 +70,12 @@ class StreamedCall final
   std::deque<Pending> events_ ABSL_GUARDED_BY(mutex_);
   int64_t buffered_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  // What is being written.
+  grpc::ByteBuffer bytes_ ABSL_GUARDED_BY(mutex_);
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  // For the initial metadata, which goes with the first message; then empty.
+  std::string fingerprint_ ABSL_GUARDED_BY(mutex_);
   absl::Time write_began_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   std::unique_ptr<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<StreamedCall> self_;
@@ -82,9 +86,8 @@ class WholeCall final : public grpc::ServerUnaryReactor,
                         public AnswerSink,
                         public std::enable_shared_from_this<WholeCall> {
  public:
-  WholeCall(grpc::CallbackServerContext* context,
-            v1::GenerateOnceResponse* response)
-      : context_(context), response_(response) {}
+  WholeCall(grpc::CallbackServerContext* context, grpc::ByteBuffer* bytes)
+      : context_(context), bytes_(bytes) {}
 
   WholeCall* Start(Abandon abandon);
 
@@ -100,7 +103,8 @@ class WholeCall final : public grpc::ServerUnaryReactor,
 
   // Valid until OnEnd.
   grpc::CallbackServerContext* const context_;
-  v1::GenerateOnceResponse* const response_;
+  grpc::ByteBuffer* const bytes_;
+  v1::GenerateOnceResponse response_;
   Abandon abandon_;
   std::atomic<bool> cancelled_ = false;
   std::shared_ptr<WholeCall> self_;

@@ -10,7 +10,9 @@
 #include "absl/time/clock.h"
 #include "common/seed.h"
 #include "common/status.h"
+#include "common/trace.h"
 #include "common/version.h"
+#include "scheduler/api/wire.h"
 
 namespace invar::scheduler {
 namespace {
@@ -22,17 +24,35 @@ std::string MakeRequestId() {
                          random());
 }
 
-// Runs `work` on the pool and ends the call with its status.
-template <typename Work>
+// Reads a request, runs `work(request, response)` on the pool, and ends the
+// call with its status.
+template <typename Request, typename Response, typename Work>
 grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context,
-                                    TaskPool& pool, Work work) {
+                                    TaskPool& pool,
+                                    const grpc::ByteBuffer& request_bytes,
+                                    grpc::ByteBuffer* response_bytes,
+                                    Work work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  pool.Submit([reactor, work = std::move(work)] {
-    const grpc::Status status = work();
-    if (!status.ok()) spdlog::warn("refused: {}", status.error_message());
+  Request request;
+  const grpc::Status parsed = ParseRequest(request_bytes, &request);
+  pool.Submit([=, request = std::move(request), work = std::move(work)] {
+    Response response;
+    const grpc::Status status = parsed.ok() ? work(request, &response) : parsed;
+    if (status.ok()) {
+      *response_bytes = SerializeResponse(response);
+    } else {
+      spdlog::warn("refused: {}", status.error_message());
+    }
     reactor->Finish(status);
   });
   return reactor;
+}
+
+// Of the call's metadata; empty without one.
+std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find(kTraceparentKey);
+  if (found == context.client_metadata().end()) return "";
+  return ReadTraceparent({found->second.data(), found->second.size()});
 }
 
 }  // namespace
@@ -46,8 +66,8 @@ Abandon InferenceService::AbandonOf(RequestNumber number) {
   return [this, number] { parts_.loop.Post(RequestAbandoned{number}); };
 }
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   const RequestNumber number = ++last_number_;
   auto call = std::make_shared<StreamedCall>(
       context, parts_.config.limits().stream_buffer_bytes());
@@ -56,53 +76,60 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     streams_.push_back(call);
   }
   StreamedCall* reactor = call->Start(AbandonOf(number));
-  Begin(context, *request, number, std::move(call));
+  auto request = std::make_shared<v1::GenerateRequest>();
+  const grpc::Status parsed = ParseRequest(*bytes, request.get());
+  Begin(context, parsed, std::move(request), number, std::move(call));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::GenerateOnce(
-    grpc::CallbackServerContext* context,
-    const v1::GenerateOnceRequest* request,
-    v1::GenerateOnceResponse* response) {
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+    grpc::ByteBuffer* response) {
   const RequestNumber number = ++last_number_;
   auto call = std::make_shared<WholeCall>(context, response);
   WholeCall* reactor = call->Start(AbandonOf(number));
-  Begin(context, request->request(), number, std::move(call));
+  auto whole = std::make_shared<v1::GenerateOnceRequest>();
+  const grpc::Status parsed = ParseRequest(*bytes, whole.get());
+  const v1::GenerateRequest* request = &whole->request();
+  Begin(context, parsed, {std::move(whole), request}, number, std::move(call));
   return reactor;
 }
 
 void InferenceService::Begin(grpc::CallbackServerContext* context,
-                             const v1::GenerateRequest& request,
+                             const grpc::Status& parsed,
+                             std::shared_ptr<const v1::GenerateRequest> request,
                              RequestNumber number,
                              std::shared_ptr<AnswerSink> sink) {
   auto spec = std::make_shared<RequestSpec>();
   spec->number = number;
+  spec->traceparent = TraceparentOf(*context);
   spec->request_id =
-      request.request_id().empty() ? MakeRequestId() : request.request_id();
-  spec->seed = request.sampling().has_seed()
-                   ? request.sampling().seed()
+      request->request_id().empty() ? MakeRequestId() : request->request_id();
+  spec->seed = request->sampling().has_seed()
+                   ? request->sampling().seed()
                    : SeedFromRequestId(spec->request_id);
   if (context->deadline() != std::chrono::system_clock::time_point::max()) {
     spec->deadline = absl::FromChrono(context->deadline());
   }
-  if (auto status = RequestReader::CheckRequestId(spec->request_id);
-      !status.ok()) {
+  grpc::Status status = parsed;
+  if (status.ok()) status = RequestReader::CheckRequestId(spec->request_id);
+  if (!status.ok()) {
     spec->request_id = "(unnamed)";  // What it was is not fit for a log.
     Refuse(*spec, *sink, status);
     return;
   }
   context->AddInitialMetadata("invar-request-id", spec->request_id);
   context->AddInitialMetadata("invar-seed", absl::StrCat(spec->seed));
-  // A copy: gRPC takes the request back as soon as a cancelled call ends.
-  parts_.pool.Submit([this, request, spec, sink = std::move(sink)] {
-    ReadAndSubmit(request, spec, sink);
-  });
+  parts_.pool.Submit(
+      [this, request = std::move(request), spec, sink = std::move(sink)] {
+        ReadAndSubmit(*request, spec, sink);
+      });
 }
 
 void InferenceService::Refuse(const RequestSpec& spec, AnswerSink& sink,
                               const grpc::Status& status) {
-  spdlog::warn("request {} refused: {}", spec.request_id,
-               status.error_message());
+  spdlog::warn("request {} refused: {}{}", spec.request_id,
+               status.error_message(), TraceNote(spec.traceparent));
   sink.OnEnd(status);
 }
 
@@ -156,19 +183,21 @@ void InferenceService::CancelStalledStreams() {
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(
-    grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-    v1::TokenizeResponse* response) {
-  return RunOnPool(
-      context, parts_.pool, [this, request, response]() -> grpc::Status {
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+    grpc::ByteBuffer* response_bytes) {
+  return RunOnPool<v1::TokenizeRequest, v1::TokenizeResponse>(
+      context, parts_.pool, *bytes, response_bytes,
+      [this](const v1::TokenizeRequest& request,
+             v1::TokenizeResponse* response) -> grpc::Status {
         std::vector<int32_t> ids;
-        grpc::Status status = reader_.CheckModel(request->model());
+        grpc::Status status = reader_.CheckModel(request.model());
         if (!status.ok()) return status;
-        switch (request->input_case()) {
+        switch (request.input_case()) {
           case v1::TokenizeRequest::kText:
-            status = reader_.ReadText(request->text(), &ids);
+            status = reader_.ReadText(request.text(), &ids);
             break;
           case v1::TokenizeRequest::kChat:
-            status = reader_.ReadChat(request->chat(), &ids);
+            status = reader_.ReadChat(request.chat(), &ids);
             break;
           case v1::TokenizeRequest::INPUT_NOT_SET:
             return BadField("input", "is not set; set text or chat");
@@ -179,20 +208,22 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(
-    grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
-    v1::DetokenizeResponse* response) {
-  return RunOnPool(
-      context, parts_.pool, [this, request, response]() -> grpc::Status {
-        grpc::Status status = reader_.CheckModel(request->model());
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+    grpc::ByteBuffer* response_bytes) {
+  return RunOnPool<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      context, parts_.pool, *bytes, response_bytes,
+      [this](const v1::DetokenizeRequest& request,
+             v1::DetokenizeResponse* response) -> grpc::Status {
+        grpc::Status status = reader_.CheckModel(request.model());
         if (status.ok()) {
-          status = reader_.CheckIds("token_ids", request->token_ids());
+          status = reader_.CheckIds("token_ids", request.token_ids());
         }
         if (!status.ok()) return status;
-        const bool skip = !request->has_skip_special_tokens() ||
-                          request->skip_special_tokens();
+        const bool skip =
+            !request.has_skip_special_tokens() || request.skip_special_tokens();
         auto text = parts_.tokenizer.Decode(
-            {request->token_ids().data(),
-             static_cast<size_t>(request->token_ids_size())},
+            {request.token_ids().data(),
+             static_cast<size_t>(request.token_ids_size())},
             skip);
         if (!text.ok()) return ToGrpcStatus(text.status(), "TOKENIZER");
         response->set_text(*std::move(text));
@@ -210,9 +241,9 @@ grpc::ServerUnaryReactor* InferenceService::GetServerInfo(
   response->set_config_digest(parts_.config_digest);
   parts_.loop.Read([response](const Core& core, absl::Time) {
     response->set_max_context_tokens(core.MaxContextTokens());
-    if (const v1::Numerics* numerics = core.PrimaryNumerics()) {
-      response->set_fingerprint(numerics->fingerprint());
-      *response->mutable_numerics() = numerics->plan();
+    response->set_fingerprint(core.PrimaryFingerprint());
+    for (v1::Pool& pool : core.Pools()) {
+      *response->add_pools() = std::move(pool);
     }
   });
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

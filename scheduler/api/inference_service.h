@@ -22,8 +22,17 @@
 
 namespace invar::scheduler {
 
+// The methods whose requests hold strings take bytes: see wire.h.
+using InferenceServiceBase =
+    v1::InferenceService::WithRawCallbackMethod_Generate<
+        v1::InferenceService::WithRawCallbackMethod_GenerateOnce<
+            v1::InferenceService::WithRawCallbackMethod_Tokenize<
+                v1::InferenceService::WithRawCallbackMethod_Detokenize<
+                    v1::InferenceService::WithCallbackMethod_GetServerInfo<
+                        v1::InferenceService::Service>>>>>;
+
 // Thread-safe. Handlers return at once; reading a request runs on the pool.
-class InferenceService final : public v1::InferenceService::CallbackService {
+class InferenceService final : public InferenceServiceBase {
  public:
   // What the service uses; all must outlive it.
   struct Parts {
@@ -36,20 +45,18 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   };
   explicit InferenceService(Parts parts);
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(
       grpc::CallbackServerContext* context,
-      const v1::GenerateRequest* request) override;
-  grpc::ServerUnaryReactor* GenerateOnce(
-      grpc::CallbackServerContext* context,
-      const v1::GenerateOnceRequest* request,
-      v1::GenerateOnceResponse* response) override;
+      const grpc::ByteBuffer* bytes) override;
+  grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* bytes,
+                                         grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
-  grpc::ServerUnaryReactor* Detokenize(
-      grpc::CallbackServerContext* context,
-      const v1::DetokenizeRequest* request,
-      v1::DetokenizeResponse* response) override;
+                                     const grpc::ByteBuffer* bytes,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* bytes,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetServerInfo(
       grpc::CallbackServerContext* context,
       const v1::GetServerInfoRequest* request,
@@ -60,10 +67,11 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   void CancelStalledStreams();
 
  private:
-  // Names the request, announces name and seed, and queues the reading of it.
-  void Begin(grpc::CallbackServerContext* context,
-             const v1::GenerateRequest& request, RequestNumber number,
-             std::shared_ptr<AnswerSink> sink);
+  // Names the request, announces name and seed, and queues the reading of it;
+  // or refuses it if it did not parse.
+  void Begin(grpc::CallbackServerContext* context, const grpc::Status& parsed,
+             std::shared_ptr<const v1::GenerateRequest> request,
+             RequestNumber number, std::shared_ptr<AnswerSink> sink);
   // Runs on the pool.
   void ReadAndSubmit(const v1::GenerateRequest& request,
                      std::shared_ptr<RequestSpec> spec,

@@ -1,12 +1,22 @@
 #include "scheduler/core/core.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
+#include "common/numerics.h"
+
 namespace invar::scheduler {
+namespace {
+
+// How long a worker that was refused, and is gone, is still shown.
+constexpr absl::Duration kRefusalShown = absl::Minutes(1);
+
+}  // namespace
 
 std::vector<Action> Core::Step(const Event& event, absl::Time now) {
   now_ = now;
+  started_ = std::min(started_, now);
   std::visit([this](const auto& one) { On(one); }, event);
   Dispatch();
   UpdateReadiness();
@@ -15,13 +25,27 @@ std::vector<Action> Core::Step(const Event& event, absl::Time now) {
 
 void Core::On(const Tick&) {
   LoseSilent();
+  workers_.ForgetRefusedBefore(now_ - kRefusalShown);
   ExpireQueued();
 }
 
 std::vector<v1::WorkerInfo> Core::Workers(absl::Time now) const {
   std::vector<v1::WorkerInfo> infos;
+  const Worker* primary = workers_.Primary();
+  std::set<std::string> attached;
   for (const auto& [link, worker] : workers_.all()) {
-    infos.push_back(worker.Info(now));
+    v1::WorkerInfo& info = infos.emplace_back(worker.Info(now));
+    attached.insert(worker.id());
+    if (primary != nullptr && worker.admitted()) {
+      info.set_first_difference(
+          FirstDifference(primary->numerics, worker.numerics));
+    }
+    if (const RefusedWorker* refused = workers_.FindRefused(worker.id())) {
+      info.set_reason(refused->refusal.text);
+    }
+  }
+  for (const auto& [id, refused] : workers_.refused()) {
+    if (!attached.contains(id)) infos.push_back(refused.Info());
   }
   std::sort(infos.begin(), infos.end(), [](const auto& a, const auto& b) {
     return a.worker_id() < b.worker_id();
@@ -34,9 +58,32 @@ std::string Core::PrimaryFingerprint() const {
   return worker == nullptr ? "" : worker->fingerprint();
 }
 
-const v1::Numerics* Core::PrimaryNumerics() const {
-  const Worker* worker = workers_.Primary();
-  return worker == nullptr ? nullptr : &worker->numerics;
+std::vector<v1::Pool> Core::Pools() const {
+  std::vector<const Worker*> admitted;
+  for (const auto& [link, worker] : workers_.all()) {
+    if (worker.admitted()) admitted.push_back(&worker);
+  }
+  const std::string primary = PrimaryFingerprint();
+  std::sort(admitted.begin(), admitted.end(),
+            [&](const Worker* a, const Worker* b) {
+              return std::pair(a->fingerprint() != primary, a->admission) <
+                     std::pair(b->fingerprint() != primary, b->admission);
+            });
+  std::vector<v1::Pool> pools;
+  for (const Worker* worker : admitted) {
+    auto pool =
+        std::find_if(pools.begin(), pools.end(), [&](const v1::Pool& one) {
+          return one.numerics().fingerprint() == worker->fingerprint();
+        });
+    if (pool == pools.end()) {
+      pool = pools.emplace(pools.end());
+      *pool->mutable_numerics() = worker->numerics;
+      pool->set_first_difference(
+          FirstDifference(pools[0].numerics(), worker->numerics));
+    }
+    pool->set_workers(pool->workers() + 1);
+  }
+  return pools;
 }
 
 int32_t Core::MaxContextTokens() const {

@@ -1,7 +1,7 @@
 // The scheduler's decisions, as a pure state machine: no clock, thread, socket
 // or random source inside, so that a seed reproduces every run of it.
 //
-// Invariants (checked by core/simulation_test.cc):
+// Invariants (checked by tests/simulation):
 //   * every request that arrived ends in exactly one Finish;
 //   * its tokens are delivered in order, none lost, repeated or changed, over
 //     any number of lost workers;
@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "invar/v1/admin.pb.h"
 #include "invar/v1/config.pb.h"
+#include "invar/v1/inference.pb.h"
 #include "scheduler/core/request_table.h"
 #include "scheduler/core/types.h"
 #include "scheduler/core/worker_table.h"
@@ -32,6 +33,7 @@ class Core {
     v1::Limits limits;  // defaults resolved
     v1::Determinism::Mode mode = v1::Determinism::DETERMINISTIC;
     std::string tokenizer_digest;  // workers with another are refused
+    std::string config_digest;     // likewise
   };
 
   explicit Core(Options options) : options_(std::move(options)) {}
@@ -42,12 +44,12 @@ class Core {
 
   // --- What can be seen from outside ---------------------------------------
 
-  // Every attached worker, by worker id.
+  // Every attached worker, and those refused lately, by worker id.
   std::vector<v1::WorkerInfo> Workers(absl::Time now) const;
   // The fingerprint that new requests run on; empty: none.
   std::string PrimaryFingerprint() const;
-  // Its numerics; null without one.
-  const v1::Numerics* PrimaryNumerics() const;
+  // The pools, the one that new requests run on first.
+  std::vector<v1::Pool> Pools() const;
   // Positions that a sequence may have; 0 without a worker.
   int32_t MaxContextTokens() const;
   int64_t queued() const { return requests_.queued(); }
@@ -70,6 +72,10 @@ class Core {
 
   // --- core_requests.cc ---
 
+  // Whether workers have had the time to find this scheduler. Before, a pool
+  // that is not there may be about to come.
+  bool Settled() const;
+  Finish NoSuchPool(const RequestSpec& spec) const;
   // Says why a request cannot be taken, or nothing.
   std::optional<Finish> WhyNot(const RequestSpec& spec) const;
   // Its max_tokens, or the default for one that names none.
@@ -97,9 +103,11 @@ class Core {
   void FinishIfEnded(Request* request);
   // Puts a request whose worker gave it back at the head of its queue.
   void Requeue(Request* request);
-  // A worker died with these: each request waits for another, or has had
-  // enough.
-  void OnLoss(const std::set<SequenceNumber>& running);
+  // A worker is gone with these: each request waits for another, or has had
+  // enough. `died`: they may have been the reason.
+  void OnLoss(const std::set<SequenceNumber>& running, bool died);
+  // The requests that a worker may have been computing when it died.
+  std::set<RequestNumber> Suspects(const std::set<SequenceNumber>& running);
   void FinishRequest(Request* request, Finish finish);
   Finish Failed(absl::StatusCode code, std::string reason,
                 std::string message) const;
@@ -108,10 +116,17 @@ class Core {
 
   // --- core_workers.cc ---
 
-  // Why a loaded worker is refused; empty: it is admitted.
-  std::string WhyRefused(const worker::v1::Loaded& loaded) const;
+  // Why a loaded worker is refused; nothing: it is admitted.
+  std::optional<Refusal> WhyRefused(const worker::v1::Loaded& loaded) const;
+  // Tells the log, unless it is what the worker was told before.
+  void Refuse(LinkNumber link, const worker::v1::Hello& hello,
+              const Refusal& refusal);
   // Forgets a worker; its requests go back to the head of the queue.
   void Lose(LinkNumber link, const std::string& reason);
+  // Why a worker counts as dead; empty: it lives.
+  std::string WhyDead(const Worker& worker) const;
+  // Closes the link of a dead worker and loses it.
+  void Bury(LinkNumber link, const std::string& reason);
   void LoseSilent();
   void UpdateReadiness();
 
@@ -121,10 +136,13 @@ class Core {
 
   Options options_;
   absl::Time now_ = absl::InfinitePast();
+  absl::Time started_ = absl::InfiniteFuture();  // the first step
+  absl::Time last_tick_ = absl::InfiniteFuture();
   std::vector<Action> actions_;
   WorkerTable workers_;
   RequestTable requests_;
   absl::Duration mean_duration_ = absl::Seconds(1);  // of finished requests
+  int64_t submissions_ = 0;
   bool ready_ = false;
 };
 

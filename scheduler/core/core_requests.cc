@@ -12,6 +12,11 @@ using worker::v1::Terminal;
 
 namespace {
 
+// Workers dial a scheduler that is back within a second (worker/link).
+constexpr absl::Duration kSettling = absl::Seconds(5);
+// Steps that a worker may have begun since the last report that arrived.
+constexpr int64_t kStepsUnreported = 3;
+
 worker::v1::AttemptKey KeyOf(const Request& request, const Sequence& sequence,
                              const Worker& worker) {
   worker::v1::AttemptKey key;
@@ -25,9 +30,26 @@ worker::v1::AttemptKey KeyOf(const Request& request, const Sequence& sequence,
 
 // --- Arrival ----------------------------------------------------------------
 
+bool Core::Settled() const { return now_ - started_ >= kSettling; }
+
+Finish Core::NoSuchPool(const RequestSpec& spec) const {
+  const std::string primary = PrimaryFingerprint();
+  return Failed(
+      absl::StatusCode::kFailedPrecondition, "NO_SUCH_FINGERPRINT",
+      absl::StrCat("resume.expected_fingerprint ", spec.expected_fingerprint,
+                   " is served by no worker; here it is ",
+                   primary.empty() ? "none" : primary));
+}
+
 std::optional<Finish> Core::WhyNot(const RequestSpec& spec) const {
   const Worker* primary = workers_.Primary();
   if (primary == nullptr) {
+    if (const RefusedWorker* refused = workers_.FindUnwilling()) {
+      return Failed(absl::StatusCode::kFailedPrecondition, kNumericsNotHonoured,
+                    absl::StrCat("no worker is ready, and worker ",
+                                 refused->hello.worker_id(),
+                                 " was refused: ", refused->refusal.text));
+    }
     Finish finish = Failed(absl::StatusCode::kUnavailable, "NO_WORKER",
                            "no worker is ready; start one with invar-worker, "
                            "or see `invar workers`");
@@ -41,12 +63,15 @@ std::optional<Finish> Core::WhyNot(const RequestSpec& spec) const {
                                "another id"));
   }
   if (!spec.expected_fingerprint.empty() &&
-      !workers_.HasPool(spec.expected_fingerprint)) {
-    return Failed(
-        absl::StatusCode::kFailedPrecondition, "NO_SUCH_FINGERPRINT",
-        absl::StrCat("resume.expected_fingerprint ", spec.expected_fingerprint,
-                     " is served by no worker; here it is ",
-                     primary->fingerprint()));
+      !workers_.HasPool(spec.expected_fingerprint) && Settled()) {
+    return NoSuchPool(spec);
+  }
+  if (options_.mode == v1::Determinism::FAST && !spec.resume_tokens.empty() &&
+      !spec.allow_divergent_resume) {
+    return Failed(absl::StatusCode::kFailedPrecondition, "DIVERGENT_RESUME",
+                  "in mode FAST the rest could differ from what was begun; set "
+                  "allow_divergent_resume to accept that, or leave resume out "
+                  "to begin again");
   }
   const int64_t context = MaxContextTokens();
   const int64_t prompt = static_cast<int64_t>(spec.prompt.size());
@@ -92,6 +117,8 @@ void Core::On(const RequestArrived& event) {
   request.spec = event.request;
   request.arrived = now_;
   request.pool = spec.expected_fingerprint;
+  request.pool_unseen =
+      !request.pool.empty() && !workers_.HasPool(request.pool);
   request.max_tokens = MaxOutput(spec);
   for (int32_t index = 0; index < spec.answers; ++index) {
     Sequence& sequence = request.sequences.emplace_back();
@@ -211,9 +238,12 @@ Worker* Core::Choose(Request* request, const Sequence& sequence,
 void Core::Submit(Request* request, Sequence* sequence, Worker* worker) {
   const RequestSpec& spec = *request->spec;
   request->pool = worker->fingerprint();
+  request->pool_unseen = false;
   sequence->state = Sequence::State::kRunning;
   sequence->link = worker->link;
   ++sequence->attempt;
+  sequence->submission = ++submissions_;
+  sequence->got_on = false;
   worker->running.insert(SequenceOf(spec.number, sequence->index));
   worker->spent_sequences += 1;
   worker->spent_kv_tokens += worker->KvCost(request->submit_tokens(*sequence));
@@ -276,6 +306,8 @@ bool Core::DeliverNew(Request* request, Sequence* sequence,
     report.mutable_prompt_logprobs()->ExtractSubrange(0, old, nullptr);
     report.set_prompt_position(report.prompt_position() + old);
     request->prompt_logprobs_delivered = std::max(next, end) - 1;
+    if (end > next) request->losses = 0;
+    sequence->got_on = true;
   }
   if (report.token_ids_size() > 0) {
     const int64_t next = request->submit_tokens(*sequence);
@@ -286,6 +318,8 @@ bool Core::DeliverNew(Request* request, Sequence* sequence,
     sequence->delivered.insert(sequence->delivered.end(),
                                report.token_ids().begin(),
                                report.token_ids().end());
+    request->losses = 0;
+    sequence->got_on = true;
   }
   if (report.token_ids_size() > 0 || report.prompt_logprobs_size() > 0) {
     report.clear_terminal();
@@ -327,7 +361,34 @@ void Core::EndAttempt(Request* request, Sequence* sequence,
   }
 }
 
-void Core::OnLoss(const std::set<SequenceNumber>& running) {
+std::set<RequestNumber> Core::Suspects(
+    const std::set<SequenceNumber>& running) {
+  std::set<RequestNumber> suspects;
+  std::map<int64_t, std::pair<RequestNumber, int64_t>> begun;  // and tokens
+  for (const SequenceNumber number : running) {
+    const Request& request = *requests_.Find(RequestOf(number));
+    const Sequence& sequence = request.sequences[IndexOf(number)];
+    if (sequence.got_on) {
+      suspects.insert(request.number());
+    } else {
+      begun[sequence.submission] = {request.number(),
+                                    request.submit_tokens(sequence)};
+    }
+  }
+  // Nobody overtakes in a worker: it cannot have come to those behind what it
+  // computes in the few steps whose reports were lost with it.
+  int64_t tokens = kStepsUnreported * options_.limits.max_step_tokens();
+  for (const auto& [submission, one] : begun) {
+    if (tokens <= 0) break;
+    suspects.insert(one.first);
+    tokens -= one.second;
+  }
+  return suspects;
+}
+
+void Core::OnLoss(const std::set<SequenceNumber>& running, bool died) {
+  std::set<RequestNumber> suspects;
+  if (died) suspects = Suspects(running);
   std::map<RequestNumber, bool> lost;  // whether with output
   for (const SequenceNumber number : running) {
     Sequence& sequence =
@@ -338,12 +399,16 @@ void Core::OnLoss(const std::set<SequenceNumber>& running) {
   // Last first, each to the head: the order of arrival is kept.
   for (auto at = lost.rbegin(); at != lost.rend(); ++at) {
     Request* request = requests_.Find(at->first);
-    if (++request->losses >= options_.limits.max_attempts()) {
+    // One that has got on since the last loss did not kill both workers: what
+    // kills a worker does so again at the same position.
+    request->losses += suspects.contains(at->first) ? 1 : 0;
+    if (request->losses >= options_.limits.max_attempts()) {
       FinishRequest(
           request,
           Failed(absl::StatusCode::kAborted, "WORKERS_LOST",
                  absl::StrCat("the request was lost with ", request->losses,
-                              " workers and is not tried again")));
+                              " workers in a row, without a token in between, "
+                              "and is not tried again")));
     } else if (options_.mode == v1::Determinism::FAST && at->second &&
                !request->spec->allow_divergent_resume) {
       FinishRequest(request, Failed(absl::StatusCode::kAborted, "WORKER_LOST",
@@ -374,10 +439,13 @@ void Core::ExpireQueued() {
       Request& request = *requests_.Find(*at++);
       request.stranded_since = stranded ? std::min(request.stranded_since, now_)
                                         : absl::InfiniteFuture();
+      request.pool_unseen &= !workers_.HasPool(pool);
       if (request.spec->deadline <= now_) {
         FinishRequest(&request,
                       Failed(absl::StatusCode::kDeadlineExceeded, "DEADLINE",
                              "the deadline passed while the request waited"));
+      } else if (request.pool_unseen && Settled()) {
+        FinishRequest(&request, NoSuchPool(*request.spec));
       } else if (now_ - request.stranded_since > patience) {
         Finish finish =
             Failed(absl::StatusCode::kUnavailable, "NO_WORKER",

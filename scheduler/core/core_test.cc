@@ -17,7 +17,7 @@ using worker::v1::Terminal;
 class CoreTest : public ::testing::Test {
  protected:
   explicit CoreTest(v1::Determinism::Mode mode = v1::Determinism::DETERMINISTIC)
-      : core_(MakeOptions(mode)) {}
+      : mode_(mode), core_(MakeOptions(mode)) {}
 
   static Core::Options MakeOptions(v1::Determinism::Mode mode) {
     Core::Options options;
@@ -27,11 +27,18 @@ class CoreTest : public ::testing::Test {
             ->limits();
     options.mode = mode;
     options.tokenizer_digest = "tokenizer";
+    options.config_digest = "config";
     return options;
   }
 
   std::vector<Action> Step(const Event& event) {
     return core_.Step(event, now_);
+  }
+
+  static void SetMode(const std::string& mode, v1::Numerics* numerics) {
+    auto* entry = numerics->mutable_plan()->add_entries();
+    entry->set_name("mode");
+    entry->set_value(mode);
   }
 
   // Attaches and loads a worker; `weights` makes the fingerprint.
@@ -44,6 +51,7 @@ class CoreTest : public ::testing::Test {
     hello.set_worker_id(id);
     Step(WorkerAttached{link, hello});
     worker::v1::Loaded loaded;
+    SetMode(v1::Determinism::Mode_Name(mode_), loaded.mutable_numerics());
     loaded.mutable_numerics()->set_weights_digest(weights);
     loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
     loaded.mutable_numerics()->set_fingerprint(Fingerprint(loaded.numerics()));
@@ -51,6 +59,7 @@ class CoreTest : public ::testing::Test {
     loaded.mutable_capacity()->set_sequences(sequences);
     loaded.mutable_capacity()->set_kv_blocks(sequences * 2);
     loaded.set_max_context_tokens(1024);
+    loaded.set_config_digest("config");
     loaded.mutable_credits()->set_sequences(sequences);
     loaded.mutable_credits()->set_kv_tokens(sequences * 128 / schedulers);
     return Step(WorkerLoaded{link, loaded});
@@ -92,6 +101,7 @@ class CoreTest : public ::testing::Test {
     return found;
   }
 
+  const v1::Determinism::Mode mode_;
   absl::Time now_ = absl::UnixEpoch();
   absl::Time deadline_ = absl::InfiniteFuture();
   Core core_;
@@ -211,10 +221,85 @@ TEST_F(CoreTest, ALostWorkersRequestGoesOnElsewhereWhereItStopped) {
   const auto delivered = Only<Deliver>(Report(2, second[0], {12}));
   ASSERT_EQ(delivered.size(), 1u);
   EXPECT_EQ(delivered[0].report.position(), 6);
-  // A second loss is the last.
+  // It got on at the second worker, and so did not kill that one as well.
+  EXPECT_TRUE(Only<Finish>(Step(WorkerLost{2, "killed"})).empty());
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c"))[0].delivered,
+            (std::vector<int32_t>{10, 11, 12}));
+}
+
+TEST_F(CoreTest, ARequestThatKillsTwoWorkersIsNotPassedOn) {
+  AddWorker(1, "a");
+  AddWorker(2, "b");
+  AddWorker(3, "c");
+  const auto first = Only<SendSubmit>(Arrive(7));
+  Report(1, first[0], {10, 11});
+  EXPECT_TRUE(Only<Finish>(Step(WorkerLost{1, "killed"})).empty());
+  const auto actions = Step(WorkerLost{2, "killed"});
+  ASSERT_EQ(Only<Finish>(actions).size(), 1u);
+  EXPECT_TRUE(absl::IsAborted(Only<Finish>(actions)[0].status));
+  EXPECT_EQ(Only<Finish>(actions)[0].error_reason, "WORKERS_LOST");
+  EXPECT_TRUE(Only<SendSubmit>(actions).empty());
+}
+
+TEST_F(CoreTest, ARequestThatItsWorkersNeverCameToKilledNone) {
+  AddWorker(1, "a", 40);
+  for (RequestNumber number = 1; number <= 4; ++number) {
+    Arrive(number, 8, 600);  // Steps are of 512 tokens.
+  }
+  Step(WorkerLost{1, "killed"});
+  AddWorker(2, "b", 40);
   const auto finished = Only<Finish>(Step(WorkerLost{2, "killed"}));
+  ASSERT_EQ(finished.size(), 3u);
+  for (const Finish& one : finished) EXPECT_LT(one.request, 4);
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c", 40)).size(), 1u);
+}
+
+TEST_F(CoreTest, AWorkerThatLeavesIsHeldAgainstNoRequest) {
+  AddWorker(1, "a", 1);
+  Arrive(7);
+  for (LinkNumber link = 1; link < 5; ++link) {
+    Step(WorkerLeaving{link});
+    EXPECT_TRUE(Only<Finish>(Step(WorkerLost{link, "left"})).empty());
+    EXPECT_EQ(Only<SendSubmit>(AddWorker(link + 1, "b", 1)).size(), 1u);
+  }
+}
+
+TEST_F(CoreTest, AScoredPromptKeepsItsPool) {
+  AddWorker(1, "a");
+  AddWorker(2, "b", 2, "other weights");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt.assign(9, 1);
+  spec->max_tokens = 4;
+  spec->prompt_logprobs = true;
+  const auto submit = Only<SendSubmit>(Step(RequestArrived{spec}));
+  worker::v1::StepReport report;
+  *report.add_attempts()->mutable_key() = submit[0].key;
+  report.mutable_attempts(0)->set_prompt_position(1);
+  report.mutable_attempts(0)->add_prompt_logprobs(-1);
+  EXPECT_EQ(Only<Deliver>(Step(WorkerReported{1, report})).size(), 1u);
+  EXPECT_TRUE(Only<SendSubmit>(Step(WorkerLost{1, "killed"})).empty());
+  EXPECT_EQ(Only<SendSubmit>(AddWorker(3, "c")).size(), 1u);
+}
+
+TEST_F(CoreTest, AResumeWaitsForItsPoolOnlyWhileWorkersMayStillCome) {
+  AddWorker(1, "a", 2, "new weights");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt = {1};
+  spec->resume_tokens = {5};
+  spec->expected_fingerprint = "gone";
+  EXPECT_TRUE(Only<Finish>(Step(RequestArrived{spec})).empty());
+  now_ += absl::Seconds(5);
+  Step(WorkerBeat{1, {}});
+  const auto finished = Only<Finish>(Step(Tick{}));
   ASSERT_EQ(finished.size(), 1u);
-  EXPECT_TRUE(absl::IsAborted(finished[0].status));
+  EXPECT_TRUE(absl::IsFailedPrecondition(finished[0].status));
+  const auto later = Only<Finish>(Step(RequestArrived{spec}));
+  ASSERT_EQ(later.size(), 1u);
+  EXPECT_EQ(later[0].error_reason, "NO_SUCH_FINGERPRINT");
 }
 
 TEST_F(CoreTest, ABegunRequestNeverChangesItsPool) {
@@ -236,6 +321,22 @@ TEST_F(CoreTest, ABegunRequestNeverChangesItsPool) {
   EXPECT_TRUE(absl::IsUnavailable(finished[0].status));
 }
 
+TEST_F(FastCoreTest, AClientResumesOnlyWhereItAcceptsAnotherRest) {
+  AddWorker(1, "a");
+  auto spec = std::make_shared<RequestSpec>();
+  spec->number = 7;
+  spec->request_id = "7";
+  spec->prompt = {1};
+  spec->max_tokens = 4;
+  spec->resume_tokens = {5};
+  spec->expected_fingerprint = core_.PrimaryFingerprint();
+  const auto finished = Only<Finish>(Step(RequestArrived{spec}));
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].error_reason, "DIVERGENT_RESUME");
+  spec->allow_divergent_resume = true;
+  EXPECT_EQ(Only<SendSubmit>(Step(RequestArrived{spec})).size(), 1u);
+}
+
 TEST_F(FastCoreTest, ABegunRequestEndsWithItsWorker) {
   AddWorker(1, "a");
   AddWorker(2, "b");
@@ -251,11 +352,13 @@ TEST_F(FastCoreTest, ABegunRequestEndsWithItsWorker) {
 TEST_F(CoreTest, SilenceAndAStalledStepAreDeath) {
   AddWorker(1, "a");
   AddWorker(2, "b");
-  now_ += absl::Milliseconds(1900);
   worker::v1::Heartbeat beat;
-  Step(WorkerBeat{2, beat});
-  EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
-  now_ += absl::Milliseconds(200);
+  for (int i = 0; i < 4; ++i) {
+    now_ += absl::Milliseconds(500);
+    Step(WorkerBeat{2, beat});
+    EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
+  }
+  now_ += absl::Milliseconds(50);
   auto closed = Only<CloseLink>(Step(Tick{}));
   ASSERT_EQ(closed.size(), 1u);
   EXPECT_EQ(closed[0].link, 1);
@@ -264,6 +367,23 @@ TEST_F(CoreTest, SilenceAndAStalledStepAreDeath) {
   closed = Only<CloseLink>(Step(Tick{}));
   ASSERT_EQ(closed.size(), 1u);
   EXPECT_EQ(closed[0].link, 2);
+  // It may come back, but not with the same step.
+  EXPECT_TRUE(absl::IsUnavailable(closed[0].status));
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("b");
+  Step(WorkerAttached{3, hello});
+  Step(WorkerBeat{3, beat});
+  const auto actions = Step(WorkerLoaded{3, {}});
+  EXPECT_EQ(Only<CloseLink>(actions).size(), 1u);
+  EXPECT_TRUE(Only<SendAdmitted>(actions).empty());
+}
+
+TEST_F(CoreTest, SleepOfTheSchedulerIsNoSilenceOfItsWorkers) {
+  AddWorker(1, "a");
+  Step(Tick{});
+  now_ += absl::Seconds(30);
+  EXPECT_TRUE(Only<CloseLink>(Step(Tick{})).empty());
 }
 
 TEST_F(CoreTest, DeadlinesEvictWhatWaits) {
@@ -311,21 +431,84 @@ TEST_F(CoreTest, RefusesAnotherTokenizerAndALyingFingerprint) {
   hello.set_worker_id("a");
   Step(WorkerAttached{1, hello});
   worker::v1::Loaded loaded;
+  loaded.set_config_digest("config");
+  SetMode("DETERMINISTIC", loaded.mutable_numerics());
   loaded.mutable_numerics()->set_tokenizer_digest("another");
   auto refused = Only<SendRefused>(Step(WorkerLoaded{1, loaded}));
   ASSERT_EQ(refused.size(), 1u);
-  EXPECT_THAT(refused[0].reason, HasSubstr("tokenizer"));
+  EXPECT_THAT(refused[0].refusal.text, HasSubstr("tokenizer"));
   hello.set_worker_id("b");
   Step(WorkerAttached{2, hello});
   loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
   loaded.mutable_numerics()->set_fingerprint("made up");
   refused = Only<SendRefused>(Step(WorkerLoaded{2, loaded}));
   ASSERT_EQ(refused.size(), 1u);
-  EXPECT_THAT(refused[0].reason, HasSubstr("fingerprint"));
+  EXPECT_THAT(refused[0].refusal.text, HasSubstr("fingerprint"));
   hello.set_protocol_version(99);
   refused = Only<SendRefused>(Step(WorkerAttached{3, hello}));
   ASSERT_EQ(refused.size(), 1u);
   EXPECT_EQ(core_.PrimaryFingerprint(), "");
+}
+
+TEST_F(CoreTest, RefusesAnotherConfigAndAModeThatIsNotHonoured) {
+  worker::v1::Hello hello;
+  hello.set_protocol_version(kLinkProtocolVersion);
+  hello.set_worker_id("a");
+  worker::v1::Loaded loaded;
+  loaded.mutable_numerics()->set_tokenizer_digest("tokenizer");
+  SetMode("FAST", loaded.mutable_numerics());
+  loaded.set_config_digest("an older one");
+  Step(WorkerAttached{1, hello});
+  auto actions = Step(WorkerLoaded{1, loaded});
+  ASSERT_EQ(Only<SendRefused>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendRefused>(actions)[0].refusal.error_reason,
+            "CONFIG_DIFFERS");
+  Step(WorkerLost{1, "refused"});
+  EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(1))[0].status));
+
+  loaded.set_config_digest("config");
+  Step(WorkerAttached{2, hello});
+  actions = Step(WorkerLoaded{2, loaded});
+  ASSERT_EQ(Only<SendRefused>(actions).size(), 1u);
+  EXPECT_EQ(Only<SendRefused>(actions)[0].refusal.error_reason,
+            "NUMERICS_NOT_HONOURED");
+  EXPECT_THAT(Only<SendRefused>(actions)[0].refusal.text,
+              HasSubstr("plan.mode: DETERMINISTIC against FAST"));
+  EXPECT_EQ(Only<Log>(actions).size(), 1u);
+  Step(WorkerLost{2, "refused"});
+  // It is shown when it is gone, and says why no request can be served.
+  ASSERT_EQ(core_.Workers(now_).size(), 1u);
+  EXPECT_EQ(core_.Workers(now_)[0].state(), v1::WorkerInfo::REFUSED);
+  auto finished = Only<Finish>(Arrive(2));
+  EXPECT_TRUE(absl::IsFailedPrecondition(finished[0].status));
+  EXPECT_EQ(finished[0].error_reason, "NUMERICS_NOT_HONOURED");
+  // Dialling again is no news, and one that loads gives hope.
+  EXPECT_TRUE(Only<Log>(Step(WorkerAttached{3, hello})).empty());
+  EXPECT_TRUE(Only<Log>(Step(WorkerLoaded{3, loaded})).empty());
+  hello.set_worker_id("b");
+  Step(WorkerAttached{4, hello});
+  EXPECT_TRUE(absl::IsUnavailable(Only<Finish>(Arrive(3))[0].status));
+}
+
+TEST_F(CoreTest, ThePoolsNameTheFieldInWhichTheyDiffer) {
+  AddWorker(1, "a");
+  const auto admitted = AddWorker(2, "b", 2, "v");
+  EXPECT_THAT(Only<Log>(admitted)[1].text,
+              HasSubstr("weights_digest: w against v"));
+  AddWorker(3, "c");
+  auto pools = core_.Pools();
+  ASSERT_EQ(pools.size(), 2u);
+  EXPECT_EQ(pools[0].workers(), 2);
+  EXPECT_EQ(pools[0].first_difference(), "");
+  EXPECT_EQ(pools[1].first_difference(), "weights_digest: w against v");
+  EXPECT_EQ(core_.Workers(now_)[1].first_difference(),
+            "weights_digest: w against v");
+  // What the old pool's drain leaves is the pool of new requests.
+  Step(WorkerDrained{"a"});
+  Step(WorkerDrained{"c"});
+  pools = core_.Pools();
+  EXPECT_EQ(pools[0].numerics().weights_digest(), "v");
+  EXPECT_EQ(pools[1].first_difference(), "weights_digest: v against w");
 }
 
 TEST_F(CoreTest, DrainStopsRoutingAndResumeStartsIt) {

@@ -20,6 +20,7 @@ bool Request::Ended() const {
 }
 
 bool Request::Begun() const {
+  if (prompt_logprobs_delivered > 0) return true;
   return std::any_of(sequences.begin(), sequences.end(),
                      [](const Sequence& sequence) {
                        return sequence.state != Sequence::State::kWaiting ||

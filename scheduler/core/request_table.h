@@ -23,6 +23,9 @@ struct Sequence {
   State state = State::kWaiting;
   LinkNumber link = 0;  // where it runs
   int32_t attempt = 0;
+  int64_t submission =
+      0;                // counts the submits of all; a worker keeps the order
+  bool got_on = false;  // in this attempt
   std::vector<int32_t> delivered;  // resumed tokens included
 };
 
@@ -33,13 +36,16 @@ struct Request {
   // has delivered a token, or the one that the client expects. Empty: any, and
   // then the primary.
   std::string pool;
+  // Whether that pool has not been there since the request arrived.
+  bool pool_unseen = false;
   // As announced by Begin.
   std::string begun_in;
   int32_t max_tokens = 0;
   int32_t prompt_logprobs_delivered = 0;
   absl::Time arrived;
   absl::Time stranded_since = absl::InfiniteFuture();
-  int32_t losses = 0;  // workers that died with it
+  // Workers that died with it since it last got on: those it may have killed.
+  int32_t losses = 0;
 
   // Its queue, if it is in one, and its place there.
   bool queued = false;
@@ -59,7 +65,8 @@ struct Request {
   // The first that waits for a worker; null: none does.
   Sequence* NextWaiting();
   bool Ended() const;
-  // Whether a worker runs a part of it, or has written one.
+  // Whether a worker runs a part of it, or has written one or scored its
+  // prompt: the rest must come from the same pool.
   bool Begun() const;
 };
 

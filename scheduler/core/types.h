@@ -37,7 +37,8 @@ using LinkNumber = int64_t;
 // A request, checked and tokenized.
 struct RequestSpec {
   RequestNumber number = 0;
-  std::string request_id;  // the client's name for it, unique in flight
+  std::string request_id;   // the client's name for it, unique in flight
+  std::string traceparent;  // see common/trace.h; empty: no trace
   std::vector<int32_t> prompt;
   int32_t answers = 1;  // sampling.n
   // Output written before this request, by the same fingerprint. Empty if
@@ -55,6 +56,15 @@ struct RequestSpec {
   bool allow_divergent_resume = false;
   absl::Time deadline = absl::InfiniteFuture();
 };
+
+// Why a worker is not admitted.
+struct Refusal {
+  std::string error_reason;  // ErrorInfo.reason
+  std::string text;          // what is wrong, with what, what to do
+};
+// ErrorInfo.reason, of a worker and of the requests that none can serve: there
+// is no plan for determinism.mode.
+inline constexpr char kNumericsNotHonoured[] = "NUMERICS_NOT_HONOURED";
 
 // --- Events ---------------------------------------------------------------
 
@@ -126,7 +136,7 @@ struct SendAdmitted {
 // The link is closed after it.
 struct SendRefused {
   LinkNumber link;
-  std::string reason;
+  Refusal refusal;
 };
 struct SendSubmit {
   LinkNumber link;

@@ -44,7 +44,46 @@ std::optional<Worker> WorkerTable::Remove(LinkNumber link) {
   return worker;
 }
 
+v1::WorkerInfo RefusedWorker::Info() const {
+  v1::WorkerInfo info;
+  info.set_worker_id(hello.worker_id());
+  info.set_device(hello.device());
+  info.set_state(v1::WorkerInfo::REFUSED);
+  info.set_reason(refusal.text);
+  return info;
+}
+
+bool WorkerTable::Refuse(const worker::v1::Hello& hello, const Refusal& refusal,
+                         absl::Time now) {
+  const RefusedWorker* before = FindRefused(hello.worker_id());
+  const bool news = before == nullptr || before->refusal.text != refusal.text;
+  refused_[hello.worker_id()] = {hello, refusal, now};
+  return news;
+}
+
+const RefusedWorker* WorkerTable::FindRefused(
+    const std::string& worker_id) const {
+  const auto found = refused_.find(worker_id);
+  return found == refused_.end() ? nullptr : &found->second;
+}
+
+const RefusedWorker* WorkerTable::FindUnwilling() const {
+  for (const auto& [link, worker] : workers_) {
+    if (FindRefused(worker.id()) == nullptr) return nullptr;
+  }
+  for (const auto& [id, refused] : refused_) {
+    if (refused.refusal.error_reason == kNumericsNotHonoured) return &refused;
+  }
+  return nullptr;
+}
+
+void WorkerTable::ForgetRefusedBefore(absl::Time time) {
+  std::erase_if(refused_,
+                [&](const auto& entry) { return entry.second.at < time; });
+}
+
 void WorkerTable::Admit(Worker* worker) {
+  refused_.erase(worker->id());
   worker->state = v1::WorkerInfo::READY;
   worker->admission = ++admissions_;
 }

@@ -20,6 +20,7 @@ struct Worker {
   worker::v1::Hello hello;
   int64_t epoch = 0;
   v1::WorkerInfo::State state = v1::WorkerInfo::LOADING;
+  bool leaving = false;   // it said so: its end is no death
   int64_t admission = 0;  // counts admissions over all workers; 0: not yet
   v1::Numerics numerics;
   worker::v1::Capacity capacity;
@@ -54,6 +55,15 @@ struct Worker {
   v1::WorkerInfo Info(absl::Time now) const;
 };
 
+// A worker that was refused, and may be gone.
+struct RefusedWorker {
+  worker::v1::Hello hello;
+  Refusal refusal;
+  absl::Time at;
+
+  v1::WorkerInfo Info() const;
+};
+
 // Finds workers. A Worker* stays valid until its link is taken out.
 class WorkerTable {
  public:
@@ -78,12 +88,28 @@ class WorkerTable {
   // The fingerprints that a request can be sent to.
   std::set<std::string> ReadyPools() const;
 
+  // Remembers a refusal, for a while: a refused worker hangs up and dials
+  // again, so that it is hardly ever seen attached. Whether it is news: the
+  // worker was not told the same before.
+  bool Refuse(const worker::v1::Hello& hello, const Refusal& refusal,
+              absl::Time now);
+  // Null: it was not, or has been admitted since.
+  const RefusedWorker* FindRefused(const std::string& worker_id) const;
+  // One that was refused because of its numerics, if there is no other worker
+  // that serves, loads or drains: then no waiting helps. Null: there is none.
+  const RefusedWorker* FindUnwilling() const;
+  void ForgetRefusedBefore(absl::Time time);
+  const std::map<std::string, RefusedWorker>& refused() const {
+    return refused_;
+  }
+
   std::map<LinkNumber, Worker>& all() { return workers_; }
   const std::map<LinkNumber, Worker>& all() const { return workers_; }
 
  private:
   std::map<LinkNumber, Worker> workers_;
-  std::map<std::string, int64_t> epochs_;  // by worker id
+  std::map<std::string, int64_t> epochs_;         // by worker id
+  std::map<std::string, RefusedWorker> refused_;  // likewise
   int64_t admissions_ = 0;
 };
 

@@ -73,10 +73,10 @@ void WorkerLinkService::Send(const SendRefused& action) {
   const auto stream = Find(action.link);
   if (stream == nullptr) return;
   AttachResponse message;
-  message.mutable_refused()->set_reason(action.reason);
+  message.mutable_refused()->set_reason(action.refusal.text);
   stream->Write(std::move(message));
-  stream->Close(Error(absl::StatusCode::kFailedPrecondition, "WORKER_REFUSED",
-                      action.reason),
+  stream->Close(Error(absl::StatusCode::kFailedPrecondition,
+                      action.refusal.error_reason, action.refusal.text),
                 /*flush=*/true);
 }
 
@@ -100,6 +100,7 @@ void WorkerLinkService::Send(const SendSubmit& action) {
   submit->set_logprobs(spec.logprobs);
   submit->set_top_logprobs(spec.top_logprobs);
   submit->set_prompt_logprobs(action.prompt_logprobs);
+  submit->set_traceparent(spec.traceparent);
   if (action.time_left.has_value()) {
     // 0 would mean no deadline.
     submit->set_deadline_ms(

@@ -172,12 +172,12 @@ struct Bpe::Candidate {
   }
 };
 
-void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
+int64_t Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
   if (ignore_merges_) {
     const auto found = whole_pieces_.find(piece);
     if (found != whole_pieces_.end()) {
       ids->push_back(found->second);
-      return;
+      return 0;
     }
   }
   const int32_t count = static_cast<int32_t>(piece.size());
@@ -187,7 +187,9 @@ void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
                   i + 1 < count ? i + 1 : -1};
   }
   std::vector<Candidate> initial;
+  int64_t pairs = 0;
   const auto candidate = [&](int32_t left) -> std::optional<Candidate> {
+    ++pairs;
     if (left < 0 || symbols[left].next < 0) return std::nullopt;
     const Symbol& right = symbols[symbols[left].next];
     const Merge* merge = FindMerge(symbols[left].id, right.id);
@@ -218,6 +220,7 @@ void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
   for (int32_t i = 0; i >= 0 && i < count; i = symbols[i].next) {
     ids->push_back(symbols[i].id);
   }
+  return pairs;
 }
 
 }  // namespace invar

@@ -29,7 +29,8 @@ class Bpe {
                                    Vocabulary* vocabulary);
 
   // Appends the ids of a piece: O(n log n) in its bytes, at most 2^31 - 1.
-  void Encode(absl::string_view piece, std::vector<int32_t>* ids) const;
+  // Returns how many pairs it looked at, which are at most 3 a byte.
+  int64_t Encode(absl::string_view piece, std::vector<int32_t>* ids) const;
 
  private:
   struct Merge {

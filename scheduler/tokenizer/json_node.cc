@@ -9,50 +9,12 @@
 namespace invar {
 namespace {
 
-constexpr int kMaxNesting = 64;
-
-// The deepest nesting of brackets outside strings. Scanned before parsing, so
-// that a hostile file costs no memory.
-int NestingDepth(absl::string_view text) {
-  int depth = 0;
-  int deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return deepest;
-}
-
 const nlohmann::json& NullValue() {
   static const nlohmann::json null_value;
   return null_value;
 }
 
 }  // namespace
-
-absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text,
-                                         absl::string_view file) {
-  if (NestingDepth(text) > kMaxNesting) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, ": nested more than ", kMaxNesting, " levels deep"));
-  }
-  try {
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, ": not valid JSON: ", error.what()));
-  }
-}
 
 JsonNode JsonNode::Find(absl::string_view key) const {
   const nlohmann::json* child = &NullValue();

@@ -13,11 +13,6 @@
 
 namespace invar {
 
-// Parses a JSON text. `file` is the name that messages carry. Nesting beyond
-// 64 levels is refused: no tokenizer needs it.
-absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text,
-                                         absl::string_view file);
-
 // A value inside a JSON file that knows where it stands, so that every
 // complaint names the file and the path:
 //   "m/tokenizer.json: $.model.merges[3]: ...".

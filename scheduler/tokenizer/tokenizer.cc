@@ -7,6 +7,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/json_text.h"
 #include "common/tokenizer_digest.h"
 #include "scheduler/tokenizer/byte_alphabet.h"
 #include "scheduler/tokenizer/json_node.h"
@@ -126,23 +127,14 @@ absl::Status CheckModelVocabulary(const std::string& path, int32_t ids) {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(
     const std::string& model_path) {
-  const std::string tokenizer_path =
-      absl::StrCat(model_path, "/", kTokenizerFile);
-  const std::string config_path = absl::StrCat(model_path, "/", kConfigFile);
-  const absl::StatusOr<std::string> tokenizer_text = ReadFile(tokenizer_path);
+  const absl::StatusOr<std::string> tokenizer_text =
+      ReadFile(absl::StrCat(model_path, "/", kTokenizerFile));
   if (!tokenizer_text.ok()) return tokenizer_text.status();
-  const absl::StatusOr<std::string> config_text = ReadFile(config_path);
+  const absl::StatusOr<std::string> config_text =
+      ReadFile(absl::StrCat(model_path, "/", kConfigFile));
   if (!config_text.ok()) return config_text.status();
-  const absl::StatusOr<nlohmann::json> tokenizer_json =
-      ParseJson(*tokenizer_text, tokenizer_path);
-  if (!tokenizer_json.ok()) return tokenizer_json.status();
-  const absl::StatusOr<nlohmann::json> config_json =
-      ParseJson(*config_text, config_path);
-  if (!config_json.ok()) return config_json.status();
-
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
-      FromJson(JsonNode(*tokenizer_json, tokenizer_path),
-               JsonNode(*config_json, config_path));
+      Parse(*tokenizer_text, *config_text, model_path);
   if (!tokenizer.ok()) return tokenizer.status();
   if (absl::Status status = CheckModelVocabulary(
           absl::StrCat(model_path, "/config.json"), (*tokenizer)->vocab_size());
@@ -153,6 +145,21 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(
   if (!digest.ok()) return digest.status();
   (*tokenizer)->digest_ = *std::move(digest);
   return tokenizer;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(
+    absl::string_view tokenizer_json, absl::string_view config_json,
+    absl::string_view folder) {
+  const std::string tokenizer_path = absl::StrCat(folder, "/", kTokenizerFile);
+  const std::string config_path = absl::StrCat(folder, "/", kConfigFile);
+  const absl::StatusOr<nlohmann::json> tokenizer =
+      ParseJson(tokenizer_json, tokenizer_path);
+  if (!tokenizer.ok()) return tokenizer.status();
+  const absl::StatusOr<nlohmann::json> config =
+      ParseJson(config_json, config_path);
+  if (!config.ok()) return config.status();
+  return FromJson(JsonNode(*tokenizer, tokenizer_path),
+                  JsonNode(*config, config_path));
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(

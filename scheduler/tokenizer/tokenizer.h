@@ -34,6 +34,12 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(
       const std::string& model_path);
 
+  // The same for the two files' texts; `folder` stands for their place in
+  // messages. Without config.json's check, and without a digest.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(
+      absl::string_view tokenizer_json, absl::string_view config_json,
+      absl::string_view folder);
+
   // INVALID_ARGUMENT for invalid UTF-8 or text beyond 64 MiB;
   // RESOURCE_EXHAUSTED if the file's own patterns give up on it. Time grows
   // as n log n at most.

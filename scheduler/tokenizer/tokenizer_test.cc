@@ -109,6 +109,52 @@ TEST(Tokenizer, RefusesBadInput) {
             kInvalid);
 }
 
+// A merge looks at two pairs more and leaves a symbol fewer, however the
+// merges lie: here those of runs, "a a", "aa aa" and so on.
+TEST(Bpe, LooksAtThreePairsAByteAtMost) {
+  json model = TestModel().tokenizer["model"];
+  std::string run = "a";
+  for (int id = 260; id < 276; ++id) {
+    model["merges"].push_back(json::array({run, run}));
+    model["vocab"][run += run] = id;
+  }
+  Bpe::Vocabulary vocabulary;
+  const json read = json::parse(model.dump());
+  const Bpe bpe = Bpe::Parse(JsonNode(read, "test"), &vocabulary).value();
+  for (const int64_t bytes : {1 << 10, 1 << 16, 1 << 20}) {
+    std::vector<int32_t> ids;
+    EXPECT_LE(bpe.Encode(std::string(bytes, 'a'), &ids), 3 * bytes);
+    EXPECT_EQ(ids.size(), bytes <= 1 << 16 ? 1u : 16u);
+    std::string words;
+    while (static_cast<int64_t>(words.size()) < bytes) words += "hellohelaaa";
+    ids.clear();
+    EXPECT_LE(bpe.Encode(words, &ids), 3 * static_cast<int64_t>(words.size()));
+  }
+}
+
+// No run of a kind of character makes a pattern give up, nor scan it again
+// from each of its characters: that would be days.
+TEST(Tokenizer, LongRunsOfEveryKind) {
+  const auto deepseek = Tokenizer::Load("deploy/models/invar-gsm-20m").value();
+  TestModel model;
+  model.tokenizer["pre_tokenizer"]["use_regex"] = true;
+  const auto gpt2 = model.Load().value();
+  for (const std::string unit :
+       {"a", " ", "\n", "\r\n", "7", "!", "\u4E00", "\U0001F600", "\u0301",
+        "\u00A0", "<\uFF5C", "It's 12,345 kg\r\n \u00E9\u4E00  x"}) {
+    SCOPED_TRACE(unit);
+    std::string text;
+    while (text.size() < 1 << 17) text += unit;
+    for (const std::string end : {"", "x"}) {
+      for (const Tokenizer* tokenizer : {deepseek.get(), gpt2.get()}) {
+        const auto ids = tokenizer->Encode(text + end);
+        ASSERT_TRUE(ids.ok()) << ids.status();
+        EXPECT_EQ(tokenizer->Decode(*ids, false).value(), text + end);
+      }
+    }
+  }
+}
+
 TEST(Tokenizer, LongRunsNeedNoRecursionAndNoSquareTime) {
   TestModel model;
   model.tokenizer["pre_tokenizer"] = {{"type", "Sequence"},
@@ -171,6 +217,12 @@ TEST(TokenizerFile, WhatIsNotSupportedIsNamed) {
     const char* problem;
   } cases[] = {
       {"/normalizer", {{"type", "NFC"}}, "$.normalizer", "\"NFC\""},
+      {"/normalizer", {{"type", "NFD"}}, "$.normalizer", "\"NFD\""},
+      {"/normalizer", {{"type", "NFKC"}}, "$.normalizer", "\"NFKC\""},
+      {"/normalizer", {{"type", "NFKD"}}, "$.normalizer", "\"NFKD\""},
+      {"/normalizer", {{"type", "Replace"}}, "$.normalizer", "\"Replace\""},
+      {"/normalizer", {{"type", "Prepend"}}, "$.normalizer", "\"Prepend\""},
+      {"/normalizer", {{"type", "Strip"}}, "$.normalizer", "\"Strip\""},
       {"/normalizer",
        {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}},
        "$.normalizer.normalizers[0]",

@@ -35,6 +35,9 @@ struct Backend {
   // Fills a new cache with what no sequence wrote, NaNs included, another
   // content for each seed: stale blocks must not show. May be empty.
   std::function<void(KvCache& cache, uint64_t seed)> soil;
+  // Makes the matrix's model one whose sizes the backend computes. May be
+  // empty, and leaves the vocabulary alone.
+  std::function<void(ModelConfig& config)> resize;
 };
 
 }  // namespace invar::contract

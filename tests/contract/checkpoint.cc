@@ -37,8 +37,7 @@ ModelConfig ContractModelConfig(Weights weights) {
 }
 
 absl::Status WriteContractCheckpoint(const std::string& folder,
-                                     Weights weights) {
-  const ModelConfig config = ContractModelConfig(weights);
+                                     const ModelConfig& config) {
   std::vector<testing::RawTensor> tensors =
       testing::RandomTensors(config, kWeightsSeed);
   for (testing::RawTensor& tensor : tensors) {

@@ -15,10 +15,11 @@ namespace invar::contract {
 // YaRN, and a context beyond kPositions.
 ModelConfig ContractModelConfig(Weights weights);
 
-// Writes it into `folder`, with router rows in equal pairs: every token's
-// scores tie, and with an odd top_k its last expert is chosen by a tie alone.
+// Writes such a model into `folder`, with router rows in equal pairs: every
+// token's scores tie, and with an odd top_k its last expert is chosen by a tie
+// alone.
 absl::Status WriteContractCheckpoint(const std::string& folder,
-                                     Weights weights);
+                                     const ModelConfig& config);
 
 }  // namespace invar::contract
 

@@ -10,12 +10,10 @@ namespace invar::contract {
 namespace {
 
 Variant MakeVariant(int threads, cpu::Isa isa) {
-  const bool wide = isa == cpu::Isa::kAvx512;
   Variant variant;
-  variant.name =
-      absl::StrCat("threads=", threads, "/isa=", wide ? "avx512" : "avx2");
-  if (wide && cpu::BestIsa() != cpu::Isa::kAvx512) {
-    variant.missing = "this processor has no AVX-512";
+  variant.name = absl::StrCat("threads=", threads, "/isa=", cpu::Name(isa));
+  if (isa > cpu::BestIsa()) {
+    variant.missing = absl::StrCat("this processor has no ", cpu::Name(isa));
   }
   variant.load = [threads, isa](const std::string& folder, KvDtype kv_dtype) {
     return Model::Load(
@@ -42,7 +40,8 @@ Backend CpuBackend() {
   backend.name = "cpu";
   backend.kv_dtypes = {KvDtype::kFp8E5m2, KvDtype::kFp8E4m3, KvDtype::kBf16,
                        KvDtype::kFp32};
-  for (const cpu::Isa isa : {cpu::Isa::kAvx2, cpu::Isa::kAvx512}) {
+  for (const cpu::Isa isa :
+       {cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16}) {
     for (const int threads : {1, 2}) {
       backend.variants.push_back(MakeVariant(threads, isa));
     }

@@ -109,7 +109,7 @@ class Matrix {
         cells_(std::move(cells)) {}
 
   absl::Status Run(int jobs) {
-    if (absl::Status status = checkpoints_.Write(); !status.ok()) {
+    if (absl::Status status = checkpoints_.Write(*backend_); !status.ok()) {
       return status;
     }
     References references(backend_, &checkpoints_);

@@ -15,7 +15,7 @@ Checkpoints::~Checkpoints() {
   if (!root_.empty()) std::filesystem::remove_all(root_, ignored);
 }
 
-absl::Status Checkpoints::Write() {
+absl::Status Checkpoints::Write(const Backend& backend) {
   std::string root =
       std::filesystem::temp_directory_path() / "contract_matrix_XXXXXX";
   if (mkdtemp(root.data()) == nullptr) {
@@ -24,7 +24,9 @@ absl::Status Checkpoints::Write() {
   }
   root_ = root;
   for (const Weights weights : {Weights::kBf16, Weights::kFp8}) {
-    absl::Status status = WriteContractCheckpoint(Folder(weights), weights);
+    ModelConfig config = ContractModelConfig(weights);
+    if (backend.resize) backend.resize(config);
+    absl::Status status = WriteContractCheckpoint(Folder(weights), config);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -25,7 +25,7 @@ class Checkpoints {
   Checkpoints(const Checkpoints&) = delete;
   Checkpoints& operator=(const Checkpoints&) = delete;
 
-  absl::Status Write();
+  absl::Status Write(const Backend& backend);
   std::string Folder(Weights weights) const;
 
  private:
@@ -57,6 +57,12 @@ class SharedModel final : public Model {
                                    KvCache& cache,
                                    std::span<float> logits) override {
     return model_->Forward(slices, cache, logits);
+  }
+  std::vector<SliceHealth> Answer(std::span<const SequenceSlice> slices,
+                                  KvCache& cache, int64_t limit,
+                                  std::span<const RowRequest> requests,
+                                  std::span<RowAnswer> answers) override {
+    return model_->Answer(slices, cache, limit, requests, answers);
   }
 
  private:

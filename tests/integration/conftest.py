@@ -87,10 +87,10 @@ class Deployment:
         )
         return self.scheduler
 
-    def start_worker(self, name="w1", *flags):
+    def start_worker(self, name="w1", *flags, binary=BIN / "invar-worker"):
         self.workers[name] = Process(
             self.folder / f"{name}.log",
-            BIN / "invar-worker", "--scheduler", self.link, "--device", "cpu",
+            binary, "--scheduler", self.link, "--device", "cpu",
             "--worker-id", name, "--metrics", "", *flags,
         )
         return self.workers[name]

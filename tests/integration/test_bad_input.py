@@ -208,16 +208,27 @@ class Neighbour:
         assert self.runs > 0 and self.equal
 
 
-def test_invalid_utf8_hurts_nobody_else(service, stub):
-    """gRPC refuses it before any handler runs; the code is gRPC's choice."""
+def test_invalid_utf8_is_named_and_hurts_nobody_else(service, stub):
     neighbour = Neighbour(stub)
+    text = b"\x12\x02\xff\xfe"  # field 2, of each request
+    once = b"\x0a\x04" + text  # in field 1
     with grpc.insecure_channel(service.address) as channel:
-        raw = channel.unary_stream("/invar.v1.InferenceService/Generate")
-        for _ in range(5):
+        for method, payload, field in [
+            ("Generate", text, "text"),
+            ("GenerateOnce", once, "request.text"),
+            ("Tokenize", text, "text"),
+            ("Detokenize", b"\x0a\x02\xff\xfe", "model"),
+        ]:
+            path = f"/invar.v1.InferenceService/{method}"
             with pytest.raises(grpc.RpcError) as caught:
-                list(raw(b"\x12\x02\xff\xfe", timeout=30))  # field 2: text
-            assert caught.value.code() in (
-                grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED, INVALID)
+                # A stream of one, whatever the method's own kind.
+                list(channel.unary_stream(path)(payload, timeout=30))
+            assert caught.value.code() == INVALID
+            assert details(caught.value) == ("BAD_FIELD", [field])
+        with pytest.raises(grpc.RpcError) as caught:
+            list(channel.unary_stream("/invar.v1.InferenceService/Generate")(b"\x12\x7f"))
+        assert caught.value.code() == INVALID
+        assert details(caught.value)[0] == "BAD_MESSAGE"
     neighbour.finish()
     service.wait_idle()
 

@@ -107,8 +107,13 @@ def disturb(address, index):
         channel.close()
 
 
+# A busy machine, or a sanitizer's build, may be late with a heartbeat; whether
+# it is, is not the question here.
+PATIENT = "limits { heartbeat_timeout_ms: 60000 worker_wait_ms: 120000 }"
+
+
 def test_cancels_deadlines_and_disconnects_leave_nothing_behind(deploy):
-    one = deploy().start()
+    one = deploy(config=PATIENT).start()
     with grpc.insecure_channel(one.address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         calm = [once(stub, text_request(NEIGHBOUR + i, 80)) for i in range(4)]
@@ -116,7 +121,11 @@ def test_cancels_deadlines_and_disconnects_leave_nothing_behind(deploy):
         def work(index):
             if index % NEIGHBOUR_EVERY == 0:
                 which = index // NEIGHBOUR_EVERY % len(calm)
-                assert_same(once(stub, text_request(NEIGHBOUR + which, 80)), calm[which])
+                try:
+                    answer = once(stub, text_request(NEIGHBOUR + which, 80))
+                except grpc.RpcError as error:
+                    return "neighbour", error.code()
+                assert_same(answer, calm[which])
                 return "neighbour", None
             return disturb(one.address, index)
 
@@ -130,9 +139,15 @@ def test_cancels_deadlines_and_disconnects_leave_nothing_behind(deploy):
         "deadline": {None, grpc.StatusCode.DEADLINE_EXCEEDED},
     }
     wrong = [one for one in outcomes if one[1] not in allowed[one[0]]]
-    assert not wrong, wrong[:5]
+    logs = "".join(process.text() for process in one.processes())
+    assert not wrong, f"{len(wrong)}: {wrong[:5]}\n{logs}"
     # Each way of ending did occur.
     assert {code for _, code in outcomes} >= {
         None, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
     one.wait_idle(seconds=30)
     assert all(process.child.poll() is None for process in one.processes())
+    # Leaving, each accounts for what it held: a sanitizer's build says here
+    # what it leaked.
+    one.stop()
+    for process in one.processes():
+        assert process.child.returncode == 0, process.text()

@@ -3,11 +3,12 @@
 import json
 import shutil
 import struct
+import subprocess
 import time
 
 import grpc
 import pytest
-from conftest import BIN, MODEL, Process
+from conftest import BIN, MODEL, Process, free_ports
 from invar.v1 import inference_pb2 as pb
 from invar.v1 import inference_pb2_grpc
 from test_bad_input import details
@@ -227,3 +228,54 @@ def test_mode_fast_is_another_pool(deploy, service):
     theirs = fast.json("generate", "--chat", "What is 2 + 3?")["receipt"]
     ours = service.json("generate", "--chat", "What is 2 + 3?")["receipt"]
     assert theirs["fingerprint"] != ours["fingerprint"]
+
+
+def test_a_trace_reaches_every_log(deploy):
+    one = deploy().start()
+    traces = {flags: digit * 32 for flags, digit in [("01", "a"), ("00", "b")]}
+    with grpc.insecure_channel(one.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5]))
+        request.stopping.max_tokens = 2
+        for flags, trace in traces.items():
+            header = f"00-{trace}-{'1' * 16}-{flags}"
+            list(stub.Generate(request, metadata=[("traceparent", header)]))
+        bad = pb.GenerateRequest()
+        for header in (f"00-{'c' * 32}-{'1' * 16}-00", f"00-{'d' * 32}"):
+            with pytest.raises(grpc.RpcError):
+                list(stub.Generate(bad, metadata=[("traceparent", header)]))
+    one.stop()
+    scheduler, worker = (process.text() for process in one.processes())
+    assert f"(trace {traces['01']})" in scheduler
+    assert f"(trace {traces['01']})" in worker
+    # Not recorded by its caller: only worth a line when something is wrong.
+    assert traces["00"] not in scheduler + worker
+    assert f"(trace {'c' * 32})" in scheduler
+    # Not a trace context.
+    assert "d" * 32 not in scheduler
+
+
+def test_a_worker_answers_health_checks(deploy):
+    one = deploy()
+    health = f"127.0.0.1:{free_ports(1)[0]}"
+    one.start_worker("w1", "--health", health)
+    ask = [BIN / "invar", "check", "--worker", "--address", health]
+    # No scheduler yet: alive, and not ready.
+    deadline = time.monotonic() + 30
+    while True:
+        alive = subprocess.run(ask, capture_output=True, text=True)
+        if alive.returncode != 3 or time.monotonic() > deadline:
+            break
+    assert alive.returncode == 1, alive.stderr
+    assert alive.stdout.splitlines() == [
+        "server: SERVING", "invar.worker.v1.WorkerLinkService: NOT_SERVING"]
+    one.start_scheduler()
+    assert subprocess.run([*ask, "--wait", "60"]).returncode == 0
+    one.scheduler.stop()
+    deadline = time.monotonic() + 10
+    while subprocess.run(ask, capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline
+    # Another worker on that port says so, and which flag.
+    other = one.start_worker("w2", "--health", health)
+    assert other.wait() == 1
+    assert "--health" in other.text()

@@ -5,8 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/ops.h"
-#include "worker/engine/alternatives.h"
 
 namespace invar {
 namespace {
@@ -130,18 +128,19 @@ StepSummary Engine::Step(absl::Time now) {
     size_t row = 0;
     for (size_t i = 0; i < plan.size(); ++i) {
       Sequence* sequence = plan[i].sequence;
-      const std::span<float> rows(logits_.data() + row * vocab_size_,
-                                  plan[i].logit_rows * vocab_size_);
-      row += plan[i].logit_rows;
+      const size_t rows = plan[i].logit_rows;
       if (!sequence->decoding()) summary.prompt_tokens += plan[i].tokens;
       if (health[i] == SliceHealth::kFinite) {
-        summary.generated_tokens += Advance(plan[i], rows);
+        summary.generated_tokens +=
+            Advance(plan[i], std::span(row_requests_).subspan(row, rows),
+                    std::span(row_answers_).subspan(row, rows));
       } else {
         End(sequence, Terminal::NOT_FINITE,
             absl::StrCat("the model produced a value that is not finite at a "
                          "position from ",
                          sequence->hold.computed));
       }
+      row += rows;
     }
   }
   SendReports();
@@ -167,61 +166,76 @@ std::vector<SliceHealth> Engine::Compute(
     const std::vector<PlannedSlice>& plan) {
   std::vector<SequenceSlice> slices;
   slices.reserve(plan.size());
-  int64_t rows = 0;
+  row_requests_.clear();
   for (const PlannedSlice& slice : plan) {
     const Sequence& sequence = *slice.sequence;
-    slices.push_back({std::span(sequence.tokens)
-                          .subspan(sequence.hold.computed, slice.tokens),
-                      sequence.hold.computed, sequence.hold.block_ids,
-                      slice.logit_rows});
-    rows += slice.logit_rows;
+    const int64_t first = sequence.hold.computed;
+    slices.push_back({std::span(sequence.tokens).subspan(first, slice.tokens),
+                      first, sequence.hold.block_ids, slice.logit_rows});
+    const int64_t end = first + slice.tokens;
+    for (int64_t p = end - slice.logit_rows; p < end; ++p) {
+      row_requests_.push_back(RequestOf(sequence, p));
+    }
   }
-  logits_.resize(rows * vocab_size_);
-  return model_->Forward(slices, *cache_, std::span(logits_));
+  row_answers_.assign(row_requests_.size(), RowAnswer());
+  return model_->Answer(slices, *cache_,
+                        std::min(options_.tokenizer_ids, vocab_size_),
+                        row_requests_, row_answers_);
 }
 
-int64_t Engine::Advance(const PlannedSlice& slice, std::span<float> rows) {
+RowRequest Engine::RequestOf(const Sequence& sequence, int64_t position) const {
+  const int64_t next = position + 1;
+  RowRequest request;
+  if (sequence.wants_scores() && next < sequence.prompt_tokens) {
+    request.task = RowTask::kScore;
+    request.scored_token = sequence.tokens[next];
+  } else if (sequence.wants_output() && next == sequence.size()) {
+    request.task = RowTask::kChoose;
+    request.sampling = sequence.sampling;
+    request.seed = sequence.seed;
+    request.position = static_cast<uint64_t>(next);
+    request.uses = sequence.uses.list();
+    request.penalties = sequence.uses.penalties();
+    request.log_prob = sequence.logprobs;
+    request.likeliest = sequence.top_logprobs;
+  }
+  return request;
+}
+
+int64_t Engine::Advance(const PlannedSlice& slice,
+                        std::span<const RowRequest> rows,
+                        std::span<const RowAnswer> answers) {
   Sequence* sequence = slice.sequence;
   sequence->hold.computed += slice.tokens;
-  if (sequence->wants_scores()) {
-    ScorePrompt(sequence, sequence->hold.computed - slice.logit_rows, rows);
+  int64_t chosen = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].task == RowTask::kScore) {
+      AddScore(sequence, answers[i].token.log_prob);
+    }
   }
   batcher_.ShareWritten(sequence);
-  int64_t sampled = 0;
-  if (sequence->wants_output() && sequence->hold.computed == sequence->size()) {
-    SampleNext(sequence, rows.last(vocab_size_));
-    sampled = 1;
+  if (!rows.empty() && rows.back().task == RowTask::kChoose) {
+    AddToken(sequence, answers.back());
+    chosen = 1;
   }
   if (sequence->finished()) {
     End(sequence, sequence->stopped ? Terminal::STOP : Terminal::LENGTH, "");
   }
-  return sampled;
+  return chosen;
 }
 
-void Engine::ScorePrompt(Sequence* sequence, int64_t first_position,
-                         std::span<const float> rows) {
-  const int64_t count = static_cast<int64_t>(rows.size()) / vocab_size_;
-  for (int64_t i = 0; i < count; ++i) {
-    // Row i scores the token that follows its position.
-    const int64_t next = first_position + i + 1;
-    if (next >= sequence->prompt_tokens) break;
-    const std::span<const float> logits =
-        rows.subspan(i * vocab_size_, vocab_size_);
-    AttemptReport* report = Report(*sequence);
-    if (report->prompt_logprobs_size() == 0) {
-      report->set_prompt_position(static_cast<int32_t>(next));
-    }
-    report->add_prompt_logprobs(
-        cpu::LogProb(logits, cpu::LogSumExp(logits), sequence->tokens[next]));
-    sequence->scored_tokens = next + 1;
+void Engine::AddScore(Sequence* sequence, float log_prob) {
+  AttemptReport* report = Report(*sequence);
+  if (report->prompt_logprobs_size() == 0) {
+    report->set_prompt_position(static_cast<int32_t>(sequence->scored_tokens));
   }
+  report->add_prompt_logprobs(log_prob);
+  ++sequence->scored_tokens;
 }
 
-void Engine::SampleNext(Sequence* sequence, std::span<float> logits) {
+void Engine::AddToken(Sequence* sequence, const RowAnswer& answer) {
   const int64_t position = sequence->size();
-  const int64_t limit = std::min(options_.tokenizer_ids, vocab_size_);
-  const int32_t token = sequence->uses.Sample(logits, limit, sequence->sampling,
-                                              sequence->seed, position);
+  const int32_t token = answer.token.token_id;
   AttemptReport* report = Report(*sequence);
   if (report->token_ids_size() == 0) {
     report->set_position(static_cast<int32_t>(position));
@@ -231,14 +245,12 @@ void Engine::SampleNext(Sequence* sequence, std::span<float> logits) {
     report->set_cached_tokens(static_cast<int32_t>(
         std::min(*sequence->cached_tokens, sequence->prompt_tokens)));
   }
-  if (sequence->logprobs || sequence->top_logprobs > 0) {
-    const double log_sum_exp = cpu::LogSumExp(logits);
-    if (sequence->logprobs) {
-      report->add_logprobs(cpu::LogProb(logits, log_sum_exp, token));
-    }
-    if (sequence->top_logprobs > 0) {
-      *report->add_alternatives() =
-          LikeliestTokens(logits, limit, log_sum_exp, sequence->top_logprobs);
+  if (sequence->logprobs) report->add_logprobs(answer.token.log_prob);
+  if (sequence->top_logprobs > 0) {
+    worker::v1::Alternatives* likeliest = report->add_alternatives();
+    for (const TokenLogProb& other : answer.likeliest) {
+      likeliest->add_token_ids(other.token_id);
+      likeliest->add_logprobs(other.log_prob);
     }
   }
   sequence->tokens.push_back(token);

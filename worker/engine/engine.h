@@ -113,11 +113,13 @@ class Engine {
 
   void EndExpired(absl::Time now);
   std::vector<SliceHealth> Compute(const std::vector<PlannedSlice>& plan);
-  // `rows`: the slice's (logit_rows, vocab_size). Returns tokens sampled.
-  int64_t Advance(const PlannedSlice& slice, std::span<float> rows);
-  void ScorePrompt(Sequence* sequence, int64_t first_position,
-                   std::span<const float> rows);
-  void SampleNext(Sequence* sequence, std::span<float> logits);
+  // What the row of `position` is asked for.
+  RowRequest RequestOf(const Sequence& sequence, int64_t position) const;
+  // `rows`: the slice's requests. Returns tokens chosen.
+  int64_t Advance(const PlannedSlice& slice, std::span<const RowRequest> rows,
+                  std::span<const RowAnswer> answers);
+  void AddScore(Sequence* sequence, float log_prob);
+  void AddToken(Sequence* sequence, const RowAnswer& answer);
   void SendReports();
 
   const Options options_;
@@ -131,7 +133,9 @@ class Engine {
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   // Attempts reported in this step, by session.
   std::map<SessionId, std::map<SequenceId, worker::v1::AttemptReport>> reports_;
-  std::vector<float> logits_;  // (logit rows of the step, vocab_size)
+  // Of the step's rows of logits.
+  std::vector<RowRequest> row_requests_;
+  std::vector<RowAnswer> row_answers_;
   int64_t steps_ = 0;
   int64_t preemptions_reported_ = 0;
 };

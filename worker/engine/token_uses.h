@@ -34,20 +34,9 @@ class TokenUses {
     ++use.output_count;
   }
 
-  // cpu::Sample of the changed logits; `logits` are as before afterwards.
-  // Costs the distinct tokens, not the vocabulary.
-  int32_t Sample(std::span<float> logits, int64_t limit,
-                 const cpu::SamplingParameters& parameters, uint64_t seed,
-                 uint64_t position) const {
-    std::vector<float> raw;
-    raw.reserve(uses_.size());
-    for (const cpu::TokenUse& use : uses_) raw.push_back(logits[use.id]);
-    cpu::AdjustLogits(uses_, penalties_, logits);
-    const int32_t token =
-        cpu::Sample(logits, limit, parameters, seed, position);
-    for (size_t i = 0; i < uses_.size(); ++i) logits[uses_[i].id] = raw[i];
-    return token;
-  }
+  // Of different ids.
+  std::span<const cpu::TokenUse> list() const { return uses_; }
+  const cpu::Penalties& penalties() const { return penalties_; }
 
  private:
   cpu::TokenUse& Use(int32_t id) {

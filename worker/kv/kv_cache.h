@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "kernels/types.h"
 
@@ -20,20 +21,29 @@ namespace invar {
 
 class KvCache {
  public:
-  // row_elements: kv_lora_rank + qk_rope_head_dim.
+  // Memory that a backend reads and writes, and how to give it back.
+  using Storage = std::unique_ptr<std::byte[], void (*)(std::byte*)>;
+
+  // In host memory. row_elements: kv_lora_rank + qk_rope_head_dim.
   KvCache(KvDtype dtype, int64_t layers, int64_t blocks, int64_t row_elements)
+      : KvCache(dtype, layers, blocks, row_elements,
+                Zeros(Bytes(dtype, layers, blocks, row_elements))) {}
+  // In `storage`, which has Bytes(...) of them.
+  KvCache(KvDtype dtype, int64_t layers, int64_t blocks, int64_t row_elements,
+          Storage storage)
       : dtype_(dtype),
         layers_(layers),
         blocks_(blocks),
         row_bytes_(row_elements * KvElementBytes(dtype)),
-        storage_(Zeros(layers * blocks * kBlockTokens * row_bytes_)) {}
+        storage_(std::move(storage)) {}
 
   KvDtype dtype() const { return dtype_; }
   int64_t layers() const { return layers_; }
   int64_t blocks() const { return blocks_; }
   int64_t row_bytes() const { return row_bytes_; }
 
-  // The rows of one block in one layer: (kBlockTokens, row_elements).
+  // The rows of one block in one layer: (kBlockTokens, row_elements). Where
+  // the backend has its memory: a GPU's is not for the host to read.
   std::byte* Block(int64_t layer, int64_t block) {
     return storage_.get() +
            (layer * blocks_ + block) * kBlockTokens * row_bytes_;
@@ -49,25 +59,27 @@ class KvCache {
     return layers * kBlockTokens * row_elements * KvElementBytes(dtype);
   }
 
- private:
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
+  static int64_t Bytes(KvDtype dtype, int64_t layers, int64_t blocks,
+                       int64_t row_elements) {
+    return blocks * BlockBytes(dtype, layers, row_elements);
+  }
 
+ private:
   // The system's own zero pages, which cost neither time nor memory before the
   // first write: a cache is sized for the worst case, and most of it is not
   // touched in the first minutes, if ever.
-  static std::unique_ptr<std::byte[], Free> Zeros(int64_t bytes) {
+  static Storage Zeros(int64_t bytes) {
     void* const p = std::calloc(bytes > 0 ? bytes : 1, 1);
     if (p == nullptr) throw std::bad_alloc();
-    return std::unique_ptr<std::byte[], Free>(static_cast<std::byte*>(p));
+    return Storage(static_cast<std::byte*>(p),
+                   [](std::byte* bytes) { std::free(bytes); });
   }
 
   KvDtype dtype_;
   int64_t layers_;
   int64_t blocks_;
   int64_t row_bytes_;
-  std::unique_ptr<std::byte[], Free> storage_;
+  Storage storage_;
 };
 
 }  // namespace invar

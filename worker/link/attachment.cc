@@ -6,6 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/status.h"
+#include "common/trace.h"
 #include "common/version.h"
 #include "worker/engine/steady_clock.h"
 #include "worker/link/report_splitter.h"
@@ -19,6 +21,22 @@ using worker::v1::Configure;
 using worker::v1::StepReport;
 using worker::v1::Submit;
 using worker::v1::Terminal;
+
+namespace {
+
+// One line for a submit whose client records its trace.
+void LogTrace(const Submit& submit, const std::string& scheduler) {
+  // It is not this worker's to trust: read again before it meets a log.
+  const std::string traceparent = ReadTraceparent(submit.traceparent());
+  if (!IsSampled(traceparent)) return;
+  const AttemptKey& key = submit.key();
+  spdlog::info("submit {}/{}/{} of scheduler {}: {} tokens, at most {} more{}",
+               key.epoch(), key.request(), key.attempt(), scheduler,
+               submit.total_tokens(), submit.max_tokens(),
+               TraceNote(traceparent));
+}
+
+}  // namespace
 
 std::shared_ptr<Attachment> Attachment::Start(
     const LinkIdentity& identity, Replica* replica,
@@ -81,6 +99,7 @@ void Attachment::OnMessage(AttachResponse message) {
     case AttachResponse::kConfigure:
       return OnConfigure(message.configure());
     case AttachResponse::kAdmitted:
+      admitted_ = true;
       spdlog::info("scheduler {} admitted this worker to pool {}, epoch {}",
                    identity_.scheduler, message.admitted().fingerprint(),
                    epoch_);
@@ -111,8 +130,9 @@ void Attachment::OnMessage(AttachResponse message) {
 
 void Attachment::OnConfigure(const Configure& configure) {
   if (configured_) return;
-  configured_ = true;
   const worker::v1::WorkerConfig& config = configure.config();
+  step_stall_ms_ = config.limits().step_stall_ms();
+  configured_ = true;
   epoch_ = configure.epoch();
   heartbeat_ms_ = config.limits().heartbeat_ms();
   message_bytes_ = config.limits().link_message_bytes();
@@ -134,6 +154,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
     AttachRequest message;
     message.mutable_load_failed()->set_code(static_cast<int>(status.code()));
     message.mutable_load_failed()->set_message(std::string(status.message()));
+    message.mutable_load_failed()->set_reason(ReasonOf(status));
     stream_->Send(std::move(message));
     stream_->Finish();
     return;
@@ -142,6 +163,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
   AttachRequest message;
   worker::v1::Loaded* loaded = message.mutable_loaded();
   *loaded->mutable_numerics() = replica_->numerics();
+  loaded->set_config_digest(replica_->config_digest());
   const Engine::Options& options = facts.options();
   loaded->mutable_capacity()->set_sequences(options.max_running_sequences);
   loaded->mutable_capacity()->set_kv_blocks(options.kv_blocks);
@@ -170,6 +192,7 @@ void Attachment::OnLoaded(const absl::Status& status) {
 void Attachment::OnSubmit(std::optional<SubmitAssembler::Ready> ready) {
   if (!ready.has_value()) return;
   EngineThread& engine = replica_->engine();
+  LogTrace(ready->submit, identity_.scheduler);
   if (!ready->status.ok()) {
     engine.Refuse(session(), std::move(ready->submit),
                   absl::IsInvalidArgument(ready->status) ? Terminal::INVALID

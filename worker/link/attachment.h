@@ -44,6 +44,13 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
     return absl::Milliseconds(heartbeat_ms_.load());
   }
 
+  // How old a step may be before the scheduler counts this worker as dead;
+  // infinite before the config comes.
+  absl::Duration step_stall() const {
+    return configured_ ? absl::Milliseconds(step_stall_ms_.load())
+                       : absl::InfiniteDuration();
+  }
+
   // Takes no more submits, and says so.
   void Leave();
   // Hangs up when all is written.
@@ -56,6 +63,8 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   // Ends the lease: drops this attach's requests. Call when done.
   void Close();
 
+  // The scheduler took this worker into a pool.
+  bool admitted() const { return admitted_; }
   // The scheduler answered.
   bool configured() const { return configured_; }
   // Why the scheduler or this worker declined; empty: neither has.
@@ -87,7 +96,9 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
 
   std::atomic<int64_t> heartbeat_ms_{500};
   std::atomic<int64_t> message_bytes_{0};
+  std::atomic<int64_t> step_stall_ms_{0};
   std::atomic<bool> configured_{false};
+  std::atomic<bool> admitted_{false};
   std::atomic<bool> leaving_{false};
 
   absl::Mutex mutex_;

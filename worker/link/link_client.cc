@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/engine/steady_clock.h"
 
 namespace invar {
 namespace {
@@ -65,13 +66,36 @@ void LinkClient::Stop() {
 void LinkClient::Run() {
   do {
     AttachOnce();
-  } while (!superseded_ && Pause(pause_));
+  } while (!superseded_ && Pause(pause_) && AwaitProgress());
   absl::MutexLock lock(&mutex_);
   ended_ = true;
 }
 
+bool LinkClient::admitted() {
+  absl::MutexLock lock(&mutex_);
+  return attachment_ != nullptr && attachment_->admitted();
+}
+
 void LinkClient::WaitUntilEnded() {
   absl::MutexLock lock(&mutex_, absl::Condition(&ended_));
+}
+
+bool LinkClient::AwaitProgress() {
+  const auto step_age = [this] {
+    const int64_t now_ms = absl::ToUnixMillis(SteadyNow());
+    return absl::Milliseconds(replica_->progress().Beat(now_ms).step_age_ms());
+  };
+  if (step_age() <= step_stall_) return true;
+  spdlog::error(
+      "a step has taken {} s, over limits.step_stall_ms; scheduler {} is "
+      "dialled when it ends",
+      absl::ToInt64Seconds(step_age()), identity_.scheduler);
+  awaits_progress_ = true;
+  while (step_age() > step_stall_) {
+    if (!Pause(kLongestPause)) return false;
+  }
+  awaits_progress_ = false;
+  return true;
 }
 
 void LinkClient::AttachOnce() {
@@ -89,6 +113,7 @@ void LinkClient::AttachOnce() {
   } while (!status.has_value());
   attachment->Close();
   LogEnd(attachment.get(), *status);
+  step_stall_ = std::min(step_stall_, attachment->step_stall());
   pause_ = attachment->configured() && attachment->declined().empty()
                ? kFirstPause
                : std::min(2 * pause_, kLongestPause);

@@ -35,11 +35,19 @@ class LinkClient {
   // Waits until the thread dials no more: after Leave, Stop or a takeover.
   void WaitUntilEnded();
 
+  // Attached, and admitted there.
+  bool admitted();
+  // The link is down until a step that hangs has ended.
+  bool awaits_progress() const { return awaits_progress_; }
   // Another worker attached under the same id, and took over.
   bool superseded() const { return superseded_; }
 
  private:
   void Run();
+  // Waits while the engine's step is stuck: the scheduler would take such a
+  // worker for dead again, with the requests that it had sent it. False: do
+  // not dial.
+  bool AwaitProgress();
   // Dials and beats until the stream ends.
   void AttachOnce();
   void LogEnd(Attachment* attachment, const grpc::Status& status);
@@ -51,8 +59,10 @@ class LinkClient {
   const std::unique_ptr<worker::v1::WorkerLinkService::Stub> stub_;
 
   std::atomic<bool> superseded_{false};
+  std::atomic<bool> awaits_progress_{false};
   // Of the thread.
   absl::Duration pause_;
+  absl::Duration step_stall_ = absl::InfiniteDuration();
   std::string last_failure_;  // of the last try; empty after a success
 
   absl::Mutex mutex_;

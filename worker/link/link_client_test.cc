@@ -40,6 +40,7 @@ WorkerConfig MakeConfig() {
       "model { path: '" + ModelFolder() +
           "' } kv_cache { memory_bytes: 65536 dtype: FP32 } "
           "limits { heartbeat_ms: 50 heartbeat_timeout_ms: 200 "
+          "         step_stall_ms: 1000 "
           "         link_message_bytes: 16384 max_logit_bias: 16 "
           "         max_step_tokens: 8192 "
           "         max_running_sequences: 8 }",
@@ -60,6 +61,9 @@ class LinkClientTest : public ::testing::Test {
       if (!load_status_.ok()) return load_status_;
       FakeModel::Options model;
       model.max_position_embeddings = 1 << 20;
+      model.on_forward = [this](std::span<const SequenceSlice>) {
+        if (on_forward_) on_forward_();
+      };
       return std::make_unique<FakeModel>(model);
     };
     replica_ = std::make_unique<Replica>(options);
@@ -116,6 +120,7 @@ class LinkClientTest : public ::testing::Test {
   FakeScheduler scheduler_;
   absl::Notification may_load_;
   absl::Status load_status_;
+  std::function<void()> on_forward_;
   std::unique_ptr<Replica> replica_;
   std::unique_ptr<LinkClient> client_;
   std::map<int64_t, AttemptReport> joined_;  // by request
@@ -231,6 +236,24 @@ TEST_F(LinkClientTest, LossFreesTheCacheAndTheWorkerComesBack) {
   EXPECT_EQ(Finish(5).terminal().reason(), Terminal::LENGTH);
 }
 
+TEST_F(LinkClientTest, AStuckStepKeepsItFromDialling) {
+  absl::Notification unstick;
+  on_forward_ = [&] { unstick.WaitForNotification(); };
+  AttachLoaded(1);
+  Send(SubmitOf(1, 5, 10, 3));
+  const int64_t stall_ms = MakeConfig().limits().step_stall_ms();
+  scheduler_.Take([&](const AttachRequest& request) {
+    return request.heartbeat().step_age_ms() > stall_ms;
+  });
+  scheduler_.Hang(grpc::Status(grpc::StatusCode::UNAVAILABLE, "test"));
+  ASSERT_TRUE(scheduler_.WaitEnd());
+  // Several times its pause. That it does not dial can only be waited for.
+  absl::SleepFor(absl::Milliseconds(500));
+  EXPECT_FALSE(scheduler_.Has(AttachRequest::kHello));
+  unstick.Notify();
+  EXPECT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
+}
+
 TEST_F(LinkClientTest, DialsUntilTheSchedulerIsThere) {
   int port = 0;
   {
@@ -256,6 +279,7 @@ TEST_F(LinkClientTest, AnotherConfigIsDeclinedByField) {
   const AttachRequest failed = other.Take(AttachRequest::kLoadFailed);
   EXPECT_THAT(failed.load_failed().message(),
               HasSubstr("limits.max_step_tokens"));
+  EXPECT_EQ(failed.load_failed().reason(), "CONFIG_DIFFERS");
   EXPECT_FALSE(replica_->load_failure().has_value());
 }
 
@@ -274,6 +298,16 @@ TEST_F(LinkClientTest, LoadFailureIsReported) {
     absl::SleepFor(absl::Milliseconds(1));
   }
   EXPECT_EQ(replica_->load_failure()->message(), "no checkpoint");
+}
+
+TEST_F(LinkClientTest, AModeThatTheBackendCannotHonourHasAReason) {
+  load_status_ = absl::FailedPreconditionError("no plan for DETERMINISTIC");
+  client_ = Dial(scheduler_);
+  ASSERT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
+  ASSERT_TRUE(scheduler_.Configure(1, MakeConfig()));
+  may_load_.Notify();
+  const AttachRequest failed = scheduler_.Take(AttachRequest::kLoadFailed);
+  EXPECT_EQ(failed.load_failed().reason(), "NUMERICS_NOT_HONOURED");
 }
 
 TEST_F(LinkClientTest, LeavingFinishesWhatRunsAndTakesNoMore) {

@@ -142,12 +142,13 @@ TEST_P(ContractTest, ChunksDecodeAndThreadsDoNotMoveABit) {
 TEST_P(ContractTest, NoInstructionSetMovesABit) {
   if (cpu::BestIsa() == cpu::Isa::kAvx2) GTEST_SKIP() << "no AVX-512 here";
   const std::vector<int32_t> ids = Ids(kLength, 5);
-  const std::vector<float> wide =
-      Score(*Load(1, cpu::Isa::kAvx512), ids, kLength);
-  for (const int threads : {1, 2}) {
-    const auto narrow = Load(threads, cpu::Isa::kAvx2);
-    ExpectSameBits(Score(*narrow, ids, kLength), wide);
-    ExpectSameBits(Score(*narrow, ids, 7), wide);
+  const std::vector<float> narrow =
+      Score(*Load(1, cpu::Isa::kAvx2), ids, kLength);
+  for (const cpu::Isa isa : {cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16}) {
+    if (isa > cpu::BestIsa()) continue;
+    const auto wide = Load(2, isa);
+    ExpectSameBits(Score(*wide, ids, kLength), narrow);
+    ExpectSameBits(Score(*wide, ids, 7), narrow);
   }
 }
 

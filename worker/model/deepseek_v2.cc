@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 
-#include "absl/strings/str_cat.h"
+#include "worker/model/slices.h"
 
 namespace invar {
 namespace {
@@ -23,41 +21,7 @@ class DefaultFloatingPoint {
   unsigned saved_;
 };
 
-void Require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "Model::Forward: %s\n", what);
-  std::abort();
-}
-
 }  // namespace
-
-void DeepseekV2::CheckSlices(std::span<const SequenceSlice> slices,
-                             const KvCache& cache,
-                             std::span<const float> logits) const {
-  Require(cache.dtype() == kv_dtype_ && cache.layers() == config_.layers &&
-              cache.row_bytes() ==
-                  config_.kv_row_elements() * KvElementBytes(kv_dtype_),
-          "the cache is another model's");
-  int64_t rows = 0;
-  for (const SequenceSlice& slice : slices) {
-    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
-    rows += slice.logit_rows;
-    Require(size > 0 && slice.first_position >= 0, "an empty slice");
-    Require(slice.logit_rows >= 0 && slice.logit_rows <= size,
-            "logit_rows outside the slice");
-    Require(slice.first_position + size <=
-                static_cast<int64_t>(slice.block_ids.size()) * kBlockTokens,
-            "block_ids do not cover the slice");
-    for (const int32_t id : slice.token_ids) {
-      Require(id >= 0 && id < config_.vocab_size, "a token id out of range");
-    }
-    for (const int32_t id : slice.block_ids) {
-      Require(id >= 0 && id < cache.blocks(), "a block id out of range");
-    }
-  }
-  Require(rows * config_.vocab_size == static_cast<int64_t>(logits.size()),
-          "logits of another size than the rows asked for");
-}
 
 void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices) {
   Step& s = step_;
@@ -96,7 +60,8 @@ void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices) {
   s.slots.resize(tokens * c.router.top_k * c.hidden_size);
 }
 
-void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
+void DeepseekV2::Attention(const LayerWeights& layer,
+                           const cpu::KvLayer& cache) {
   const ModelConfig& c = config_;
   const int64_t tokens = step_.tokens();
   Step& s = step_;
@@ -148,7 +113,7 @@ void DeepseekV2::Attention(const Layer& layer, const cpu::KvLayer& cache) {
                s.hidden.data());
 }
 
-void DeepseekV2::RunMlp(const Mlp& mlp, const float* x, float* out) {
+void DeepseekV2::RunMlp(const MlpWeights& mlp, const float* x, float* out) {
   const int64_t tokens = step_.tokens();
   cpu::Linear(pool_, mlp.gate, x, tokens, step_.gate.data());
   cpu::Linear(pool_, mlp.up, x, tokens, step_.up.data());
@@ -157,7 +122,7 @@ void DeepseekV2::RunMlp(const Mlp& mlp, const float* x, float* out) {
   cpu::LinearRowParallel(pool_, mlp.down, step_.gate.data(), tokens, out);
 }
 
-void DeepseekV2::FeedForward(const Layer& layer) {
+void DeepseekV2::FeedForward(const LayerWeights& layer) {
   const ModelConfig& c = config_;
   const int64_t tokens = step_.tokens();
   Step& s = step_;
@@ -199,27 +164,11 @@ void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
     }
   }
   if (rows == 0) return;
-  cpu::RmsNorm(pool_, step_.hidden.data(), hidden, final_norm_.data(),
+  cpu::RmsNorm(pool_, step_.hidden.data(), hidden, weights_.final_norm.data(),
                config_.rms_norm_eps, rows, hidden, step_.normed.data(), hidden);
-  cpu::Linear(pool_, lm_head_, step_.normed.data(), rows, logits.data());
+  cpu::Linear(pool_, weights_.lm_head, step_.normed.data(), rows,
+              logits.data());
   Show("lm_head", rows, config_.vocab_size, logits.data());
-}
-
-std::vector<SliceHealth> DeepseekV2::Health(
-    std::span<const SequenceSlice> slices,
-    std::span<const float> logits) const {
-  std::vector<SliceHealth> health;
-  auto finite = step_.finite.begin();
-  for (const SequenceSlice& slice : slices) {
-    const auto end = finite + static_cast<int64_t>(slice.token_ids.size());
-    const size_t count = slice.logit_rows * config_.vocab_size;
-    const bool healthy =
-        std::find(finite, end, 0) == end && cpu::AllFinite(logits.first(count));
-    health.push_back(healthy ? SliceHealth::kFinite : SliceHealth::kNonFinite);
-    finite = end;
-    logits = logits.subspan(count);
-  }
-  return health;
 }
 
 std::vector<SliceHealth> DeepseekV2::Forward(
@@ -227,26 +176,28 @@ std::vector<SliceHealth> DeepseekV2::Forward(
     std::span<float> logits) {
   if (slices.empty()) return {};
   const DefaultFloatingPoint floating_point;
-  CheckSlices(slices, cache, logits);
+  CheckSlices(config_, kv_dtype_, slices, cache,
+              static_cast<int64_t>(logits.size()));
   BeginStep(slices);
   cpu::RopeAngles(rope_, step_.positions, step_.cosines.data(),
                   step_.sines.data());
-  cpu::Embedding(embedding_, step_.ids, step_.hidden.data());
+  cpu::Embedding(weights_.embedding, step_.ids, step_.hidden.data());
   shown_layer_ = -1;
   Show("embedding", step_.tokens(), config_.hidden_size, step_.hidden.data());
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
     shown_layer_ = static_cast<int64_t>(i);
-    Attention(layers_[i], {.dtype = kv_dtype_,
-                           .data = cache.Block(static_cast<int64_t>(i), 0),
-                           .latent = config_.kv_lora_rank,
-                           .rope = config_.qk_rope_head_dim,
-                           .scale = layers_[i].kv_scale});
-    FeedForward(layers_[i]);
+    const LayerWeights& layer = weights_.layers[i];
+    Attention(layer, {.dtype = kv_dtype_,
+                      .data = cache.Block(static_cast<int64_t>(i), 0),
+                      .latent = config_.kv_lora_rank,
+                      .rope = config_.qk_rope_head_dim,
+                      .scale = layer.kv_scale});
+    FeedForward(layer);
     Show("hidden", step_.tokens(), config_.hidden_size, step_.hidden.data());
   }
   shown_layer_ = config_.layers;
   Logits(slices, logits);
-  return Health(slices, logits);
+  return Health(slices, step_.finite, FiniteRows(config_, logits));
 }
 
 }  // namespace invar

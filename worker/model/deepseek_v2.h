@@ -13,6 +13,7 @@
 #include "kernels/ops.h"
 #include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
+#include "worker/model/weights.h"
 
 namespace invar {
 
@@ -38,30 +39,6 @@ class DeepseekV2 final : public Model {
   }
 
  private:
-  struct Mlp {
-    Weight gate, up;  // (inner, hidden)
-    Weight down;      // (hidden, inner)
-  };
-
-  struct Layer {
-    std::vector<float> input_norm;      // (hidden)
-    Weight q;                           // (heads * (N + R), hidden), or
-    Weight q_a;                         // (q_lora_rank, hidden),
-    std::vector<float> q_norm;          // (q_lora_rank) and
-    Weight q_b;                         // (heads * (N + R), q_lora_rank)
-    Weight kv_a;                        // (L + R, hidden)
-    std::vector<float> latent_norm;     // (L)
-    cpu::KvUpProjection kv_b;           // (heads * (N + V), L)
-    Weight o;                           // (hidden, heads * V)
-    std::vector<float> attention_norm;  // (hidden)
-    // A dense layer's MLP, or the shared experts of a MoE layer.
-    Mlp mlp;
-    float kv_scale = 1.0f;             // of the cache's rows
-    Weight router;                     // (experts, hidden)
-    std::vector<float> correction;     // (experts) or empty
-    std::vector<cpu::Expert> experts;  // empty: a dense layer
-  };
-
   // One step's tokens, T of them over all slices, and what is computed of
   // them. Grows to the largest step and stays.
   struct Step {
@@ -90,16 +67,6 @@ class DeepseekV2 final : public Model {
     int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
   };
 
-  Weight LoadWeight(const std::string& module) const;
-  std::vector<float> LoadVector(const std::string& name) const;
-  Mlp LoadMlp(const std::string& module) const;
-  Layer LoadLayer(int64_t index) const;
-  void LoadExperts(const std::string& mlp, Layer& layer) const;
-
-  // Aborts on a slice that breaks SequenceSlice's contract: reading past a
-  // table must not depend on a caller's care.
-  void CheckSlices(std::span<const SequenceSlice> slices, const KvCache& cache,
-                   std::span<const float> logits) const;
   void BeginStep(std::span<const SequenceSlice> slices);
   // Shows an operation's (rows, row_size) to the observer, if there is one.
   void Show(std::string_view op, int64_t rows, int64_t row_size,
@@ -107,24 +74,19 @@ class DeepseekV2 final : public Model {
     if (observer_) observer_({shown_layer_, op, rows, row_size, values});
   }
   // hidden += attention(norm(hidden))
-  void Attention(const Layer& layer, const cpu::KvLayer& cache);
+  void Attention(const LayerWeights& layer, const cpu::KvLayer& cache);
   // hidden += mlp(norm(hidden))
-  void FeedForward(const Layer& layer);
+  void FeedForward(const LayerWeights& layer);
   // out = down(silu(gate(x)) * up(x)), x and out (T, hidden)
-  void RunMlp(const Mlp& mlp, const float* x, float* out);
+  void RunMlp(const MlpWeights& mlp, const float* x, float* out);
   void Logits(std::span<const SequenceSlice> slices, std::span<float> logits);
-  std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
-                                  std::span<const float> logits) const;
 
   ModelConfig config_;
   Checkpoint checkpoint_;
   KvDtype kv_dtype_;
   cpu::RopeTable rope_;
-  float attention_scale_;  // (N + R)^-0.5 * m^2
-  Weight embedding_;       // (vocab, hidden)
-  Weight lm_head_;         // (vocab, hidden)
-  std::vector<float> final_norm_;
-  std::vector<Layer> layers_;
+  float attention_scale_;
+  ModelWeights weights_;
   mutable cpu::ThreadPool pool_;
   Step step_;
   OpObserver observer_;

@@ -148,7 +148,7 @@ TEST_F(LoadTest, LyingHeader) {
   Write(kShard, bytes);
   ExpectInvalid({"claims 18446744073709551615 bytes"});
   WriteRaw("[1, 2", "");
-  ExpectInvalid({"not a JSON object"});
+  ExpectInvalid({"its header: not valid JSON"});
   WriteRaw(R"({"a": 3})", "");
   ExpectInvalid({"tensor a is not an object"});
   WriteRaw(R"({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}})",
@@ -371,7 +371,7 @@ TEST_F(LoadTest, ConfigFieldsAreChecked) {
   };
   using enum absl::StatusCode;
   const std::vector<Case> cases = {
-      {"{", "[", kInvalidArgument, "JSON object"},
+      {"{", "[", kInvalidArgument, "not valid JSON"},
       {"DeepseekV2ForCausalLM", "LlamaForCausalLM", kUnimplemented,
        "architectures is [\"LlamaForCausalLM\"]"},
       {"\"hidden_size\": 32", "\"hidden_size\": 33", kUnimplemented,

@@ -8,8 +8,21 @@
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/deepseek_v2.h"
+#include "worker/model/weights.h"
 
 namespace invar {
+
+absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder) {
+  const std::string config_path = std::filesystem::path(folder) / "config.json";
+  absl::StatusOr<std::string> text = ReadTextFile(config_path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<Checkpoint> checkpoint =
+      Checkpoint::Load(folder, ArchitectureTensors(*config));
+  if (!checkpoint.ok()) return checkpoint.status();
+  return CheckedModel{*std::move(config), *std::move(checkpoint)};
+}
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
   if (const std::string missing = cpu::MissingCpuFeatures(); !missing.empty()) {
@@ -17,18 +30,29 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
         absl::StrCat("this processor has no ", missing,
                      "; the CPU backend needs an x86-64-v3 processor"));
   }
-  const std::string config_path =
-      std::filesystem::path(options.path) / "config.json";
-  absl::StatusOr<std::string> text = ReadTextFile(config_path);
-  if (!text.ok()) return text.status();
-  absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
-  if (!config.ok()) return config.status();
-  absl::StatusOr<Checkpoint> checkpoint =
-      Checkpoint::Load(options.path, ArchitectureTensors(*config));
-  if (!checkpoint.ok()) return checkpoint.status();
-  return std::make_unique<DeepseekV2>(*std::move(config),
-                                      *std::move(checkpoint), options.kv_dtype,
-                                      options.threads, options.isa);
+  absl::StatusOr<CheckedModel> model = LoadChecked(options.path);
+  if (!model.ok()) return model.status();
+  return std::make_unique<DeepseekV2>(
+      std::move(model->config), std::move(model->checkpoint), options.kv_dtype,
+      options.threads, options.isa);
+}
+
+std::vector<SliceHealth> Model::Answer(std::span<const SequenceSlice> slices,
+                                       KvCache& cache, int64_t limit,
+                                       std::span<const RowRequest> requests,
+                                       std::span<RowAnswer> answers) {
+  const int64_t vocab = config().vocab_size;
+  logits_.resize(requests.size() * vocab);
+  std::vector<SliceHealth> health = Forward(slices, cache, logits_);
+  size_t row = 0;
+  for (size_t i = 0; i < slices.size(); ++i) {
+    for (int64_t j = 0; j < slices[i].logit_rows; ++j, ++row) {
+      if (health[i] != SliceHealth::kFinite) continue;
+      answers[row] = AnswerRow(std::span(logits_).subspan(row * vocab, vocab),
+                               limit, requests[row]);
+    }
+  }
+  return health;
 }
 
 }  // namespace invar

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/model/checkpoint/config.h"
+#include "worker/model/rows.h"
 
 namespace invar {
 
@@ -57,15 +59,22 @@ class Model {
   struct LoadOptions {
     std::string path;  // folder with config.json and *.safetensors
     KvDtype kv_dtype = KvDtype::kFp8E5m2;
-    int threads = 0;  // 0: one per core
+    int threads = 0;  // of the CPU backend; 0: one per core
+    // What a GPU's memory is planned for; more goes in several passes.
+    int64_t step_tokens = 2048;
+    int64_t context_tokens = 0;  // 0: all that the model has
     // At most what the processor has; never moves a bit.
     cpu::Isa isa = cpu::BestIsa();
+    // determinism.mode. A backend that has no plan for it fails to load with
+    // FAILED_PRECONDITION; one without a FAST plan of its own runs the other.
+    bool deterministic = true;
   };
 
   // Checks every file before it is used. Errors name the file and the tensor:
   // NOT_FOUND (no such file), INVALID_ARGUMENT (damaged or inconsistent),
   // UNIMPLEMENTED (an architecture or quantisation that is not supported),
-  // FAILED_PRECONDITION (this processor is not x86-64-v3).
+  // FAILED_PRECONDITION (no plan for the mode, or for this processor, which
+  // must be x86-64-v3).
   static absl::StatusOr<std::unique_ptr<Model>> Load(
       const LoadOptions& options);
 
@@ -77,7 +86,8 @@ class Model {
   // checkpoint, in name order: independent of sharding and of file names.
   virtual const std::string& weights_digest() const = 0;
 
-  // The backend's part of the NumericsPlan: name=value lines in a fixed order
+  // The backend's part of the NumericsPlan, without the config's
+  // (checkpoint/plan_entries.h): name=value lines in a fixed order
   // (kernel revisions, K split, KV dtype and scale, attention split, ...).
   virtual std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const = 0;
@@ -87,7 +97,13 @@ class Model {
   virtual std::string kernel_build_id() const = 0;
   virtual std::string architecture() const = 0;
 
-  // A cache with room for `blocks` blocks, of this model's layers and dtype.
+  // Blocks of cache for which the backend has memory now.
+  virtual int64_t MaxKvBlocks() const {
+    return std::numeric_limits<int64_t>::max();
+  }
+
+  // A cache with room for `blocks` blocks, of this model's layers and dtype. At
+  // most MaxKvBlocks().
   virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
 
   // Appends the slices' latents to the cache and computes the wanted logits.
@@ -99,10 +115,21 @@ class Model {
       std::span<const SequenceSlice> slices, KvCache& cache,
       std::span<float> logits) = 0;
 
+  // Forward, and what `requests`, one a row in slice order, ask of the rows;
+  // `answers` has as many. Rows of a slice that is not finite are not answered.
+  // Ids >= limit are neither chosen nor alternatives.
+  virtual std::vector<SliceHealth> Answer(std::span<const SequenceSlice> slices,
+                                          KvCache& cache, int64_t limit,
+                                          std::span<const RowRequest> requests,
+                                          std::span<RowAnswer> answers);
+
   // Shows each operation's output to `observer` from now on; an empty one ends
   // it, and then nothing is spent on it. For the bisection of two runs whose
   // bits differ (digests.h). A backend without it shows nothing.
   virtual void Observe(OpObserver observer) {}
+
+ private:
+  std::vector<float> logits_;  // of Answer
 };
 
 }  // namespace invar

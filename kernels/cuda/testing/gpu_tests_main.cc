@@ -1,4 +1,5 @@
-// Runs the GPU tests. Exit code 77: all of them were skipped.
+// Runs the GPU tests. Exit code 77: there is no GPU, so those that need one
+// were skipped.
 #include <gtest/gtest.h>
 
 #include "kernels/cuda/device.h"
@@ -10,8 +11,5 @@ int main(int argc, char** argv) {
     std::printf("%s, CUDA %s\n", device->name.c_str(), device->driver.c_str());
   }
   const int failed = RUN_ALL_TESTS();
-  const ::testing::UnitTest& tests = *::testing::UnitTest::GetInstance();
-  const bool all_skipped =
-      tests.skipped_test_count() == tests.test_to_run_count();
-  return failed == 0 && all_skipped ? 77 : failed;
+  return failed == 0 && !device.ok() ? 77 : failed;
 }

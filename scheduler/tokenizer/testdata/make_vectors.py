@@ -41,6 +41,11 @@ LETTERS = (
     "Ḁ-ἕἘ-Ἕἠ-ὅ]+"
 )
 
+# The character that writes each byte, in byte-level vocabularies.
+BYTE_SYMBOLS = [chr(b) for b in range(256)]
+for i, b in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD]):
+    BYTE_SYMBOLS[b] = chr(256 + i)
+
 
 def split(pattern, behavior="Isolated", invert=False, kind="Regex"):
     return {"type": "Split", "pattern": {kind: pattern},

@@ -67,6 +67,15 @@ class FakeScheduler : public worker::v1::WorkerLinkService::Service {
     });
   }
 
+  // Whether a message of the kind has come and not been taken.
+  bool Has(Request::MessageCase which) {
+    absl::MutexLock lock(&mutex_);
+    return std::any_of(received_.begin(), received_.end(),
+                       [which](const Request& request) {
+                         return request.message_case() == which;
+                       });
+  }
+
   // Ends the latest stream.
   void Hang(grpc::Status status) {
     absl::MutexLock lock(&mutex_);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/json_text.h"
 #include "worker/model/checkpoint/json_fields.h"
 
 namespace invar {
@@ -159,7 +160,13 @@ absl::StatusOr<ModelConfig> ParseModelConfig(
   std::vector<absl::Status>* problems =
       all_problems != nullptr ? all_problems : &unread;
   problems->clear();
-  const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<json> parsed =
+      ParseJson({text.data(), text.size()}, file);
+  if (!parsed.ok()) {
+    problems->push_back(parsed.status());
+    return problems->front();
+  }
+  const json& object = *parsed;
   if (!object.is_object()) {
     problems->push_back(absl::InvalidArgumentError(
         absl::StrCat(file, ": is not a JSON object")));

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/digest.h"
+#include "common/json_text.h"
 
 namespace invar {
 namespace {
@@ -206,8 +207,10 @@ absl::StatusOr<SafetensorsFile::Tensors> SafetensorsFile::ParseHeader(
     std::string_view text, int64_t file_bytes, const std::string& path) {
   const int64_t data_begin =
       kSafetensorsPrefix + static_cast<int64_t>(text.size());
-  const json header = json::parse(text.begin(), text.end(), nullptr,
-                                  /*allow_exceptions=*/false);
+  const absl::StatusOr<json> parsed =
+      ParseJson({text.data(), text.size()}, absl::StrCat(path, ": its header"));
+  if (!parsed.ok()) return parsed.status();
+  const json& header = *parsed;
   if (!header.is_object()) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": its header is not a JSON object"));

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "common/json_text.h"
 #include "worker/model/checkpoint/text_file.h"
 
 namespace invar {
@@ -33,7 +34,9 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(
     const std::string& path) {
   absl::StatusOr<std::string> text = ReadTextFile(path);
   if (!text.ok()) return text.status();
-  const json index = json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<json> parsed = ParseJson(*text, path);
+  if (!parsed.ok()) return parsed.status();
+  const json& index = *parsed;
   if (!index.is_object() || !index.contains("weight_map") ||
       !index["weight_map"].is_object()) {
     return absl::InvalidArgumentError(

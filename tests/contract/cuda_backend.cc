@@ -1,0 +1,58 @@
+#include "tests/contract/cuda_backend.h"
+
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/ops.h"
+#include "tests/contract/random.h"
+#include "worker/model/cuda/cuda_model.h"
+
+namespace invar::contract {
+namespace {
+
+void Soil(KvCache& cache, uint64_t seed) {
+  std::vector<uint64_t> words(cache.layers() * cache.blocks() * kBlockTokens *
+                              cache.row_bytes() / sizeof(uint64_t));
+  Random random(seed);
+  for (uint64_t& word : words) word = random.Next();
+  cuda::Check(
+      cudaMemcpy(cache.Block(0, 0), words.data(),
+                 words.size() * sizeof(uint64_t), cudaMemcpyHostToDevice),
+      "soiling a cache");
+}
+
+void Resize(ModelConfig& config) {
+  config.kv_lora_rank = cuda::kLatent;
+  config.qk_nope_head_dim = cuda::kNope;
+  config.qk_rope_head_dim = cuda::kRope;
+  config.v_head_dim = cuda::kValue;
+}
+
+// `step_tokens`: what a pass holds; a step of more takes several.
+Variant MakeVariant(const std::string& name, bool graphs, int64_t step_tokens) {
+  Variant variant;
+  variant.name = name;
+  variant.load = [graphs, step_tokens](const std::string& folder,
+                                       KvDtype kv_dtype) {
+    return cuda::CudaModel::Load(
+        {.path = folder, .kv_dtype = kv_dtype, .step_tokens = step_tokens},
+        {.graphs = graphs});
+  };
+  return variant;
+}
+
+}  // namespace
+
+Backend CudaBackend() {
+  Backend backend;
+  backend.name = "cuda";
+  backend.kv_dtypes = {KvDtype::kFp8E5m2, KvDtype::kFp8E4m3, KvDtype::kBf16};
+  backend.variants = {MakeVariant("graphs=off/passes=one", false, 2048),
+                      MakeVariant("graphs=on/passes=one", true, 2048),
+                      MakeVariant("graphs=on/passes=many", true, 48)};
+  backend.soil = Soil;
+  backend.resize = Resize;
+  return backend;
+}
+
+}  // namespace invar::contract

@@ -1,0 +1,415 @@
+#include "worker/model/cuda/cuda_model.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/check.h"
+#include "kernels/ops.h"
+#include "worker/model/slices.h"
+#include "worker/model/weights.h"
+
+namespace invar::cuda {
+namespace {
+
+// Rows of logits that are computed at once.
+constexpr int64_t kLogitRows = 256;
+// Left free for the runtime's own needs: code, stacks, graphs.
+constexpr int64_t kReservedBytes = int64_t{256} << 20;
+
+int64_t ContextTokens(const ModelConfig& config,
+                      const Model::LoadOptions& options) {
+  return options.context_tokens > 0
+             ? std::min(options.context_tokens, config.max_position_embeddings)
+             : config.max_position_embeddings;
+}
+
+// cos and sin of every position up to `positions`.
+absl::Status UploadAngles(const cpu::RopeTable& rope, int64_t positions,
+                          DeviceBuffer<float>* cosines,
+                          DeviceBuffer<float>* sines) {
+  std::vector<int64_t> all(positions);
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<float> cos(positions * kRope / 2), sin(cos.size());
+  cpu::RopeAngles(rope, all, cos.data(), sin.data());
+  auto device_cos = DeviceBuffer<float>::Upload(cos, "the rotary table");
+  if (!device_cos.ok()) return device_cos.status();
+  auto device_sin = DeviceBuffer<float>::Upload(sin, "the rotary table");
+  if (!device_sin.ok()) return device_sin.status();
+  *cosines = *std::move(device_cos);
+  *sines = *std::move(device_sin);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
+    const LoadOptions& options, const Options& cuda_options) {
+  const absl::StatusOr<DeviceFacts> facts = UseDevice(cuda_options.device);
+  if (!facts.ok()) return facts.status();
+  absl::StatusOr<CheckedModel> checked = LoadChecked(options.path);
+  if (!checked.ok()) return checked.status();
+  const ModelConfig& config = checked->config;
+  const ModelWeights host =
+      ReadWeights(config, checked->checkpoint, options.kv_dtype);
+  absl::Status status = CheckSupported(config, host, options.kv_dtype);
+  if (!status.ok()) return status;
+  absl::StatusOr<DeviceWeights> weights = Upload(host);
+  if (!weights.ok()) return weights.status();
+  const int64_t positions = ContextTokens(config, options);
+  absl::StatusOr<StepMemory> memory = StepMemory::Allocate(
+      config, {.tokens = options.step_tokens,
+               .logit_rows = std::min(kLogitRows, options.step_tokens),
+               .max_positions = positions});
+  if (!memory.ok()) return memory.status();
+  std::unique_ptr<CudaModel> model(
+      new CudaModel(config, checked->checkpoint.digest(), options.kv_dtype,
+                    cuda_options, *std::move(weights), *std::move(memory)));
+  status =
+      UploadAngles(model->rope_, positions, &model->cosines_, &model->sines_);
+  if (!status.ok()) return status;
+  return model;
+}
+
+CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
+                     KvDtype kv_dtype, const Options& options,
+                     DeviceWeights weights, StepMemory memory)
+    : config_(config),
+      weights_digest_(std::move(weights_digest)),
+      kv_dtype_(kv_dtype),
+      options_(options),
+      rope_(cpu::MakeRopeTable(config_.qk_rope_head_dim, config_.rope_theta,
+                               config_.rope_scaling)),
+      attention_scale_(AttentionScale(config_, rope_)),
+      launch_{.stream = stream_.get(), .overlap = true},
+      weights_(std::move(weights)),
+      step_(std::move(memory)) {}
+
+int64_t CudaModel::MaxKvBlocks() const {
+  size_t free = 0;
+  size_t total = 0;
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  Check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
+  const int64_t left = static_cast<int64_t>(free) - kReservedBytes;
+  return std::max<int64_t>(left, 0) /
+         KvCache::BlockBytes(kv_dtype_, config_.layers, kRow);
+}
+
+std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
+  void* data = nullptr;
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
+  Check(cudaMalloc(&data, bytes), "allocating the KV cache");
+  Check(cudaMemset(data, 0, bytes), "clearing the KV cache");
+  return std::make_unique<KvCache>(
+      kv_dtype_, config_.layers, blocks, kRow,
+      KvCache::Storage(static_cast<std::byte*>(data),
+                       [](std::byte* bytes) { cudaFree(bytes); }));
+}
+
+void CudaModel::BeginStep(std::span<const SequenceSlice> slices,
+                          const KvCache& cache, int64_t logits) {
+  CheckSlices(config_, kv_dtype_, slices, cache, logits);
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  int64_t block_ids = 0;
+  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
+  // What a graph repeats has one table, so padding needs no more.
+  const absl::StatusOr<bool> moved = step_.ReserveBlockIds(block_ids);
+  if (!moved.ok()) Check(cudaErrorMemoryAllocation, "staging a step");
+  if (*moved) graphs_.Clear();
+}
+
+CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
+                                     Cursor* cursor) {
+  int64_t rest = -cursor->token;
+  for (size_t i = cursor->slice; i < slices.size(); ++i) {
+    rest += static_cast<int64_t>(slices[i].token_ids.size());
+  }
+  step_.Place(std::min(rest, step_.limits.tokens));
+  Pass pass;
+  const StepMemory::Places& to = step_.host;
+  int64_t block_ids = 0;
+  for (; cursor->slice < slices.size(); ++cursor->slice, cursor->token = 0) {
+    const SequenceSlice& slice = slices[cursor->slice];
+    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
+    const int64_t taken =
+        std::min(size - cursor->token, step_.limits.tokens - pass.tokens);
+    if (taken == 0) break;
+    const int64_t first = slice.first_position + cursor->token;
+    for (int64_t i = 0; i < taken; ++i) {
+      to.ids[pass.tokens] = slice.token_ids[cursor->token + i];
+      to.positions[pass.tokens] = static_cast<int32_t>(first + i);
+      to.tables[pass.tokens] = static_cast<int32_t>(block_ids);
+      if (cursor->token + i >= size - slice.logit_rows) {
+        to.row_ids[pass.rows++] = static_cast<int32_t>(pass.tokens);
+      }
+      ++pass.tokens;
+    }
+    pass.decodes &= size == 1 && slice.logit_rows == 1;
+    pass.max_position = std::max(pass.max_position, first + taken - 1);
+    const int64_t blocks = (first + taken - 1) / kBlockTokens + 1;
+    std::copy_n(slice.block_ids.begin(), blocks, to.block_ids + block_ids);
+    block_ids += blocks;
+    if (cursor->token + taken < size) {
+      cursor->token += taken;
+      break;
+    }
+  }
+  pass.launched_tokens = pass.tokens;
+  pass.launched_rows = pass.rows;
+  pass.max_position = LaunchPosition(pass.max_position);
+  PadToGraph(&pass);
+  Check(cudaMemcpyAsync(step_.staged.data(), step_.staged_host.data(),
+                        step_.StagedWords(block_ids) * sizeof(int32_t),
+                        cudaMemcpyHostToDevice, stream_.get()),
+        "staging a step");
+  Check(cudaMemsetAsync(step_.finite.data(), 1, pass.launched_tokens,
+                        stream_.get()),
+        "staging a step");
+  return pass;
+}
+
+void CudaModel::PadToGraph(Pass* pass) {
+  const int64_t padded = PaddedTokens(pass->tokens);
+  pass->decodes &= options_.graphs && !observer_ && padded <= kGraphTokens &&
+                   padded <= step_.limits.tokens;
+  if (!pass->decodes) return;
+  const StepMemory::Places& to = step_.host;
+  for (int64_t t = pass->tokens; t < padded; ++t) {
+    for (int32_t* const of : {to.ids, to.positions, to.tables, to.row_ids}) {
+      of[t] = of[0];
+    }
+  }
+  pass->launched_tokens = padded;
+  pass->launched_rows = padded;
+}
+
+void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
+                     const float* values) {
+  if (!observer_) return;
+  std::vector<float> host(rows * row_size);
+  stream_.Synchronize();
+  Check(cudaMemcpy(host.data(), values, host.size() * sizeof(float),
+                   cudaMemcpyDeviceToHost),
+        "showing an operation");
+  observer_({shown_layer_, op, rows, row_size, host.data()});
+}
+
+void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
+                     float* normed, const InputSink& first,
+                     const InputSink& second) {
+  RmsNorm({.hidden = step_.hidden.data(),
+           .hidden_stride = config_.hidden_size,
+           .addend = addend_,
+           .gain = gain.data(),
+           .eps = config_.rms_norm_eps,
+           .rows = pass.launched_tokens,
+           .size = config_.hidden_size,
+           .normed = normed,
+           .inputs = {first, second}},
+          launch_);
+  addend_ = {};
+  Show("hidden", pass.launched_tokens, config_.hidden_size,
+       step_.hidden.data());
+}
+
+void CudaModel::Product(const DeviceLinear& linear, int64_t leaf,
+                        const InputBuffer& x, int64_t tokens, float* out) {
+  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
+       launch_);
+}
+
+void CudaModel::Produce(const InputBuffer& to, const InputKind& kind,
+                        int64_t rows, int64_t columns,
+                        const std::function<void(const InputSink&)>& produce) {
+  if (kind.dynamic == DynamicInputs::kNone) return produce(to.Sink(kind));
+  float* const values = step_.unquantised.data();
+  produce({.data = values, .dtype = WeightDtype::kFp32});
+  QuantizeInputs(values, rows, columns, to.Sink(kind), launch_);
+}
+
+void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
+                          const KvLayer& cache) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = pass.launched_tokens;
+  const TokenPlaces places = {.tokens = tokens,
+                              .positions = step_.device.positions,
+                              .tables = step_.device.tables,
+                              .block_ids = step_.device.block_ids};
+  const RopeAngles angles = {cosines_.data(), sines_.data()};
+  const bool low_rank = layer.q_norm.size() > 0;
+  const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
+  Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
+       step_.inputs[1].Sink(layer.kv_a.input));
+  const auto product = [&](const DeviceLinear& linear, const InputBuffer& x,
+                           float* out) {
+    Product(linear, ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns),
+            x, tokens, out);
+  };
+  if (low_rank) {
+    product(layer.q_a, step_.inputs[0], step_.q_a.data());
+    RmsNorm({.hidden = step_.q_a.data(),
+             .hidden_stride = c.q_lora_rank,
+             .gain = layer.q_norm.data(),
+             .eps = c.rms_norm_eps,
+             .rows = tokens,
+             .size = c.q_lora_rank,
+             .inputs = {step_.q_inputs.Sink(layer.q.input)}},
+            launch_);
+    product(layer.q, step_.q_inputs, step_.q.data());
+  } else {
+    product(layer.q, step_.inputs[0], step_.q.data());
+  }
+  Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
+  product(layer.kv_a, step_.inputs[1], step_.kv_a.data());
+  Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
+  KvAppend(stream_.get(), places, step_.kv_a.data(), layer.latent_norm.data(),
+           c.rms_norm_eps, angles, cache, step_.finite.data());
+  AbsorbQuery(stream_.get(), layer.k_up.projection, places, angles,
+              step_.q.data(), step_.query.data());
+  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+  MlaAttention(stream_.get(), places, pass.max_position, step_.query.data(),
+               c.heads, attention_scale_ * cache.scale, cache,
+               step_.attention_parts.data(), step_.attended.data());
+  Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
+  Produce(step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
+          [&](const InputSink& sink) {
+            AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+                        step_.attended.data(), sink);
+          });
+  if (observer_) {
+    AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+                step_.attended.data(), step_.unquantised.data());
+    Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
+  }
+  Product(layer.o, RowParallelLeaf(layer.o.gemm.columns), step_.value_inputs,
+          tokens, step_.projected.data());
+  Show("o", tokens, c.hidden_size, step_.projected.data());
+  addend_ = {.shared = step_.projected.data()};
+}
+
+void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
+  const int64_t tokens = pass.launched_tokens;
+  const DeviceMlp& mlp = layer.mlp;
+  const DeviceExperts& experts = layer.experts;
+  const InputBuffer& inner =
+      layer.has_experts ? step_.shared_inputs : step_.dense_inputs;
+  Norm(layer.attention_norm, pass,
+       layer.has_experts ? step_.normed.data() : nullptr,
+       step_.inputs[0].Sink(mlp.gate_up.input),
+       layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
+                         : InputSink());
+  Produce(inner, mlp.down.input, tokens, mlp.inner, [&](const InputSink& sink) {
+    GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
+               step_.inputs[0].As(mlp.gate_up.input), tokens, sink, launch_);
+  });
+  Product(mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
+          step_.projected.data());
+  Show("mlp", tokens, config_.hidden_size, step_.projected.data());
+  addend_ = {.shared = step_.projected.data()};
+  if (layer.has_experts) RunExperts(experts, pass);
+}
+
+void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = pass.launched_tokens;
+  const int64_t top_k = c.router.top_k;
+  Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
+         step_.normed.data(), tokens, step_.expert_ids.data(),
+         step_.expert_weights.data(), step_.plan(), launch_, /*tile=*/0,
+         experts.correction.data());
+  Show("router", tokens, top_k, step_.expert_weights.data());
+  Produce(step_.expert_inputs, experts.down.input, tokens * top_k,
+          experts.grouped.inner, [&](const InputSink& sink) {
+            ExpertsGateUp(experts.grouped,
+                          step_.inputs[1].As(experts.gate_up.input),
+                          step_.plan(), tokens, top_k, sink, launch_);
+          });
+  ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
+              step_.plan(), tokens, top_k, step_.slots.data(), launch_);
+  Show("experts", tokens, top_k * c.hidden_size, step_.slots.data());
+  addend_ = {.shared = step_.projected.data(),
+             .slots = step_.slots.data(),
+             .weights = step_.expert_weights.data(),
+             .top_k = top_k};
+}
+
+void CudaModel::RunLayers(const Pass& pass, KvCache& cache) {
+  addend_ = {};
+  shown_layer_ = -1;
+  cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
+                  step_.device.ids, pass.launched_tokens, config_.hidden_size,
+                  step_.hidden.data(), launch_);
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    shown_layer_ = static_cast<int64_t>(i);
+    Attention(weights_.layers[i], pass,
+              {kv_dtype_, cache.Block(static_cast<int64_t>(i), 0),
+               weights_.layers[i].kv_scale});
+    FeedForward(weights_.layers[i], pass);
+  }
+  shown_layer_ = config_.layers;
+  Combine(addend_, pass.launched_tokens, config_.hidden_size,
+          step_.hidden.data(), launch_);
+  Show("hidden", pass.launched_tokens, config_.hidden_size,
+       step_.hidden.data());
+}
+
+void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
+  const DeviceLinear& head = weights_.lm_head;
+  for (int64_t row = 0; row < pass.launched_rows;
+       row += step_.limits.logit_rows) {
+    const int64_t rows =
+        std::min(step_.limits.logit_rows, pass.launched_rows - row);
+    RmsNorm({.hidden = step_.hidden.data(),
+             .hidden_stride = config_.hidden_size,
+             .gain = weights_.final_norm.data(),
+             .eps = config_.rms_norm_eps,
+             .rows = rows,
+             .size = config_.hidden_size,
+             .row_ids = step_.device.row_ids + row,
+             .inputs = {step_.inputs[0].Sink(head.input)}},
+            launch_);
+    Product(head, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
+            step_.inputs[0], rows, step_.logits.data());
+    sink(row, rows);
+  }
+}
+
+void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
+  Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
+                        pass.tokens, cudaMemcpyDeviceToHost, stream_.get()),
+        "reading a step's health");
+  stream_.Synchronize();
+  finite->insert(finite->end(), step_.finite_host.data(),
+                 step_.finite_host.data() + pass.tokens);
+}
+
+std::vector<SliceHealth> CudaModel::Forward(
+    std::span<const SequenceSlice> slices, KvCache& cache,
+    std::span<float> logits) {
+  if (slices.empty()) return {};
+  BeginStep(slices, cache, static_cast<int64_t>(logits.size()));
+  const int64_t vocab = config_.vocab_size;
+  std::vector<uint8_t> finite;
+  float* out = logits.data();
+  for (Cursor cursor; cursor.slice < slices.size();) {
+    Pass pass = StagePass(slices, &cursor);
+    pass.launched_tokens = pass.tokens;
+    pass.launched_rows = pass.rows;
+    RunLayers(pass, cache);
+    RunRows(pass, [&](int64_t first, int64_t count) {
+      Check(cudaMemcpyAsync(out + first * vocab, step_.logits.data(),
+                            count * vocab * sizeof(float),
+                            cudaMemcpyDeviceToHost, stream_.get()),
+            "reading logits");
+    });
+    EndPass(pass, &finite);
+    if (observer_ && pass.rows > 0) {
+      observer_({shown_layer_, "lm_head", pass.rows, vocab, out});
+    }
+    out += pass.rows * vocab;
+  }
+  return Health(slices, finite, FiniteRows(config_, logits));
+}
+
+}  // namespace invar::cuda

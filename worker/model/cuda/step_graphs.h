@@ -1,0 +1,51 @@
+// Steps of a few sizes as CUDA graphs: one launch instead of hundreds.
+#ifndef INVAR_WORKER_MODEL_CUDA_STEP_GRAPHS_H_
+#define INVAR_WORKER_MODEL_CUDA_STEP_GRAPHS_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+
+namespace invar::cuda {
+
+// What a graph's launches depend on; everything else is read from memory that
+// stays where it is.
+struct GraphKey {
+  int64_t tokens = 0;
+  int64_t rows = 0;
+  int64_t max_position = 0;
+  int64_t limit = 0;  // of ids; 0: nothing is sampled
+  const std::byte* cache = nullptr;
+  friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
+};
+
+// Graphs are made of steps of at most so many tokens.
+inline constexpr int64_t kGraphTokens = 256;
+
+// The size that a decode step of `tokens` is padded to; `tokens` itself where
+// no graph is made of such steps.
+int64_t PaddedTokens(int64_t tokens);
+
+class StepGraphs {
+ public:
+  StepGraphs() = default;
+  ~StepGraphs() { Clear(); }
+  StepGraphs(const StepGraphs&) = delete;
+  StepGraphs& operator=(const StepGraphs&) = delete;
+
+  // Launches the graph of `key` on `stream`; the first time it is made of what
+  // `enqueue` puts there.
+  void Launch(const GraphKey& key, cudaStream_t stream,
+              const std::function<void()>& enqueue);
+  void Clear();
+
+ private:
+  std::map<GraphKey, cudaGraphExec_t> graphs_;
+};
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_WORKER_MODEL_CUDA_STEP_GRAPHS_H_

@@ -1,0 +1,182 @@
+#include "worker/model/cuda/step_memory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "worker/model/cuda/step_graphs.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr char kWhat[] = "the memory of a step";
+constexpr int64_t kFirstBlockIds = 1 << 16;
+
+template <typename T>
+void Grow(DeviceBuffer<T>* buffer, int64_t count, absl::Status* status) {
+  if (!status->ok()) return;
+  auto made = DeviceBuffer<T>::Allocate(count, kWhat);
+  *status = made.status();
+  if (made.ok()) *buffer = *std::move(made);
+}
+
+template <typename T>
+void Grow(PinnedBuffer<T>* buffer, int64_t count, absl::Status* status) {
+  if (!status->ok()) return;
+  auto made = PinnedBuffer<T>::Allocate(count);
+  *status = made.status();
+  if (made.ok()) *buffer = *std::move(made);
+}
+
+void Grow(InputBuffer* buffer, int64_t rows, int64_t columns,
+          absl::Status* status) {
+  if (!status->ok() || columns == 0) return;
+  auto made = InputBuffer::Allocate(rows, columns);
+  *status = made.status();
+  if (made.ok()) *buffer = *std::move(made);
+}
+
+// The largest workspace of any T up to `tokens`.
+int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
+  int64_t most = 0;
+  for (int64_t t = 1; t <= limits.tokens; ++t) {
+    const int64_t floats = AttentionWorkspaceFloats(
+        t, config.heads, LaunchPosition(limits.max_positions - 1));
+    if (floats == 0) break;
+    most = std::max(most, floats);
+  }
+  return most;
+}
+
+}  // namespace
+
+int64_t LaunchPosition(int64_t max_position) {
+  int64_t splits = 1;
+  while (splits * kAttentionSplit <= max_position) splits *= 2;
+  return splits * kAttentionSplit - 1;
+}
+
+absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,
+                                                  int64_t columns) {
+  InputBuffer buffer;
+  auto data = DeviceBuffer<std::byte>::Allocate(rows * columns * 2, kWhat);
+  if (!data.ok()) return data.status();
+  buffer.data_ = *std::move(data);
+  auto scales =
+      DeviceBuffer<float>::Allocate(rows * ScaleBlocks(columns), kWhat);
+  if (!scales.ok()) return scales.status();
+  buffer.scales_ = *std::move(scales);
+  const auto map = [&](WeightDtype dtype, GemmInput* input) {
+    return MakeGemmInput(dtype, buffer.data_.data(), rows, columns, input);
+  };
+  if (!map(WeightDtype::kBf16, &buffer.bf16_) ||
+      !map(WeightDtype::kFp16, &buffer.fp16_) ||
+      !map(WeightDtype::kFp8E4m3, &buffer.fp8_)) {
+    return absl::InternalError("the copy engine cannot describe a step");
+  }
+  buffer.fp8_dynamic_ = buffer.fp8_;
+  buffer.fp8_dynamic_.scales = buffer.scales_.data();
+  return buffer;
+}
+
+const GemmInput& InputBuffer::As(const InputKind& kind) const {
+  switch (kind.dtype) {
+    case WeightDtype::kFp8E4m3:
+      return kind.dynamic == DynamicInputs::kNone ? fp8_ : fp8_dynamic_;
+    case WeightDtype::kFp16:
+      return fp16_;
+    default:
+      return bf16_;
+  }
+}
+
+InputSink InputBuffer::Sink(const InputKind& kind) const {
+  return {.data = data_.data(),
+          .dtype = kind.dtype,
+          .scale = kind.scale,
+          .dynamic = kind.dynamic,
+          .scales = scales_.data()};
+}
+
+absl::StatusOr<bool> StepMemory::ReserveBlockIds(int64_t count) {
+  if (count <= block_id_capacity) return false;
+  const int64_t capacity = std::max(count, 2 * block_id_capacity);
+  const int64_t words = 4 * std::max(limits.tokens, kGraphTokens) + capacity;
+  auto on_host = PinnedBuffer<int32_t>::Allocate(words);
+  if (!on_host.ok()) return on_host.status();
+  auto on_device = DeviceBuffer<int32_t>::Allocate(words, kWhat);
+  if (!on_device.ok()) return on_device.status();
+  staged_host = *std::move(on_host);
+  staged = *std::move(on_device);
+  block_id_capacity = capacity;
+  return true;
+}
+
+void StepMemory::Place(int64_t tokens) {
+  stride = tokens <= kGraphTokens ? kGraphTokens : limits.tokens;
+  const auto places = [this](int32_t* base) {
+    return Places{base, base + stride, base + 2 * stride, base + 3 * stride,
+                  base + 4 * stride};
+  };
+  host = places(staged_host.data());
+  device = places(staged.data());
+}
+
+absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
+                                                const StepLimits& limits) {
+  StepMemory m;
+  m.limits = limits;
+  const ModelConfig& c = config;
+  const int64_t tokens = limits.tokens;
+  const int64_t slots = tokens * c.router.top_k;
+  absl::Status status = m.ReserveBlockIds(kFirstBlockIds).status();
+  Grow(&m.finite_host, tokens, &status);
+  Grow(&m.rows_host, tokens, &status);
+  Grow(&m.rows, tokens, &status);
+  Grow(&m.sampled_host, tokens, &status);
+  Grow(&m.sampled, tokens, &status);
+  Grow(&m.finite, tokens, &status);
+  Grow(&m.hidden, tokens * c.hidden_size, &status);
+  Grow(&m.normed, tokens * c.hidden_size, &status);
+  Grow(&m.q_a, tokens * c.q_lora_rank, &status);
+  Grow(&m.q, tokens * c.heads * c.qk_head_dim(), &status);
+  Grow(&m.kv_a, tokens * c.kv_row_elements(), &status);
+  Grow(&m.query, tokens * c.heads * c.kv_row_elements(), &status);
+  Grow(&m.attended, tokens * c.heads * c.kv_lora_rank, &status);
+  Grow(&m.attention_parts, AttentionFloats(c, limits), &status);
+  const int64_t widest = std::max({c.heads * c.v_head_dim, c.intermediate_size,
+                                   c.shared_experts * c.moe_intermediate_size,
+                                   c.router.top_k * c.moe_intermediate_size});
+  Grow(&m.unquantised, tokens * widest, &status);
+  Grow(&m.projected, tokens * c.hidden_size, &status);
+  Grow(&m.expert_ids, slots, &status);
+  Grow(&m.expert_weights, slots, &status);
+  Grow(&m.slots, slots * c.hidden_size, &status);
+  Grow(&m.order, slots, &status);
+  Grow(&m.counts, 2, &status);
+  int64_t work = 0;
+  for (int64_t t = 1; c.router.experts > 0 && t <= tokens; ++t) {
+    work = std::max(work, MaxExpertWork(t, c.router.top_k, c.router.experts));
+  }
+  Grow(&m.work, work, &status);
+  Grow(&m.logits, limits.logit_rows * c.vocab_size, &status);
+  for (InputBuffer& input : m.inputs) {
+    Grow(&input, tokens, c.hidden_size, &status);
+  }
+  Grow(&m.q_inputs, tokens, c.q_lora_rank, &status);
+  Grow(&m.value_inputs, tokens, c.heads * c.v_head_dim, &status);
+  Grow(&m.dense_inputs, tokens, c.dense_layers > 0 ? c.intermediate_size : 0,
+       &status);
+  Grow(&m.shared_inputs, tokens,
+       c.layers > c.dense_layers ? c.shared_experts * c.moe_intermediate_size
+                                 : 0,
+       &status);
+  Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
+  if (!status.ok()) return status;
+  // The router's ticket begins at zero.
+  status = ToStatus(cudaMemset(m.counts.data(), 0, m.counts.bytes()), kWhat);
+  if (!status.ok()) return status;
+  return m;
+}
+
+}  // namespace invar::cuda

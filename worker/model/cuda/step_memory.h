@@ -1,0 +1,137 @@
+// The device memory of a step, planned once for the largest one.
+#ifndef INVAR_WORKER_MODEL_CUDA_STEP_MEMORY_H_
+#define INVAR_WORKER_MODEL_CUDA_STEP_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/ops_sample.h"
+#include "worker/model/checkpoint/config.h"
+#include "worker/model/cuda/device_weights.h"
+
+namespace invar::cuda {
+
+// What products read: rows of any of their dtypes, one dtype at a time, and
+// the scales that dynamic ones have.
+class InputBuffer {
+ public:
+  static absl::StatusOr<InputBuffer> Allocate(int64_t rows, int64_t columns);
+
+  const GemmInput& As(const InputKind& kind) const;
+  InputSink Sink(const InputKind& kind) const;
+
+ private:
+  DeviceBuffer<std::byte> data_;
+  DeviceBuffer<float> scales_;
+  GemmInput bf16_, fp16_, fp8_, fp8_dynamic_;
+};
+
+// Host memory that the copy engine reads and writes without a detour.
+template <typename T>
+class PinnedBuffer {
+ public:
+  static absl::StatusOr<PinnedBuffer> Allocate(int64_t count) {
+    PinnedBuffer buffer;
+    void* data = nullptr;
+    absl::Status status =
+        ToStatus(cudaHostAlloc(&data, count * sizeof(T), cudaHostAllocDefault),
+                 "allocating pinned host memory");
+    if (!status.ok()) return status;
+    buffer.data_.reset(static_cast<T*>(data));
+    return buffer;
+  }
+  T* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { cudaFreeHost(p); }
+  };
+  std::unique_ptr<T[], Free> data_;
+};
+
+struct StepLimits {
+  int64_t tokens = 0;         // of a pass over the layers
+  int64_t logit_rows = 0;     // of a product with the LM head
+  int64_t max_positions = 0;  // of a sequence
+};
+
+// Of T = limits.tokens tokens; names are those of the CPU's step.
+struct StepMemory {
+  // What a pass brings from the host, in one copy.
+  struct Places {
+    int32_t* ids = nullptr;        // (T)
+    int32_t* positions = nullptr;  // (T)
+    int32_t* tables = nullptr;     // (T)
+    int32_t* row_ids = nullptr;    // (T) of the wanted logits
+    int32_t* block_ids = nullptr;
+  };
+
+  static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
+                                             const StepLimits& limits);
+
+  // Room for `count` block ids behind the rest of what is staged. True: the
+  // places have moved.
+  absl::StatusOr<bool> ReserveBlockIds(int64_t count);
+  // Where a pass of `tokens` is staged. The places of all passes that are small
+  // enough for a graph are the same.
+  void Place(int64_t tokens);
+  // What is staged of a pass placed so, with `block_ids` of them.
+  int64_t StagedWords(int64_t block_ids) const {
+    return 4 * stride + block_ids;
+  }
+
+  StepLimits limits;
+  int64_t stride = 0;  // of places
+  Places host, device;
+  PinnedBuffer<int32_t> staged_host;
+  DeviceBuffer<int32_t> staged;
+  int64_t block_id_capacity = 0;
+
+  PinnedBuffer<uint8_t> finite_host;    // (T)
+  DeviceBuffer<uint8_t> finite;         // (T)
+  DeviceBuffer<float> hidden;           // (T, hidden)
+  DeviceBuffer<float> normed;           // (T, hidden)
+  DeviceBuffer<float> q_a;              // (T, q_lora_rank)
+  DeviceBuffer<float> q;                // (T, heads, N + R)
+  DeviceBuffer<float> kv_a;             // (T, L + R)
+  DeviceBuffer<float> query;            // (T, heads, L + R)
+  DeviceBuffer<float> attended;         // (T, heads, L)
+  DeviceBuffer<float> attention_parts;  // of splits
+  // Inputs of a product before they are quantised, where a kernel cannot do
+  // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
+  DeviceBuffer<float> unquantised;
+  DeviceBuffer<float> projected;       // (T, hidden)
+  DeviceBuffer<int32_t> expert_ids;    // (T, top_k)
+  DeviceBuffer<float> expert_weights;  // (T, top_k)
+  DeviceBuffer<float> slots;           // (T, top_k, hidden)
+  DeviceBuffer<int32_t> order, counts;
+  DeviceBuffer<ExpertWork> work;
+  DeviceBuffer<float> logits;  // (logit_rows, vocab)
+
+  PinnedBuffer<SampleRow> rows_host;  // (T) what is asked of rows of logits
+  DeviceBuffer<SampleRow> rows;
+  PinnedBuffer<SampledRow> sampled_host;  // (T)
+  DeviceBuffer<SampledRow> sampled;
+
+  InputBuffer inputs[2];      // (T, hidden) after a norm
+  InputBuffer q_inputs;       // (T, q_lora_rank)
+  InputBuffer value_inputs;   // (T, heads * V)
+  InputBuffer dense_inputs;   // (T, inner) of dense layers
+  InputBuffer shared_inputs;  // (T, inner) of shared experts
+  InputBuffer expert_inputs;  // (T * top_k, moe inner)
+
+  ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
+};
+
+// The positions that a step up to `max_position` is launched for: whole powers
+// of two of splits, so that few launches differ.
+int64_t LaunchPosition(int64_t max_position);
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_WORKER_MODEL_CUDA_STEP_MEMORY_H_

@@ -1,0 +1,75 @@
+#include "worker/model/slices.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "kernels/ops.h"
+
+namespace invar {
+namespace {
+
+void Require(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "Model::Forward: %s\n", what);
+  std::abort();
+}
+
+}  // namespace
+
+void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
+                 std::span<const SequenceSlice> slices, const KvCache& cache,
+                 int64_t logits) {
+  Require(cache.dtype() == kv_dtype && cache.layers() == config.layers &&
+              cache.row_bytes() ==
+                  config.kv_row_elements() * KvElementBytes(kv_dtype),
+          "the cache is another model's");
+  int64_t rows = 0;
+  for (const SequenceSlice& slice : slices) {
+    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
+    rows += slice.logit_rows;
+    Require(size > 0 && slice.first_position >= 0, "an empty slice");
+    Require(slice.logit_rows >= 0 && slice.logit_rows <= size,
+            "logit_rows outside the slice");
+    Require(slice.first_position + size <=
+                static_cast<int64_t>(slice.block_ids.size()) * kBlockTokens,
+            "block_ids do not cover the slice");
+    for (const int32_t id : slice.token_ids) {
+      Require(id >= 0 && id < config.vocab_size, "a token id out of range");
+    }
+    for (const int32_t id : slice.block_ids) {
+      Require(id >= 0 && id < cache.blocks(), "a block id out of range");
+    }
+  }
+  Require(rows * config.vocab_size == logits,
+          "logits of another size than the rows asked for");
+}
+
+std::vector<uint8_t> FiniteRows(const ModelConfig& config,
+                                std::span<const float> logits) {
+  std::vector<uint8_t> finite;
+  for (; !logits.empty(); logits = logits.subspan(config.vocab_size)) {
+    finite.push_back(cpu::AllFinite(logits.first(config.vocab_size)));
+  }
+  return finite;
+}
+
+std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+                                std::span<const uint8_t> finite_tokens,
+                                std::span<const uint8_t> finite_rows) {
+  const auto take = [](std::span<const uint8_t>* from, size_t count) {
+    const auto taken = from->first(count);
+    *from = from->subspan(count);
+    return std::find(taken.begin(), taken.end(), 0) == taken.end();
+  };
+  std::vector<SliceHealth> health;
+  for (const SequenceSlice& slice : slices) {
+    const bool tokens = take(&finite_tokens, slice.token_ids.size());
+    const bool rows = take(&finite_rows, slice.logit_rows);
+    health.push_back(tokens && rows ? SliceHealth::kFinite
+                                    : SliceHealth::kNonFinite);
+  }
+  return health;
+}
+
+}  // namespace invar

@@ -1,0 +1,30 @@
+#ifndef INVAR_WORKER_MODEL_SLICES_H_
+#define INVAR_WORKER_MODEL_SLICES_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "worker/model/model.h"
+
+namespace invar {
+
+// Aborts on what breaks Forward's contract: reading past a table must not
+// depend on a caller's care. `logits` is the count of values that fit.
+void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
+                 std::span<const SequenceSlice> slices, const KvCache& cache,
+                 int64_t logits);
+
+// Whether each row of logits is finite: 1 or 0.
+std::vector<uint8_t> FiniteRows(const ModelConfig& config,
+                                std::span<const float> logits);
+
+// The health of each slice: of its tokens' latents and of its rows of logits, 0
+// where one was not finite.
+std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+                                std::span<const uint8_t> finite_tokens,
+                                std::span<const uint8_t> finite_rows);
+
+}  // namespace invar
+
+#endif  // INVAR_WORKER_MODEL_SLICES_H_
