@@ -106,6 +106,8 @@ class CudaModel final : public Model {
   void EndPass(const Pass& pass, std::vector<uint8_t>* finite);
   void Show(std::string_view op, int64_t rows, int64_t row_size,
             const float* values);
+  // The experts' ids, as "chosen".
+  void ShowChoices(int64_t tokens);
 
   // Answer's parts.
   void StageRequests(const Pass& pass, std::span<const RowRequest> requests);
