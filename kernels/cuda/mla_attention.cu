@@ -5,8 +5,9 @@
 // share each tile of cached rows: in scores = Q K^T a warp has 16 cached rows,
 // in out = P V it has 128 latents. Codes go from shared memory straight to
 // operands in registers, each twice, once a product.
-#include "kernels/cuda/check.h"
 #include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
@@ -304,6 +305,8 @@ __global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
                     float* out) {
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code>*>(memory);
+  AllowNextKernel();
+  WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
   int tile = partials == nullptr ? 0 : blockIdx.z * (kSplit / kTile);
@@ -366,6 +369,8 @@ template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
                 const float* partials, float* out) {
+  AllowNextKernel();
+  WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int first_sum = blockIdx.z * kMergeSums;
   const int splits = places.positions[t] / kSplit + 1;
@@ -398,7 +403,7 @@ int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                              : units * splits * kPartialFloats;
 }
 
-void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out) {
@@ -410,20 +415,19 @@ void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    constexpr int kBytes = sizeof(Shared<Code>);
-    Check(cudaFuncSetAttribute(AttentionKernel<Code>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               kBytes),
-          "mla_attention's shared memory");
-    AttentionKernel<Code><<<grid, kThreads, kBytes, stream>>>(
-        places, query, static_cast<int>(heads), scale * kLog2E, cache.data,
-        whole ? nullptr : workspace, out);
-    CheckLaunch("mla_attention");
+    Launch(AttentionKernel<Code>,
+           {.grid = grid,
+            .threads = kThreads,
+            .shared_bytes = static_cast<int>(sizeof(Shared<Code>))},
+           options, "MlaAttention", places, query, static_cast<int>(heads),
+           scale * kLog2E, static_cast<const std::byte*>(cache.data),
+           whole ? nullptr : workspace, out);
     if (whole) return;
-    MergeKernel<Code>
-        <<<dim3(grid.x, grid.y, kSums / kMergeSums), kThreads, 0, stream>>>(
-            places, static_cast<int>(heads), splits, workspace, out);
-    CheckLaunch("mla_attention's merge");
+    Launch(
+        MergeKernel<Code>,
+        {.grid = dim3(grid.x, grid.y, kSums / kMergeSums), .threads = kThreads},
+        options, "MlaAttention's merge", places, static_cast<int>(heads),
+        splits, static_cast<const float*>(workspace), out);
   });
 }
 

@@ -47,7 +47,7 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
   const auto workspace = *DeviceBuffer<float>::Allocate(
       AttentionWorkspaceFloats(tokens, kHeads, context - 1), "workspace");
   const double seconds = bench.Seconds(kInputs, [&](int i) {
-    MlaAttention(bench.stream(),
+    MlaAttention({.stream = bench.stream()},
                  {tokens, device_positions.data(), device_tables.data(),
                   device_ids.data()},
                  context - 1, device_query.data(), kHeads, 0.1147f,

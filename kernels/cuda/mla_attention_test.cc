@@ -71,7 +71,7 @@ class Sequences {
     }
     const auto device_positions = Upload(positions);
     const auto device_tables = Upload(tables);
-    KvAppend(stream,
+    KvAppend({.stream = stream},
              {2 * kLength, device_positions.data(), device_tables.data(),
               device_blocks_.data()},
              kv_a.data(), gain.data(), 1e-6f, {cosines.data(), sines.data()},
@@ -139,7 +139,7 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   const auto out = Poisoned<float>(count * kHeads * kLatent);
   const auto workspace =
       Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, max_position));
-  MlaAttention(stream,
+  MlaAttention({.stream = stream},
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,

@@ -275,23 +275,23 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
   product(layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  KvAppend(stream_.get(), places, step_.kv_a.data(), layer.latent_norm.data(),
+  KvAppend(launch_, places, step_.kv_a.data(), layer.latent_norm.data(),
            c.rms_norm_eps, angles, cache, step_.finite.data());
-  AbsorbQuery(stream_.get(), layer.k_up.projection, places, angles,
-              step_.q.data(), step_.query.data());
+  AbsorbQuery(launch_, layer.k_up.projection, places, angles, step_.q.data(),
+              step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  MlaAttention(stream_.get(), places, pass.max_position, step_.query.data(),
-               c.heads, attention_scale_ * cache.scale, cache,
+  MlaAttention(launch_, places, pass.max_position, step_.query.data(), c.heads,
+               attention_scale_ * cache.scale, cache,
                step_.attention_parts.data(), step_.attended.data());
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
           [&](const InputSink& sink) {
-            AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+            AbsorbValue(launch_, layer.v_up.projection, tokens,
                         step_.attended.data(), sink);
           });
   if (observer_) {
-    AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
-                step_.attended.data(), step_.unquantised.data());
+    AbsorbValue(launch_, layer.v_up.projection, tokens, step_.attended.data(),
+                step_.unquantised.data());
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
   Product(layer.o, RowParallelLeaf(layer.o.gemm.columns), step_.value_inputs,
@@ -332,11 +332,17 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
          experts.correction.data());
   Show("router", tokens, top_k, step_.expert_weights.data());
   ShowChoices(tokens);
+  const InputKind& kind = experts.gate_up.input;
+  const bool gather = GatherPays(tokens, top_k, c.router.experts);
+  if (gather) {
+    GatherInputs(step_.inputs[1].Rows(kind), step_.plan(), tokens, top_k,
+                 step_.gathered_inputs.Rows(kind), launch_);
+  }
+  const InputBuffer& inputs = gather ? step_.gathered_inputs : step_.inputs[1];
   Produce(step_.expert_inputs, experts.down.input, tokens * top_k,
           experts.grouped.inner, [&](const InputSink& sink) {
-            ExpertsGateUp(experts.grouped,
-                          step_.inputs[1].As(experts.gate_up.input),
-                          step_.plan(), tokens, top_k, sink, launch_);
+            ExpertsGateUp(experts.grouped, inputs.As(kind), step_.plan(),
+                          tokens, top_k, sink, launch_, /*tile=*/0, gather);
           });
   ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
               step_.plan(), tokens, top_k, step_.slots.data(), launch_);
