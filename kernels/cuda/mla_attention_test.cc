@@ -188,7 +188,8 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
   }
 }
 
-// Few tokens have a block a split, many a block a sequence; order and company
+// Few tokens have a block a split, many a block a sequence, in between with two
+// groups of warps; order and company
 // differ; every position is among them, as a prompt has it.
 TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const Sequences sequences(GetParam(), stream().get());
@@ -198,7 +199,7 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const auto together = Attend(stream().get(), sequences, all);
   constexpr int64_t kRowFloats = kHeads * kLatent;
   for (size_t i = 0; i < all.size(); i += 41) {
-    for (const size_t company : {1, 2, 7, 64}) {
+    for (const size_t company : {1, 2, 7, 64, 150}) {
       std::vector<Token> some;
       for (size_t k = 0; k < company; ++k) {
         some.push_back(all[(i + k * 31) % all.size()]);
