@@ -118,6 +118,9 @@ class Matrix {
       threads.emplace_back([this, &references] { Work(&references); });
     }
     for (std::thread& thread : threads) thread.join();
+    for (const std::string& line : references.LaneDigests()) {
+      std::printf("%s\n", line.c_str());
+    }
     return absl::OkStatus();
   }
 
@@ -133,12 +136,14 @@ class Matrix {
     }
     std::printf(
         "%lld cells ran with %lld preemptions, %lld failed; compared %lld "
-        "log-probabilities and %lld token ids, %lld differ; %.0f s\n",
+        "log-probabilities, %lld token ids and %lld rows of caches, %lld "
+        "differ; %.0f s\n",
         static_cast<long long>(ran_),
         static_cast<long long>(total_.preemptions),
         static_cast<long long>(failed_),
         static_cast<long long>(total_.log_probs),
         static_cast<long long>(total_.tokens),
+        static_cast<long long>(total_.cache_rows),
         static_cast<long long>(total_.differing),
         absl::ToDoubleSeconds(duration));
   }
@@ -172,6 +177,7 @@ class Matrix {
     failed_ += result.findings.empty() ? 0 : 1;
     total_.log_probs += result.log_probs;
     total_.tokens += result.tokens;
+    total_.cache_rows += result.cache_rows;
     total_.differing += result.differing;
     total_.preemptions += result.preemptions;
     std::fflush(stdout);
