@@ -24,7 +24,7 @@ struct Variant {
   std::string name;
   // Why this machine cannot run it. Empty: it can.
   std::string missing;
-  std::function<absl::StatusOr<std::unique_ptr<Model>>(
+  std::function<absl::StatusOr<std::shared_ptr<Model>>(
       const std::string& folder, KvDtype kv_dtype)>
       load;
 };

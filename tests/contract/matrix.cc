@@ -38,6 +38,7 @@ struct MatrixOptions {
   std::string shard = "1/1";
   std::string cell;
   std::vector<std::string> match;
+  std::optional<int32_t> sample;
   int32_t jobs = std::max(1u, std::thread::hardware_concurrency());
   bool list = false;
   bool expect_difference = false;
@@ -56,6 +57,8 @@ FlagSet MakeFlags(MatrixOptions* options) {
   flags.Add("match", "TEXT",
             "only cells whose name contains it; repeats narrow further",
             &options->match);
+  flags.Add("sample", "N", "of these, the first N of each kind",
+            &options->sample);
   flags.Add("cell", "NAME", "that cell alone", &options->cell);
   flags.Section("How");
   flags.Add("jobs", "N", "cells that run at once; default: one per core",
@@ -94,6 +97,10 @@ absl::StatusOr<std::vector<Cell>> ChooseCells(const MatrixOptions& options,
                         [&name](const std::string& text) {
                           return absl::StrContains(name, text);
                         });
+  });
+  std::map<Kind, int> taken;
+  std::erase_if(cells, [&](const Cell& cell) {
+    return options.sample.has_value() && ++taken[cell.kind] > *options.sample;
   });
   return cells;
 }

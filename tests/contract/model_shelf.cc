@@ -62,11 +62,8 @@ absl::StatusOr<std::shared_ptr<Model>> ModelShelf::Take(const Setting& setting,
 
 absl::StatusOr<std::shared_ptr<Model>> ModelShelf::LoadAnew(
     const Setting& setting, int variant) const {
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      backend_->variants[variant].load(checkpoints_->Folder(setting.weights),
-                                       setting.kv_dtype);
-  if (!model.ok()) return model.status();
-  return std::shared_ptr<Model>(*std::move(model));
+  return backend_->variants[variant].load(checkpoints_->Folder(setting.weights),
+                                          setting.kv_dtype);
 }
 
 }  // namespace invar::contract

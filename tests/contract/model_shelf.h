@@ -36,7 +36,7 @@ class Checkpoints {
 
 // What an engine is given instead of a model: forwards to one that others use
 // too, and soils new caches if it has a seed for that.
-class SharedModel final : public Model {
+class SharedModel : public Model {
  public:
   SharedModel(std::shared_ptr<Model> model, const Backend* backend,
               std::optional<uint64_t> soil_seed)
