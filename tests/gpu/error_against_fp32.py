@@ -173,6 +173,7 @@ def run_references(folder, ids, device):
 
 
 def run_engine(engine, folder, kv, ids, choices, scratch):
+    torch.cuda.empty_cache()
     ids.cpu().numpy().astype(numpy.int32).tofile(scratch / "ids")
     choices.astype(numpy.int32).tofile(scratch / "experts")
     out = scratch / f"logits_{kv}"

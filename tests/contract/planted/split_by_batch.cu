@@ -8,9 +8,8 @@ namespace invar::cuda {
 
 void MlaAttentionInShortSplits(cudaStream_t stream, const TokenPlaces& places,
                                int64_t max_position, const float* query,
-                               int64_t heads, float scale,
-                               const KvLayer& cache, float* workspace,
-                               float* out);
+                               int64_t heads, float scale, const KvLayer& cache,
+                               float* workspace, float* out);
 
 void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
