@@ -173,6 +173,7 @@ def run_references(folder, ids, device):
 
 
 def run_engine(engine, folder, kv, ids, choices, scratch):
+    torch.cuda.empty_cache()
     ids.cpu().numpy().astype(numpy.int32).tofile(scratch / "ids")
     choices.astype(numpy.int32).tofile(scratch / "experts")
     out = scratch / f"logits_{kv}"
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument("--engine", default="build/bin/forced_logits")
     parser.add_argument("--kv", default="bf16,e4m3,e5m2")
     parser.add_argument("--positions", type=int, default=4096)
-    parser.add_argument("--scratch", default="/dev/shm")
+    parser.add_argument("--scratch", default="/dev/shm", help="room for 1.7 GB a dtype")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,7 +1,7 @@
-#include "tests/gpu/forced_experts.h"
-
 #include <cstdio>
 #include <cstdlib>
+
+#include "tests/gpu/forced_experts.h"
 
 #define Router RouterAsItIs
 #include "kernels/cuda/router.cu"

@@ -75,8 +75,8 @@ int Main(const std::string& folder, const std::string& kv,
 
 int main(int argc, char** argv) {
   if (argc != 6) {
-    std::fprintf(stderr,
-                 "usage: forced_logits FOLDER bf16|e4m3|e5m2 IDS EXPERTS OUT\n");
+    std::fprintf(
+        stderr, "usage: forced_logits FOLDER bf16|e4m3|e5m2 IDS EXPERTS OUT\n");
     return 2;
   }
   return invar::Main(argv[1], argv[2], argv[3], argv[4], argv[5]);

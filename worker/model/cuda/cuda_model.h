@@ -48,6 +48,8 @@ class CudaModel final : public Model {
                                   KvCache& cache, int64_t limit,
                                   std::span<const RowRequest> requests,
                                   std::span<RowAnswer> answers) override;
+  // Options::graphs from the next step on.
+  void UseGraphs(bool graphs) { options_.graphs = graphs; }
   void Observe(OpObserver observer) override {
     observer_ = std::move(observer);
   }
@@ -120,7 +122,7 @@ class CudaModel final : public Model {
   const ModelConfig config_;
   const std::string weights_digest_;
   const KvDtype kv_dtype_;
-  const Options options_;
+  Options options_;
   cpu::RopeTable rope_;
   float attention_scale_;
   Stream stream_;
