@@ -333,7 +333,7 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts) {
 }
 
 bool GatherPays(int64_t tokens, int64_t top_k, int64_t experts) {
-  return ExpertTile(tokens, top_k, experts) >= 128;
+  return ExpertTile(tokens, top_k, experts) >= 64;
 }
 
 void GatherInputs(const InputRows& x, const ExpertPlan& plan, int64_t tokens,

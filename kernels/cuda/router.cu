@@ -4,7 +4,6 @@
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/silu_mul.h"
-#include "kernels/cuda/total_order.cuh"
 
 namespace invar::cuda {
 namespace {
@@ -12,7 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxExperts = 512;
-// Blocks that share K for the same tokens.
+constexpr int kPerLane = kMaxExperts / 32;
+// Blocks that share the experts of the same tokens.
 constexpr int kCluster = 8;
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -29,15 +29,6 @@ struct Arguments {
   const float* correction;
 };
 
-// The part of K that one block of a cluster sums: a multiple of 4.
-__device__ int SliceWidth(int hidden) {
-  return (hidden + 4 * kCluster - 1) / (4 * kCluster) * 4;
-}
-
-__device__ void PrefetchLine(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 __device__ float4 Load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
@@ -47,71 +38,28 @@ __device__ float4 Load4(const __nv_bfloat16* p) {
           __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
 }
 
-// The logits of kTokens tokens over this block's slice of K, into part. Lane j
-// of a warp sums k = 4j to 4j + 3 of the slice, then 128 on; then a butterfly:
-// hidden alone decides the order. A warp has up to eight experts at a time.
+// One expert's logits of kTokens tokens. Lane j of the warp sums k = 4j to
+// 4j + 3, then 128 on; then a butterfly: hidden alone decides the order.
 template <typename Element, int kTokens>
-__device__ void PartialLogits(const Arguments& a, int first_token, int tokens,
-                              int slice, float (*part)[kMaxExperts]) {
-  constexpr int kAtOnce = 8;
-  const int experts = static_cast<int>(a.options.experts);
-  const int warp = threadIdx.x / 32;
-  const int hidden = static_cast<int>(a.hidden);
-  const int width = SliceWidth(hidden);
-  const int begin = slice * width;
-  const int end = min(begin + width, hidden);
-  const auto* weight = static_cast<const Element*>(a.weight);
-  const float* x = a.x + static_cast<int64_t>(first_token) * hidden;
-  for (int first = 0; first < experts; first += kAtOnce * kWarps) {
-    float sum[kAtOnce][kTokens] = {};
-    for (int k = begin + threadIdx.x % 32 * 4; k < end; k += 128) {
-      float4 v[kTokens];
+__device__ void Logits(const Element* row, const float* x, int64_t hidden,
+                       int tokens, float (&sum)[kTokens]) {
 #pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        v[t] = t < tokens ? Load4(x + int64_t{t} * hidden + k)
-                          : float4{0.0f, 0.0f, 0.0f, 0.0f};
-      }
+  for (int t = 0; t < kTokens; ++t) sum[t] = 0.0f;
+#pragma unroll 4
+  for (int64_t k = threadIdx.x % 32 * 4; k < hidden; k += 128) {
+    const float4 w = Load4(row + k);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int e = first + i * kWarps + warp;
-        if (e >= experts) break;
-        const float4 w = Load4(weight + static_cast<int64_t>(e) * hidden + k);
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          sum[i][t] = fmaf(w.x, v[t].x, sum[i][t]);
-          sum[i][t] = fmaf(w.y, v[t].y, sum[i][t]);
-          sum[i][t] = fmaf(w.z, v[t].z, sum[i][t]);
-          sum[i][t] = fmaf(w.w, v[t].w, sum[i][t]);
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int e = first + i * kWarps + warp;
-      if (e >= experts) break;
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        const float all = WarpSum(sum[i][t]);
-        if (threadIdx.x % 32 == 0) part[t][e] = all;
-      }
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= tokens) break;
+      const float4 v = Load4(x + t * hidden + k);
+      sum[t] = fmaf(w.x, v.x, sum[t]);
+      sum[t] = fmaf(w.y, v.y, sum[t]);
+      sum[t] = fmaf(w.z, v.z, sum[t]);
+      sum[t] = fmaf(w.w, v.w, sum[t]);
     }
   }
-}
-
-// Weights are constant: they may come while the kernel ahead still runs.
-template <typename Element>
-__device__ void PrefetchWeights(const Arguments& a, int slice) {
-  constexpr int kLine = 128 / sizeof(Element);
-  const int hidden = static_cast<int>(a.hidden);
-  const int width = SliceWidth(hidden);
-  const int begin = slice * width;
-  const int end = min(begin + width, hidden);
-  const int lines = (end - begin + kLine - 1) / kLine;
-  const auto* weight = static_cast<const Element*>(a.weight);
-  for (int i = threadIdx.x; i < a.options.experts * lines; i += kThreads) {
-    PrefetchLine(weight + static_cast<int64_t>(i / lines) * hidden + begin +
-                 i % lines * kLine);
-  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) sum[t] = WarpSum(sum[t]);
 }
 
 // logits -> 1 / (1 + exp(-logit)), by one warp.
@@ -120,6 +68,28 @@ __device__ void Sigmoid(float* logits, int experts) {
     logits[e] = 1.0f / (1.0f + Exponential(-logits[e]));
   }
   __syncwarp();
+}
+
+// (score, id) as one integer: larger is better, a NaN the worst.
+__device__ uint64_t Key(float score, int id) {
+  if (score != score) score = __int_as_float(0xff800000);
+  if (score == 0.0f) score = 0.0f;  // one zero
+  const uint32_t bits = __float_as_uint(score);
+  const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~id);
+}
+
+__device__ int KeyId(uint64_t key) {
+  return static_cast<int>(~static_cast<uint32_t>(key));
+}
+
+__device__ uint64_t WarpMax(uint64_t key) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const uint64_t other = __shfl_xor_sync(kAll, key, offset);
+    key = other > key ? other : key;
+  }
+  return key;
 }
 
 // logits -> softmax, by one warp; lane j holds experts j, j + 32, ...
@@ -188,8 +158,7 @@ __device__ void KeepBestGroups(const cpu::RouterOptions& o, float* values) {
 }
 
 // One warp chooses a token's experts by `choice`, best first, and weighs them
-// by `scores`. A lane has kPerLane experts at most.
-template <int kPerLane>
+// by `scores`.
 __device__ void Choose(const Arguments& a, int token, const float* scores,
                        const float* choice) {
   const int lane = threadIdx.x % 32;
@@ -264,34 +233,6 @@ __device__ void CutIntoTiles(const Arguments& a, int32_t* total) {
   }
 }
 
-// Plan for at most 32 slots, by one warp: each slot counts those before it.
-__device__ void PlanFew(const Arguments& a, int slots) {
-  const int lane = threadIdx.x % 32;
-  const int expert = lane < slots ? __ldcg(&a.ids[lane]) : kMaxExperts;
-  int place = 0;
-  for (int other = 0; other < 32; ++other) {
-    const int e = __shfl_sync(kAll, expert, other);
-    place += e < expert || (e == expert && other < lane);
-  }
-  // From here on a lane is a place in the order.
-  __shared__ int slot_at[32];
-  slot_at[place] = lane;
-  __syncwarp();
-  const int slot = slot_at[lane];
-  const int mine = __shfl_sync(kAll, expert, slot);
-  const unsigned group = __match_any_sync(kAll, mine);
-  const int first = __ffs(group) - 1;
-  const int count = __popc(group);
-  const bool starts = lane < slots && (lane - first) % a.tile == 0;
-  const unsigned items = __ballot_sync(kAll, starts);
-  if (lane < slots) a.plan.order[lane] = slot;
-  if (starts) {
-    a.plan.work[__popc(items & ((1u << lane) - 1))] = {
-        mine, lane, min(a.tile, count - (lane - first)), 0};
-  }
-  if (lane == 0) a.plan.counts[0] = __popc(items);
-}
-
 // Groups the slots by expert, stably, and cuts the groups into tiles. By one
 // block: warp w owns a run of slots and counts it, then places it.
 __device__ void Plan(const Arguments& a) {
@@ -299,10 +240,6 @@ __device__ void Plan(const Arguments& a) {
   __shared__ int32_t total[kMaxExperts];
   const int experts = static_cast<int>(a.options.experts);
   const int slots = static_cast<int>(a.tokens * a.options.top_k);
-  if (slots <= 32) {
-    if (threadIdx.x < 32) PlanFew(a, slots);
-    return;
-  }
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int run = (slots + kThreads - 1) / kThreads * 32;
@@ -343,41 +280,41 @@ __device__ void Plan(const Arguments& a) {
   }
 }
 
-// A cluster has kTokens tokens: its blocks share K; then block t adds up the
-// parts, in their order, and chooses for token t. The block that finishes last
-// of all makes the plan.
+// A cluster has kTokens tokens: its blocks share the experts, one a warp at a
+// time; then block t chooses for token t. The block that finishes last of all
+// makes the plan.
 template <typename Element, int kTokens>
 __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   static_assert(kTokens <= kCluster);
-  __shared__ float part[kTokens][kMaxExperts];
+  __shared__ float part[kTokens][kMaxExperts / kCluster];
   __shared__ float scores[kMaxExperts];
   __shared__ float choice[kMaxExperts];
   __shared__ bool last;
   AllowNextKernel();
+  WaitForPriorKernel();
   const int first = blockIdx.x / kCluster * kTokens;
   const int tokens = min(kTokens, a.tokens - first);
   const int rank = static_cast<int>(ClusterRank());
   const int warp = threadIdx.x / 32;
   const int experts = static_cast<int>(a.options.experts);
-  PrefetchWeights<Element>(a, rank);
-  WaitForPriorKernel();
-  PartialLogits<Element, kTokens>(a, first, tokens, rank, part);
+  for (int i = warp; i * kCluster + rank < experts; i += kWarps) {
+    float sum[kTokens];
+    Logits<Element, kTokens>(static_cast<const Element*>(a.weight) +
+                                 (i * kCluster + rank) * a.hidden,
+                             a.x + first * a.hidden, a.hidden, tokens, sum);
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) part[t][i] = sum[t];
+    }
+  }
   ClusterSync();
   const bool chooses = rank < tokens;
   if (chooses) {
     for (int e = threadIdx.x; e < experts; e += kThreads) {
-      float slice[kCluster];
-#pragma unroll
-      for (int r = 0; r < kCluster; ++r) {
-        slice[r] = LoadFromRank(&part[rank][e], r);
-      }
-      float sum = slice[0];
-#pragma unroll
-      for (int r = 1; r < kCluster; ++r) sum += slice[r];
-      scores[e] = sum;
+      scores[e] = LoadFromRank(&part[rank][e / kCluster], e % kCluster);
     }
   }
-  ClusterSync();  // no block leaves while its parts are being read
+  ClusterSync();  // no block leaves while its logits are being read
   if (!chooses) return;
   if (warp == 0) {
     if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
@@ -393,11 +330,7 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
     if (a.options.method != cpu::RouterMethod::kGreedy) {
       KeepBestGroups(a.options, choice);
     }
-    if (experts <= 64) {
-      Choose<2>(a, first + rank, scores, choice);
-    } else {
-      Choose<kMaxExperts / 32>(a, first + rank, scores, choice);
-    }
+    Choose(a, first + rank, scores, choice);
     if (threadIdx.x == 0) {
       __threadfence();
       last = atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1;
@@ -413,12 +346,10 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
 template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   // Several tokens a cluster read the weights once; few tokens spread.
-  const int tokens = a.tokens <= 16 ? 1 : a.tokens <= 64 ? 4 : 8;
-  const int clusters = (a.tokens + tokens - 1) / tokens;
-  const auto kernel = tokens == 1   ? RouterKernel<Element, 1>
-                      : tokens == 4 ? RouterKernel<Element, 4>
-                                    : RouterKernel<Element, 8>;
-  Launch(kernel,
+  constexpr int kTokens = 4;
+  const bool few = a.tokens <= 64;
+  const int clusters = few ? a.tokens : (a.tokens + kTokens - 1) / kTokens;
+  Launch(few ? RouterKernel<Element, 1> : RouterKernel<Element, kTokens>,
          {.grid = dim3(clusters * kCluster),
           .threads = kThreads,
           .cluster = kCluster},

@@ -137,6 +137,7 @@ class Bench {
         step * 1e3, batch / step, floor * 1e3,
         static_cast<double>(experts) / (config_.layers - config_.dense_layers),
         100 * floor / step);
+    std::fflush(stdout);
     PrintKernels();
   }
 
@@ -158,17 +159,20 @@ class Bench {
     std::printf("prefill %lld x %lld  %8.2f ms  %9.0f tokens/s\n",
                 static_cast<long long>(prompts), static_cast<long long>(tokens),
                 median * 1e3, prompts * tokens / median);
+    std::fflush(stdout);
     PrintKernels();
   }
 
  private:
   void PrintKernels() {
-    for (const bench::KernelTime& kernel : kernels_) {
+    if (trace_ == nullptr) return;
+    std::printf("  %9.1f us from the first kernel to the last\n",
+                kernels_.span * 1e6);
+    for (const bench::KernelTime& kernel : kernels_.kernels) {
       std::printf("  %9.1f us  %5lld x %8.2f us  %s\n", kernel.seconds * 1e6,
                   static_cast<long long>(kernel.launches),
                   kernel.seconds * 1e6 / kernel.launches, kernel.name.c_str());
     }
-    kernels_.clear();
     std::fflush(stdout);
   }
 
@@ -201,7 +205,7 @@ class Bench {
   const double weight_bytes_;
   EngineHarness harness_;
   std::unique_ptr<bench::KernelTrace> trace_;
-  std::vector<bench::KernelTime> kernels_;  // of the last cell
+  bench::KernelTimes kernels_;  // of the last cell
   uint64_t state_ = 1;
   int64_t request_ = 0;
 };

@@ -21,6 +21,8 @@ struct State {
   decltype(&cuptiActivityGetNextRecord) next = nullptr;
   std::mutex mutex;
   std::map<std::string, KernelTime> times;  // by mangled name
+  uint64_t start = 0;                       // of the first kernel, in ns
+  uint64_t end = 0;                         // of the last one
 };
 
 State& TheState() {
@@ -46,6 +48,8 @@ void CUPTIAPI TakeBuffer(CUcontext, uint32_t, uint8_t* buffer, size_t,
     const auto* kernel = reinterpret_cast<CUpti_ActivityKernel10*>(record);
     KernelTime& time = state.times[kernel->name];
     ++time.launches;
+    state.start = std::min<uint64_t>(state.start, kernel->start);
+    state.end = std::max<uint64_t>(state.end, kernel->end);
     time.seconds += 1e-9 * static_cast<double>(kernel->end - kernel->start);
   }
   std::free(buffer);
@@ -103,22 +107,25 @@ void KernelTrace::Start() {
   {
     const std::lock_guard<std::mutex> lock(state.mutex);
     state.times.clear();
+    state.start = UINT64_MAX;
+    state.end = 0;
   }
   state.enable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL);
 }
 
-std::vector<KernelTime> KernelTrace::Stop() {
+KernelTimes KernelTrace::Stop() {
   cudaDeviceSynchronize();
   State& state = TheState();
   state.flush(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
   state.disable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL);
-  std::vector<KernelTime> times;
+  KernelTimes times;
   const std::lock_guard<std::mutex> lock(state.mutex);
   for (const auto& [mangled, time] : state.times) {
-    times.push_back(time);
-    times.back().name = ShortName(mangled);
+    times.kernels.push_back(time);
+    times.kernels.back().name = ShortName(mangled);
+    times.span = 1e-9 * static_cast<double>(state.end - state.start);
   }
-  std::sort(times.begin(), times.end(),
+  std::sort(times.kernels.begin(), times.kernels.end(),
             [](const KernelTime& a, const KernelTime& b) {
               return a.seconds > b.seconds;
             });

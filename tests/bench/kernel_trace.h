@@ -15,6 +15,11 @@ struct KernelTime {
   double seconds = 0;  // summed; kernels that overlap are counted in full
 };
 
+struct KernelTimes {
+  std::vector<KernelTime> kernels;  // the longest first
+  double span = 0;  // seconds from the first one's start to the last one's end
+};
+
 // One at a time in a process. libcupti is looked for when one is made, so that
 // benchmarks run without it.
 class KernelTrace {
@@ -24,8 +29,8 @@ class KernelTrace {
   ~KernelTrace();
 
   void Start();
-  // What ran since Start, the longest first. Waits for the device.
-  std::vector<KernelTime> Stop();
+  // What ran since Start. Waits for the device.
+  KernelTimes Stop();
 
  private:
   KernelTrace() = default;

@@ -159,6 +159,8 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
                                    c.shared_experts * c.moe_intermediate_size,
                                    c.router.top_k * c.moe_intermediate_size});
   Grow(&m.unquantised, tokens * widest, &status);
+  Grow(&m.side_unquantised, tokens * c.shared_experts * c.moe_intermediate_size,
+       &status);
   Grow(&m.projected, tokens * c.hidden_size, &status);
   Grow(&m.expert_ids, slots, &status);
   Grow(&m.expert_weights, slots, &status);
