@@ -40,7 +40,7 @@ ModelConfig Config(Shape shape) {
   config.moe_intermediate_size = 1408;
   config.router.experts = 64;
   config.router.top_k = 6;
-  if (shape == kLiteBf16) config.quantization = Quantization::kNone;
+  if (shape == kLiteBf16) config.quantization = {};
   return config;
 }
 
