@@ -192,7 +192,8 @@ int Main(const std::string& folder, int64_t sequences, int64_t context,
   const ModelConfig& config = (*model)->config();
   if (sequences < 1 || context < 1 ||
       context >= config.max_position_embeddings) {
-    std::fprintf(stderr, "SEQUENCES and CONTEXT: 1 or more, CONTEXT below %lld\n",
+    std::fprintf(stderr,
+                 "SEQUENCES and CONTEXT: 1 or more, CONTEXT below %lld\n",
                  static_cast<long long>(config.max_position_embeddings));
     return 2;
   }
@@ -240,8 +241,8 @@ int Main(const std::string& folder, int64_t sequences, int64_t context,
   double products = 0.0;
   const auto line = [](const std::string& op, double ms, double macs,
                        double floor) {
-    std::printf("%-16s %9.3f %9.1f %9.3f %8.0f%%\n", op.c_str(), ms,
-                macs / 1e6, floor, 100.0 * floor / ms);
+    std::printf("%-16s %9.3f %9.1f %9.3f %8.0f%%\n", op.c_str(), ms, macs / 1e6,
+                floor, 100.0 * floor / ms);
   };
   for (const std::string& op : order) {
     const auto found = work.find(op);
