@@ -33,76 +33,105 @@ __m512 MultiplyAddPairs(__m512i a, __m512i b, __m512 sum) {
                           reinterpret_cast<__m512bh>(b));
 }
 
-// The bf16 of an e4m3 code's magnitude; that of NaN is 480, as everywhere here.
+// The bf16 of an FP8 code's magnitude. E4m3's NaN is 480, as in codes.h.
+template <typename Code>
 constexpr uint16_t MagnitudeBits(int magnitude) {
-  const int exponent = magnitude >> 3;
-  if (exponent > 0) {
-    return static_cast<uint16_t>((exponent - 7 + 127) << 7 | (magnitude & 7)
-                                                                 << 4);
+  constexpr bool kIsE4m3 = std::is_base_of_v<Fp8E4m3Code, Code>;
+  constexpr int kMantissa = kIsE4m3 ? 3 : 2;
+  constexpr int kBias = kIsE4m3 ? 7 : 15;
+  constexpr int kOne = 1 << kMantissa;
+  int exponent = magnitude / kOne;
+  int fraction = magnitude % kOne;
+  if (!kIsE4m3 && exponent == 31) {  // infinity and NaN
+    return static_cast<uint16_t>(0x7f80 | fraction << (7 - kMantissa));
   }
-  // Multiples of 2^-9.
   if (magnitude == 0) return 0;
-  const int top = magnitude >= 4 ? 2 : magnitude >= 2 ? 1 : 0;
-  return static_cast<uint16_t>((top - 9 + 127) << 7 |
-                               ((magnitude << (7 - top)) & 0x7f));
+  if (exponent == 0) {  // subnormal
+    for (exponent = 1; fraction < kOne; --exponent) fraction *= 2;
+  }
+  return static_cast<uint16_t>((exponent - kBias + 127) << 7 |
+                               fraction % kOne << (7 - kMantissa));
 }
 
-// Decodes e4m3 to bf16 by table: the two bytes of a magnitude are looked up
-// apart.
-struct PairTables {
+// The bytes of a magnitude's bf16, looked up apart.
+struct ByteTables {
   alignas(64) uint8_t high[128];
   alignas(64) uint8_t low[128];
-  // Codes 16 + l and l of the first 32, four such pairs of them in a block of
-  // 16 bytes, then as many of the second 32.
-  alignas(64) uint8_t order[64];
 };
 
-constexpr PairTables MakePairTables() {
-  PairTables tables = {};
+template <typename Code>
+constexpr ByteTables MakeByteTables() {
+  ByteTables tables = {};
   for (int magnitude = 0; magnitude < 128; ++magnitude) {
-    tables.high[magnitude] = MagnitudeBits(magnitude) >> 8;
-    tables.low[magnitude] = MagnitudeBits(magnitude) & 0xff;
-  }
-  for (int i = 0; i < 64; ++i) {
-    tables.order[i] = static_cast<uint8_t>(i % 16 / 8 * 32 + (1 - i % 2) * 16 +
-                                           i / 16 * 4 + i % 8 / 2);
+    tables.high[magnitude] = MagnitudeBits<Code>(magnitude) >> 8;
+    tables.low[magnitude] = MagnitudeBits<Code>(magnitude) & 0xff;
   }
   return tables;
 }
+template <typename Code>
+constexpr ByteTables kByteTables = MakeByteTables<Code>();
 
-constexpr PairTables kPairTables = MakePairTables();
+// Codes 16 + l and l of the first 32, four such pairs of them in a block of 16
+// bytes, then as many of the second 32.
+struct PairOrder {
+  alignas(64) uint8_t order[64];
+};
+constexpr PairOrder MakePairOrder() {
+  PairOrder order = {};
+  for (int i = 0; i < 64; ++i) {
+    order.order[i] = static_cast<uint8_t>(i % 16 / 8 * 32 + (1 - i % 2) * 16 +
+                                          i / 16 * 4 + i % 8 / 2);
+  }
+  return order;
+}
+constexpr PairOrder kPairOrder = MakePairOrder();
 
-class PairDecoder {
- public:
-  // 32 codes from p as kVectorPairs pairs each to `first` and `second`; those
-  // not in `present` are zeros.
-  void Decode(const std::byte* p, __mmask64 present, __m512i* first,
-              __m512i* second) const {
-    const __m512i codes =
-        _mm512_permutexvar_epi8(order_, _mm512_maskz_loadu_epi8(present, p));
-    // high | (codes & 0x80); the look-up ignores a code's sign.
-    const __m512i high = _mm512_ternarylogic_epi32(
-        _mm512_permutex2var_epi8(high_[0], codes, high_[1]), codes,
-        _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
-    *first = _mm512_unpacklo_epi8(low, high);
-    *second = _mm512_unpackhi_epi8(low, high);
+// 64 FP8 codes as kVectorPairs pairs and then as many again.
+template <typename Code>
+inline void DecodePairs(__m512i codes, __m512i* first, __m512i* second) {
+  const ByteTables& tables = kByteTables<Code>;
+  codes = _mm512_permutexvar_epi8(_mm512_load_si512(kPairOrder.order), codes);
+  // The look-up ignores a code's sign: high | (codes & 0x80).
+  const __m512i high = _mm512_ternarylogic_epi32(
+      _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), codes,
+                               _mm512_load_si512(tables.high + 64)),
+      codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+  const __m512i low = _mm512_permutex2var_epi8(
+      _mm512_load_si512(tables.low), codes, _mm512_load_si512(tables.low + 64));
+  *first = _mm512_unpacklo_epi8(low, high);
+  *second = _mm512_unpackhi_epi8(low, high);
+}
+
+// Four vectors of a cached row, FP8 by table.
+template <typename Code>
+struct PairRun {
+  static constexpr int kVectors = 4;
+  static constexpr int64_t kBytes = 1;
+
+  void Load(const std::byte* p) {
+    DecodePairs<Code>(_mm512_loadu_si512(p), &pairs[0], &pairs[1]);
+  }
+  __m512 Decode(int i) const {
+    return _mm512_castsi512_ps(
+        i % 2 == 0 ? _mm512_and_si512(pairs[i / 2], _mm512_set1_epi32(-0x10000))
+                   : _mm512_slli_epi32(pairs[i / 2], 16));
   }
 
- private:
-  const __m512i high_[2] = {_mm512_load_si512(kPairTables.high),
-                            _mm512_load_si512(kPairTables.high + 64)};
-  const __m512i low_[2] = {_mm512_load_si512(kPairTables.low),
-                           _mm512_load_si512(kPairTables.low + 64)};
-  const __m512i order_ = _mm512_load_si512(kPairTables.order);
+  __m512i pairs[2];
+};
+
+struct Avx512Bf16 : Avx512 {
+  template <typename Code>
+  using Run = std::conditional_t<std::is_same_v<Code, Fp8E5m2Code> ||
+                                     std::is_same_v<Code, Fp8E4m3Code>,
+                                 PairRun<Code>, Vectors<Avx512, Code, 4>>;
 };
 
 // Rows [begin, end) of e4m3 codes, whole groups of kPairRows, as pairs: vector
 // i of a group's rows behind each other, then vector i + 1 of them.
-void DecodePairs(const Weight& weight, int64_t begin, int64_t end,
-                 uint32_t* panel) {
+void DecodePairPanel(const Weight& weight, int64_t begin, int64_t end,
+                     uint32_t* panel) {
   constexpr int64_t kStep = kPairRows * kVectorPairs;
-  const PairDecoder decoder;
   const int64_t columns = weight.columns;
   const std::byte* data = weight.data + begin * columns;
   for (int64_t row = begin; row < end; ++row, data += columns) {
@@ -113,13 +142,14 @@ void DecodePairs(const Weight& weight, int64_t begin, int64_t end,
     __m512i second;
     int64_t k = 0;
     for (; k + 4 * kLanes <= columns; k += 4 * kLanes, to += 2 * kStep) {
-      decoder.Decode(data + k, ~__mmask64{0}, &first, &second);
+      DecodePairs<Fp8E4m3Code>(_mm512_loadu_si512(data + k), &first, &second);
       _mm512_store_si512(to, first);
       _mm512_store_si512(to + kStep, second);
     }
     if (k == columns) continue;
     const __mmask64 present = (__mmask64{1} << (columns - k)) - 1;
-    decoder.Decode(data + k, present, &first, &second);
+    DecodePairs<Fp8E4m3Code>(_mm512_maskz_loadu_epi8(present, data + k), &first,
+                             &second);
     _mm512_store_si512(to, first);
     if (columns - k > 2 * kLanes) _mm512_store_si512(to + kStep, second);
   }
@@ -189,7 +219,9 @@ void DotWithPairs(const DotProducts& p) {
       p.row_begin + (p.row_end - p.row_begin) / kPairRows * kPairRows;
   for (int64_t begin = p.row_begin; begin < whole_end; begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, whole_end);
-    DecodePairs(*p.weight, begin, end, panel);
+    DecodePairPanel(*p.weight, begin, end, panel);
+    PrefetchBytes(p.weight->data + end * p.weight->columns,
+                  panel_rows * p.weight->columns);
     ForTokenTiles<kPairTokens>(p.tokens, [&](int64_t token, auto count) {
       for (int64_t row = begin; row < end; row += kPairRows) {
         PairTile<decltype(count)::value>(p, panel + (row - begin) * pairs, row,
@@ -208,8 +240,8 @@ void DotWithPairs(const DotProducts& p) {
 constexpr IsaKernels kAvx512Bf16Kernels = {
     .dot = DotWithPairs,
     .column_sums = ColumnSumsAll<Avx512>,
-    .tile_scores = TileScoresAll<Avx512>,
-    .tile_values = TileValuesAll<Avx512>,
+    .tile_scores = TileScoresAll<Avx512Bf16>,
+    .tile_values = TileValuesAll<Avx512Bf16>,
 };
 
 bool PairsAreTwoMultiplyAdds() {

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
+#include "kernels/cpu/mla_attention_kernel.h"
 
 namespace invar::cpu {
 namespace {
@@ -49,7 +50,8 @@ struct Avx512 {
   static constexpr int kColumnTokens = 6;
   static constexpr int ColumnGroups(int tokens) { return tokens == 1 ? 16 : 4; }
   static constexpr int kTileRows = 4;
-  static constexpr int kTileGroups = 2;
+  template <typename Code>
+  using Run = Vectors<Avx512, Code, 4>;
 
   static __m512 Zero() { return _mm512_setzero_ps(); }
   static __m512 Broadcast(float value) { return _mm512_set1_ps(value); }

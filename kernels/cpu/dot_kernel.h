@@ -206,6 +206,8 @@ void DotDecoded(const DotProducts& p) {
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
     DecodePanel<Simd, Code>(*p.weight, row, end, panel);
+    PrefetchBytes(p.weight->data + end * columns * Code::kBytes,
+                  panel_rows * columns * Code::kBytes);
     DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
         p, reinterpret_cast<const std::byte*>(panel), row, end);
   }
