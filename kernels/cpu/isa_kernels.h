@@ -64,9 +64,13 @@ struct KvTile {
   int64_t rows = 0;
   int64_t row_elements = 0;  // L + R
   int64_t latent = 0;        // L
-  // The rows that will be walked after these: tile_values fetches them.
+  // The rows that will be walked after these, which the kernels fetch on the
+  // way: next_lines lines of the cache from `next` on.
   const std::byte* next = nullptr;
+  int64_t next_lines = 0;
 };
+
+inline constexpr int64_t kCacheLine = 64;
 
 struct IsaKernels {
   void (*dot)(const DotProducts& products);

@@ -9,13 +9,14 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <type_traits>
+
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
 
 namespace invar::cpu {
 namespace {
-
-constexpr int64_t kCacheLine = 64;
 
 // kCount vectors of a row, decoded one by one.
 template <typename Simd, typename Code, int kCount>
@@ -32,6 +33,13 @@ struct Vectors {
 };
 template <typename Simd, typename Code>
 using OneVector = Vectors<Simd, Code, 1>;
+
+// How many of the next rows' lines are fetched between this tile's scores; the
+// others between its values, one a row of a run of columns.
+inline int64_t LinesWithScores(const KvTile& tile) {
+  const int64_t with_values = tile.latent / (4 * kLanes) * tile.rows;
+  return std::max(tile.next_lines / 2, tile.next_lines - with_values);
+}
 
 // sum[r][h] += key[r] . query[h] over the Run's vectors from element k on.
 template <typename Simd, typename Run, int kHeads, int kRows>
@@ -83,6 +91,15 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
   }
   float sums[kRows * kHeads];
   Simd::Sums(sum, sums);
+  if constexpr (kRows == 4) {
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      _mm_storeu_ps(
+          scores + h * kAttentionTile + row,
+          _mm_mul_ps(_mm_loadu_ps(sums + h * kRows), _mm_set1_ps(scale)));
+    }
+    return;
+  }
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
@@ -95,8 +112,14 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
 template <typename Simd, typename Code, int kHeads>
 void TileScores(const KvTile& tile, const float* query, float scale,
                 float* scores) {
+  // Half of the next rows, or what the values will not get to.
+  const int64_t lines = LinesWithScores(tile);
+  int64_t line = 0;
   int64_t row = 0;
   for (; row + Simd::kTileRows <= tile.rows; row += Simd::kTileRows) {
+    const int64_t end = lines * (row + Simd::kTileRows) / tile.rows;
+    PrefetchBytes(tile.next + line * kCacheLine, (end - line) * kCacheLine);
+    line = end;
     RowScores<Simd, Code, kHeads, Simd::kTileRows>(tile, query, row, scale,
                                                    scores);
   }
@@ -112,9 +135,10 @@ inline void RunValues(const KvTile& tile, const float* weights, int64_t c,
   constexpr int kGroups = Run::kVectors;
   const int64_t row_bytes = tile.row_elements * Run::kBytes;
   const std::byte* column = tile.data + c * Run::kBytes;
-  // This run's share of the next rows.
+  // This run's share of the next rows: none of them left, its own again.
+  const int64_t line = LinesWithScores(tile) + c / kLanes / kGroups * tile.rows;
   const std::byte* next =
-      tile.next + c / kLanes / kGroups * tile.rows * kCacheLine;
+      line < tile.next_lines ? tile.next + line * kCacheLine : tile.data;
   typename Simd::Vector sum[kHeads][kGroups];
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
