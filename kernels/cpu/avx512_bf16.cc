@@ -220,8 +220,7 @@ void DotWithPairs(const DotProducts& p) {
   for (int64_t begin = p.row_begin; begin < whole_end; begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, whole_end);
     DecodePairPanel(*p.weight, begin, end, panel);
-    PrefetchBytes(p.weight->data + end * p.weight->columns,
-                  panel_rows * p.weight->columns);
+    PrefetchPanel(p, end, panel_rows * p.weight->columns);
     ForTokenTiles<kPairTokens>(p.tokens, [&](int64_t token, auto count) {
       for (int64_t row = begin; row < end; row += kPairRows) {
         PairTile<decltype(count)::value>(p, panel + (row - begin) * pairs, row,

@@ -196,6 +196,17 @@ void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
   }
 }
 
+// Fetches `bytes` of what follows a panel that ends at row `end`.
+[[gnu::always_inline]] inline void PrefetchPanel(const DotProducts& p,
+                                                 int64_t end, int64_t bytes) {
+  const std::byte* next =
+      end == p.row_end
+          ? p.next
+          : p.weight->data +
+                end * p.weight->columns * WeightElementBytes(p.weight->dtype);
+  if (next != nullptr) PrefetchBytes(next, bytes);
+}
+
 // Many tokens: a panel's weights are decoded once for all of them.
 template <typename Simd, typename Code>
 void DotDecoded(const DotProducts& p) {
@@ -206,8 +217,7 @@ void DotDecoded(const DotProducts& p) {
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
     DecodePanel<Simd, Code>(*p.weight, row, end, panel);
-    PrefetchBytes(p.weight->data + end * columns * Code::kBytes,
-                  panel_rows * columns * Code::kBytes);
+    PrefetchPanel(p, end, panel_rows * columns * Code::kBytes);
     DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
         p, reinterpret_cast<const std::byte*>(panel), row, end);
   }

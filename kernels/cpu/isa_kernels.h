@@ -35,6 +35,8 @@ struct DotProducts {
   const uint32_t* const* pairs = nullptr;
   float* const* out = nullptr;  // one pointer a token: (rows)
   int64_t tokens = 0;
+  // What is read after these rows, or null: fetched on the way.
+  const std::byte* next = nullptr;
 };
 
 // Values that bf16 has exactly, two in a word: word 16 i + l has value 32 i + l
