@@ -63,6 +63,8 @@ class Checkpoint {
   // order: independent of sharding and of file names.
   const std::string& digest() const { return digest_; }
 
+  int64_t bytes() const;
+
  private:
   std::map<std::string, LoadedTensor, std::less<>> tensors_;
   std::string digest_;
