@@ -76,9 +76,9 @@ absl::Status ConvertScales(LoadedTensor& tensor) {
 struct Task {
   const TensorSpec* spec;
   Shards::Place place;
-  LoadedTensor loaded;
-  std::string digest;  // SHA-256 (hex) of the file's bytes
-  absl::Status status;
+  LoadedTensor loaded = {};
+  std::string digest = {};  // SHA-256 (hex) of the file's bytes
+  absl::Status status = {};
 };
 
 class Loader {

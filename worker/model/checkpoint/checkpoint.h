@@ -31,12 +31,15 @@ struct LoadedTensor {
   int64_t bytes = 0;
 };
 
+// Called by any of the threads that load, with the bytes read so far and in
+// all: `done` grows, but calls may overtake each other.
+using LoadProgressCallback = std::function<void(int64_t done, int64_t total)>;
+
 class Checkpoint {
  public:
   struct Options {
     int threads = 0;  // that read and hash; 0: chosen by the machine
-    // Called by any of the threads, with the bytes read so far and in all.
-    std::function<void(int64_t done, int64_t total)> progress;
+    LoadProgressCallback progress = nullptr;
   };
 
   // Reads model.safetensors, or the shards of model.safetensors.index.json, in
