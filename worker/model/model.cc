@@ -1,12 +1,14 @@
 #include "worker/model/model.h"
 
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/ops.h"
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/checkpoint.h"
+#include "worker/model/checkpoint/manifest.h"
 #include "worker/model/deepseek_v2.h"
 #include "worker/model/weights.h"
 
@@ -14,13 +16,21 @@ namespace invar {
 
 absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
                                          const Checkpoint::Options& options) {
-  const std::string config_path = std::filesystem::path(folder) / "config.json";
+  const std::string config_path = std::filesystem::path(folder) / kConfigFile;
   absl::StatusOr<std::string> text = ReadTextFile(config_path);
   if (!text.ok()) return text.status();
+  absl::StatusOr<std::optional<Manifest>> manifest = ReadManifest(folder);
+  if (!manifest.ok()) return manifest.status();
+  Checkpoint::Options checked = options;
+  if (manifest->has_value()) {
+    checked.manifest = &**manifest;
+    absl::Status same = CheckConfig(**manifest, folder, *text);
+    if (!same.ok()) return same;
+  }
   absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
   if (!config.ok()) return config.status();
   absl::StatusOr<Checkpoint> checkpoint =
-      Checkpoint::Load(folder, ArchitectureTensors(*config), options);
+      Checkpoint::Load(folder, ArchitectureTensors(*config), checked);
   if (!checkpoint.ok()) return checkpoint.status();
   return CheckedModel{*std::move(config), *std::move(checkpoint)};
 }
