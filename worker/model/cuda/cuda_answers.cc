@@ -82,7 +82,8 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
   };
   if (pass.decodes) {
     const GraphKey key = {pass.launched_tokens, pass.launched_rows,
-                          pass.max_position, limit, cache.Block(0, 0)};
+                          pass.max_position,    limit,
+                          cache.Block(0, 0),    cache.blocks()};
     graphs_.Launch(key, main_.stream(), [&] {
       RunLayers(pass, cache);
       RunRows(pass, [&](int64_t first, int64_t count) {

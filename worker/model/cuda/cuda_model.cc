@@ -47,7 +47,8 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
     const LoadOptions& options, const Options& cuda_options) {
   const absl::StatusOr<DeviceFacts> facts = UseDevice(cuda_options.device);
   if (!facts.ok()) return facts.status();
-  absl::StatusOr<CheckedModel> checked = LoadChecked(options.path);
+  absl::StatusOr<CheckedModel> checked =
+      LoadChecked(options.path, {.progress = options.progress});
   if (!checked.ok()) return checked.status();
   const ModelConfig& config = checked->config;
   const ModelWeights host =

@@ -1,5 +1,7 @@
 #include "worker/model/cuda/step_graphs.h"
 
+#include <chrono>
+#include <cstdio>
 #include "kernels/cuda/check.h"
 
 namespace invar::cuda {
@@ -26,7 +28,12 @@ void StepGraphs::Launch(const GraphKey& key, cudaStream_t stream,
     Check(cudaGraphInstantiate(&graph, captured, 0), "making a step's graph");
     Check(cudaGraphDestroy(captured), "making a step's graph");
   }
+  const auto t0 = std::chrono::steady_clock::now();
   Check(cudaGraphLaunch(graph, stream), "launching a step");
+  static int n = 0;
+  if (++n % 16 == 0) {
+    std::fprintf(stderr, "graph launch %.1f us\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count() * 1e6);
+  }
 }
 
 void StepGraphs::Clear() {

@@ -19,6 +19,7 @@ struct GraphKey {
   int64_t max_position = 0;
   int64_t limit = 0;  // of ids; 0: nothing is sampled
   const std::byte* cache = nullptr;
+  int64_t cache_blocks = 0;  // where its layers begin follows from it
   friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
 };
 
