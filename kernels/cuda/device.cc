@@ -79,6 +79,10 @@ void Stream::Synchronize() const {
   Check(cudaStreamSynchronize(stream_), "waiting for a stream");
 }
 
+absl::Status WaitForCopies(absl::string_view what) {
+  return ToStatus(cudaStreamSynchronize(cudaStreamLegacy), what);
+}
+
 absl::StatusOr<void*> AllocateBytes(int64_t bytes, absl::string_view what) {
   void* data = nullptr;
   const absl::Status status =

@@ -50,6 +50,10 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+// Waits until what cudaMemset and cudaMemcpy were last asked for is in the
+// device's memory. They may return before it is, and a Stream does not wait.
+absl::Status WaitForCopies(absl::string_view what);
+
 // `count` elements of T in device memory. T is trivially copyable.
 template <typename T>
 class DeviceBuffer {
@@ -108,6 +112,8 @@ absl::StatusOr<DeviceBuffer<T>> DeviceBuffer<T>::Upload(
                           cudaMemcpyHostToDevice),
                what);
   if (!copied.ok()) return copied;
+  const absl::Status arrived = WaitForCopies(what);
+  if (!arrived.ok()) return arrived;
   return buffer;
 }
 

@@ -19,6 +19,7 @@ void Soil(KvCache& cache, uint64_t seed) {
       cudaMemcpy(cache.Block(0, 0), words.data(),
                  words.size() * sizeof(uint64_t), cudaMemcpyHostToDevice),
       "soiling a cache");
+  cuda::Check(cudaStreamSynchronize(cudaStreamLegacy), "soiling a cache");
 }
 
 void Read(const KvCache& cache, int64_t layer, int64_t block,

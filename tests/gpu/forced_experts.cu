@@ -66,6 +66,7 @@ void ForceExperts(const std::vector<int32_t>& ids, int64_t positions,
   Check(cudaMemcpy(forced.corrections, corrections.data(),
                    corrections.size() * sizeof(float), cudaMemcpyHostToDevice),
         "forcing experts");
+  Check(cudaStreamSynchronize(cudaStreamLegacy), "forcing experts");
 }
 
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,

@@ -58,6 +58,7 @@ DeviceBuffer<T> Poisoned(int64_t count) {
   Check(cudaMemset(buffer.data(), std::is_same_v<T, float> ? 0xff : 0x7f,
                    buffer.bytes()),
         "poisoning");
+  EXPECT_TRUE(WaitForCopies("poisoning").ok());
   return buffer;
 }
 

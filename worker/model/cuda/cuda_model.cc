@@ -101,6 +101,7 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
   Check(cudaMalloc(&data, bytes), "allocating the KV cache");
   Check(cudaMemset(data, 0, bytes), "clearing the KV cache");
+  Check(cudaStreamSynchronize(cudaStreamLegacy), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
       KvCache::Storage(static_cast<std::byte*>(data),

@@ -96,6 +96,7 @@ DeviceBuffer<std::byte> Uploader::Stack(const std::vector<Weight>& parts) {
                  "copying weights to the device");
     to += Bytes(part);
   }
+  if (status_.ok()) status_ = WaitForCopies("copying weights to the device");
   return buffer;
 }
 

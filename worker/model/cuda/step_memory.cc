@@ -191,6 +191,7 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   if (!status.ok()) return status;
   // The router's ticket begins at zero.
   status = ToStatus(cudaMemset(m.counts.data(), 0, m.counts.bytes()), kWhat);
+  if (status.ok()) status = WaitForCopies(kWhat);
   if (!status.ok()) return status;
   return m;
 }
