@@ -50,9 +50,12 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// Waits until what cudaMemset and cudaMemcpy were last asked for is in the
-// device's memory. They may return before it is, and a Stream does not wait.
-absl::Status WaitForCopies(absl::string_view what);
+// Both wait until the device's memory has changed. cudaMemcpy from pageable
+// memory and cudaMemset return before that, and a Stream does not wait for what
+// they have left to do: on a GPU that others use, too, its first kernel comes
+// earlier.
+cudaError_t CopyToDevice(void* to, const void* from, int64_t bytes);
+cudaError_t FillOnDevice(void* to, int byte, int64_t bytes);
 
 // `count` elements of T in device memory. T is trivially copyable.
 template <typename T>
@@ -107,13 +110,9 @@ absl::StatusOr<DeviceBuffer<T>> DeviceBuffer<T>::Upload(
   absl::StatusOr<DeviceBuffer> buffer =
       Allocate(static_cast<int64_t>(values.size()), what);
   if (!buffer.ok()) return buffer;
-  const absl::Status copied =
-      ToStatus(cudaMemcpy(buffer->data_, values.data(), values.size_bytes(),
-                          cudaMemcpyHostToDevice),
-               what);
+  const absl::Status copied = ToStatus(
+      CopyToDevice(buffer->data_, values.data(), values.size_bytes()), what);
   if (!copied.ok()) return copied;
-  const absl::Status arrived = WaitForCopies(what);
-  if (!arrived.ok()) return arrived;
   return buffer;
 }
 

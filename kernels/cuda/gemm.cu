@@ -17,7 +17,8 @@ struct Arguments {
   int k_blocks;     // stages of 128 bytes that K takes
   int leaf_blocks;  // of one leaf
   int leaves;
-  int cluster;  // thread blocks that share a tile's leaves
+  int cluster;        // thread blocks that share a tile's leaves
+  bool tokens_first;  // neighbouring tiles are of the same weights
   float scale;
   const float* row_scales;
   const float* token_scales;  // (tokens), or null
@@ -26,6 +27,21 @@ struct Arguments {
   void* out;
   GemmOutput type;
 };
+
+struct Place {
+  int row;
+  int token;
+};
+
+// Where this block's tile begins.
+template <int kTokens>
+__device__ Place PlaceOfTile(const Arguments& a) {
+  constexpr int kRows = Tile<kTokens, 1, kGroups>::kRows;
+  const int x = blockIdx.x / a.cluster;
+  const int y = blockIdx.y;
+  return a.tokens_first ? Place{y * kRows, x * kTokens}
+                        : Place{x * kRows, y * kTokens};
+}
 
 __device__ void StoreOutput(const Arguments& a, int row, int token, float sum) {
   if (row >= a.rows || token >= a.tokens) return;
@@ -141,8 +157,7 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
   extern __shared__ std::byte shared[];
   const Ring<TileType, kStages> ring(shared);
   const int leaf = blockIdx.x % a.cluster;
-  const int row = blockIdx.x / a.cluster * TileType::kRows;
-  const int token = blockIdx.y * kTokens;
+  const auto [row, token] = PlaceOfTile<kTokens>(a);
   const int first = leaf * a.leaf_blocks;
   const int blocks =
       leaf < a.leaves ? min(a.leaf_blocks, a.k_blocks - first) : 0;
@@ -189,8 +204,7 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
   extern __shared__ std::byte shared[];
   const Ring<TileType, kStages> ring(shared);
   const int rank = blockIdx.x % a.cluster;
-  const int row = blockIdx.x / a.cluster * TileType::kRows;
-  const int token = blockIdx.y * kTokens;
+  const auto [row, token] = PlaceOfTile<kTokens>(a);
   const int run = static_cast<int>(kMaxLeaves) / a.cluster;
   const int leaves = max(0, min(run, a.leaves - rank * run));
   const int first = rank * run * a.leaf_blocks;
@@ -255,8 +269,11 @@ void Run(const GemmWeight& weight, const GemmInput& x, Arguments a, int cluster,
   const int row_tiles = (a.rows + TileType::kRows - 1) / TileType::kRows;
   const int token_tiles = (a.tokens + kTokens - 1) / kTokens;
   a.cluster = cluster;
+  // A few tiles of tokens beside each other: weights are read from memory once.
+  a.tokens_first = token_tiles <= 4;
   const LaunchShape shape = {
-      .grid = dim3(row_tiles * cluster, token_tiles),
+      .grid = a.tokens_first ? dim3(token_tiles * cluster, row_tiles)
+                             : dim3(row_tiles * cluster, token_tiles),
       .threads = TileType::kThreads,
       .shared_bytes = Ring<TileType, kStages>::kSharedBytes,
       .cluster = cluster};

@@ -25,9 +25,8 @@ DeviceBuffer<std::byte> RandomCodes(int64_t bytes) {
   for (std::byte& b : chunk) b = static_cast<std::byte>(random() & 0xbf);
   auto buffer = *DeviceBuffer<std::byte>::Allocate(bytes, "weights");
   for (int64_t at = 0; at < bytes; at += chunk.size()) {
-    Check(cudaMemcpy(buffer.data() + at, chunk.data(),
-                     std::min<int64_t>(chunk.size(), bytes - at),
-                     cudaMemcpyHostToDevice),
+    Check(CopyToDevice(buffer.data() + at, chunk.data(),
+                       std::min<int64_t>(chunk.size(), bytes - at)),
           "filling");
   }
   return buffer;
@@ -161,7 +160,7 @@ void Norm(Bench& bench, int64_t tokens) {
   const auto normed = floats(tokens * kHidden);
   const auto codes = floats(tokens * kHidden);
   for (const auto* b : {&hidden, &shared, &slots, &weights, &gain}) {
-    Check(cudaMemset(b->data(), 0x3c, b->bytes()), "filling");
+    Check(FillOnDevice(b->data(), 0x3c, b->bytes()), "filling");
   }
   const double seconds = bench.Seconds(20, [&](int) {
     RmsNorm({.hidden = hidden.data(),

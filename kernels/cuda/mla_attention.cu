@@ -375,10 +375,10 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   __syncthreads();
 
   Softmax sums;
+  sums.Clear();
   Merged<kSums> merged;
   const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
   for (int added = 0; split <= last_split; split += kGroups) {
-    sums.Clear();
     const int end = min((split + 1) * kSplitTiles, position / kTile + 1);
     for (int tile = split * kSplitTiles; tile < end; ++tile, ++added) {
       WaitForCopies();
@@ -409,6 +409,7 @@ __global__ void __launch_bounds__(kGroups* kThreads,
         if (split + 3 <= last_split) BarrierArrive(kEmptied, kAll);
       }
     }
+    sums.Clear();
   }
   if (partials == nullptr) {
     if (Group() == 0) {

@@ -21,7 +21,7 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
   for (int i = 0; i < kInputs; ++i) {
     // 0x35 bytes: finite and no zeros in each of the dtypes.
     caches.push_back(*DeviceBuffer<std::byte>::Allocate(cache_bytes, "caches"));
-    Check(cudaMemset(caches.back().data(), 0x35, cache_bytes), "filling");
+    Check(FillOnDevice(caches.back().data(), 0x35, cache_bytes), "filling");
   }
   std::vector<int32_t> ids(tokens * blocks);
   std::vector<int32_t> tables(tokens);

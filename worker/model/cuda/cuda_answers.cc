@@ -1,5 +1,6 @@
 // Answers to rows of logits without moving the logits: CudaModel::Answer.
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "kernels/cuda/check.h"
@@ -84,15 +85,26 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
     const GraphKey key = {pass.launched_tokens, pass.launched_rows,
                           pass.max_position,    limit,
                           cache.Block(0, 0),    cache.blocks()};
-    graphs_.Launch(key, main_.stream(), [&] {
-      RunLayers(pass, cache);
-      RunRows(pass, [&](int64_t first, int64_t count) {
-        Sample(pass, limit, first, count);
-      });
-    });
+    // Enough work to hide the launch of the rest.
+    const int64_t begun = std::min<int64_t>(3, config_.layers);
+    const std::function<void()> parts[] = {
+        [&] {
+          BeginLayers(pass);
+          RunLayers(pass, cache, 0, begun);
+        },
+        [&] {
+          RunLayers(pass, cache, begun, config_.layers);
+          EndLayers(pass);
+          RunRows(pass, [&](int64_t first, int64_t count) {
+            Sample(pass, limit, first, count);
+          });
+        }};
+    graphs_.Launch(key, main_.stream(), parts);
     fetch(0, pass.rows);
   } else {
-    RunLayers(pass, cache);
+    BeginLayers(pass);
+    RunLayers(pass, cache, 0, config_.layers);
+    EndLayers(pass);
     RunRows(pass, [&](int64_t first, int64_t count) {
       Sample(pass, limit, first, count);
       fetch(first, count);

@@ -100,8 +100,7 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
   Check(cudaMalloc(&data, bytes), "allocating the KV cache");
-  Check(cudaMemset(data, 0, bytes), "clearing the KV cache");
-  Check(cudaStreamSynchronize(cudaStreamLegacy), "clearing the KV cache");
+  Check(FillOnDevice(data, 0, bytes), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
       KvCache::Storage(static_cast<std::byte*>(data),
@@ -370,22 +369,29 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
              .top_k = top_k};
 }
 
-void CudaModel::RunLayers(const Pass& pass, KvCache& cache) {
+void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
                   step_.device.ids, pass.launched_tokens, config_.hidden_size,
                   step_.hidden.data(), main_.Next());
-  for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    shown_layer_ = static_cast<int64_t>(i);
-    Attention(weights_.layers[i], pass,
-              {kv_dtype_, cache.Block(static_cast<int64_t>(i), 0),
-               weights_.layers[i].kv_scale});
-    FeedForward(weights_.layers[i], pass);
+}
+
+void CudaModel::RunLayers(const Pass& pass, KvCache& cache, int64_t first,
+                          int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    shown_layer_ = i;
+    const DeviceLayer& layer = weights_.layers[i];
+    Attention(layer, pass, {kv_dtype_, cache.Block(i, 0), layer.kv_scale});
+    FeedForward(layer, pass);
   }
+}
+
+void CudaModel::EndLayers(const Pass& pass) {
   shown_layer_ = config_.layers;
   Combine(addend_, pass.launched_tokens, config_.hidden_size,
           step_.hidden.data(), main_.Next());
+  addend_ = {};
   Show("hidden", pass.launched_tokens, config_.hidden_size,
        step_.hidden.data());
 }
@@ -432,7 +438,9 @@ std::vector<SliceHealth> CudaModel::Forward(
     Pass pass = StagePass(slices, &cursor);
     pass.launched_tokens = pass.tokens;
     pass.launched_rows = pass.rows;
-    RunLayers(pass, cache);
+    BeginLayers(pass);
+    RunLayers(pass, cache, 0, config_.layers);
+    EndLayers(pass);
     RunRows(pass, [&](int64_t first, int64_t count) {
       Check(cudaMemcpyAsync(out + first * vocab, step_.logits.data(),
                             count * vocab * sizeof(float),

@@ -85,8 +85,11 @@ class CudaModel final : public Model {
   // Stages the next pass's tokens and moves the cursor past them.
   Pass StagePass(std::span<const SequenceSlice> slices, Cursor* cursor);
   void PadToGraph(Pass* pass);
-  // Enqueues a pass over the layers.
-  void RunLayers(const Pass& pass, KvCache& cache);
+  // Enqueue a pass: its tokens' embedding, the layers [first, last) of all,
+  // what the last of them left to add.
+  void BeginLayers(const Pass& pass);
+  void RunLayers(const Pass& pass, KvCache& cache, int64_t first, int64_t last);
+  void EndLayers(const Pass& pass);
   void Attention(const DeviceLayer& layer, const Pass& pass,
                  const KvLayer& cache);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);

@@ -91,12 +91,10 @@ DeviceBuffer<std::byte> Uploader::Stack(const std::vector<Weight>& parts) {
   std::byte* to = buffer.data();
   for (const Weight& part : parts) {
     if (!status_.ok()) return {};
-    status_ =
-        ToStatus(cudaMemcpy(to, part.data, Bytes(part), cudaMemcpyHostToDevice),
-                 "copying weights to the device");
+    status_ = ToStatus(CopyToDevice(to, part.data, Bytes(part)),
+                       "copying weights to the device");
     to += Bytes(part);
   }
-  if (status_.ok()) status_ = WaitForCopies("copying weights to the device");
   return buffer;
 }
 

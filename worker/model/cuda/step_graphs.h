@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
+#include <vector>
 
 namespace invar::cuda {
 
@@ -37,14 +39,15 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  // Launches the graph of `key` on `stream`; the first time it is made of what
-  // `enqueue` puts there.
+  // Launches the graphs of `key` on `stream`, one after the other; the first
+  // time they are made of what `parts` put there. The device works on the first
+  // part while the host launches the next one, which takes a moment.
   void Launch(const GraphKey& key, cudaStream_t stream,
-              const std::function<void()>& enqueue);
+              std::span<const std::function<void()>> parts);
   void Clear();
 
  private:
-  std::map<GraphKey, cudaGraphExec_t> graphs_;
+  std::map<GraphKey, std::vector<cudaGraphExec_t>> graphs_;
 };
 
 }  // namespace invar::cuda

@@ -190,8 +190,7 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
   if (!status.ok()) return status;
   // The router's ticket begins at zero.
-  status = ToStatus(cudaMemset(m.counts.data(), 0, m.counts.bytes()), kWhat);
-  if (status.ok()) status = WaitForCopies(kWhat);
+  status = ToStatus(FillOnDevice(m.counts.data(), 0, m.counts.bytes()), kWhat);
   if (!status.ok()) return status;
   return m;
 }
