@@ -4,7 +4,8 @@
 //
 // A block has 16 tokens of one head and 64 of the outputs, 16 a warp. K is one
 // chain of steps, ascending.
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/silu_mul.h"
@@ -39,6 +40,8 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   const int lane = threadIdx.x % 32;
   const int64_t h = blockIdx.y;
   const int64_t first_token = int64_t{blockIdx.z} * kTokens;
+  AllowNextKernel();
+  WaitForPriorKernel();
   for (int i = warp; i < kTokens; i += kWarps) {
     const int64_t t = first_token + i;
     const float row_scale = PackRow<Code, kColumns>(
@@ -133,39 +136,36 @@ void DispatchHead(WeightDtype dtype, Body body) {
   }
 }
 
-dim3 Grid(int rows, int64_t heads, int64_t tokens) {
-  return {static_cast<unsigned>(rows / kBlockRows),
-          static_cast<unsigned>(heads),
-          static_cast<unsigned>((tokens + kTokens - 1) / kTokens)};
+LaunchShape Shape(int rows, int64_t heads, int64_t tokens) {
+  return {.grid = dim3(static_cast<unsigned>(rows / kBlockRows),
+                       static_cast<unsigned>(heads),
+                       static_cast<unsigned>((tokens + kTokens - 1) / kTokens)),
+          .threads = kThreads};
 }
 
 }  // namespace
 
-void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
+void AbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query) {
   DispatchHead(k.dtype, [&]<typename Code>() {
-    AbsorbQueryKernel<Code>
-        <<<Grid(kLatent, k.heads, places.tokens), kThreads, 0, stream>>>(
-            k, places, angles, q, query);
+    Launch(AbsorbQueryKernel<Code>, Shape(kLatent, k.heads, places.tokens),
+           options, "AbsorbQuery", k, places, angles, q, query);
   });
-  CheckLaunch("absorb_query");
 }
 
-void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, float* out) {
-  AbsorbValue(stream, v, tokens, attended,
+void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                 int64_t tokens, const float* attended, float* out) {
+  AbsorbValue(options, v, tokens, attended,
               InputSink{.data = out, .dtype = WeightDtype::kFp32});
 }
 
-void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, const InputSink& out) {
+void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                 int64_t tokens, const float* attended, const InputSink& out) {
   DispatchHead(v.dtype, [&]<typename Code>() {
-    AbsorbValueKernel<Code>
-        <<<Grid(kValue, v.heads, tokens), kThreads, 0, stream>>>(v, tokens,
-                                                                 attended, out);
+    Launch(AbsorbValueKernel<Code>, Shape(kValue, v.heads, tokens), options,
+           "AbsorbValue", v, tokens, attended, out);
   });
-  CheckLaunch("absorb_value");
 }
 
 }  // namespace invar::cuda

@@ -78,15 +78,16 @@ TEST_P(AbsorbTest, ValuesMatchDoublePrecisionAndEachTokenItself) {
   const auto x = SpreadValues(kTokens * kHeads * kLatent, 4, -20, 8);
   const auto device_x = Upload(x);
   const auto out = Poisoned<float>(kTokens * kHeads * kValue);
-  AbsorbValue(stream().get(), v, kTokens, device_x.data(), out.data());
+  AbsorbValue({.stream = stream().get()}, v, kTokens, device_x.data(),
+              out.data());
   stream().Synchronize();
   const auto all = out.Download();
   EXPECT_LT(RelativeError(all, Product(w, kValue, kLatent, x, kLatent)),
             bound());
   for (int64_t t = 0; t < kTokens; t += 9) {
     const auto one = Poisoned<float>(kHeads * kValue);
-    AbsorbValue(stream().get(), v, 1, device_x.data() + t * kHeads * kLatent,
-                one.data());
+    AbsorbValue({.stream = stream().get()}, v, 1,
+                device_x.data() + t * kHeads * kLatent, one.data());
     stream().Synchronize();
     EXPECT_TRUE(SameBits(one.Download().data(), &all[t * kHeads * kValue],
                          kHeads * kValue));
@@ -110,7 +111,8 @@ TEST_P(AbsorbTest, FactorsMultiplyInputsAndSums) {
   const auto run = [&](const std::vector<float>& values) {
     const auto device_x = Upload(values);
     const auto out = Poisoned<float>(kTokens * kHeads * kValue);
-    AbsorbValue(stream().get(), v, kTokens, device_x.data(), out.data());
+    AbsorbValue({.stream = stream().get()}, v, kTokens, device_x.data(),
+                out.data());
     stream().Synchronize();
     return out.Download();
   };
@@ -130,7 +132,7 @@ TEST_P(AbsorbTest, FactorsMultiplyInputsAndSums) {
   // As o_proj's inputs: the same values, rounded.
   const auto device_x = Upload(x);
   const auto rounded = Poisoned<uint16_t>(expected.size());
-  AbsorbValue(stream().get(), v, kTokens, device_x.data(),
+  AbsorbValue({.stream = stream().get()}, v, kTokens, device_x.data(),
               InputSink{.data = rounded.data(), .dtype = WeightDtype::kBf16});
   stream().Synchronize();
   const auto halves = rounded.Download();
@@ -160,7 +162,7 @@ TEST_P(AbsorbTest, QueriesMatchDoublePrecisionAndAreRotated) {
   const auto device_cosines = Upload(cosines);
   const auto device_sines = Upload(sines);
   const auto out = Poisoned<float>(kTokens * kHeads * kRow);
-  AbsorbQuery(stream().get(), k,
+  AbsorbQuery({.stream = stream().get()}, k,
               {kTokens, device_positions.data(), nullptr, nullptr},
               {device_cosines.data(), device_sines.data()}, device_q.data(),
               out.data());

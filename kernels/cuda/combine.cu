@@ -5,15 +5,18 @@
 namespace invar::cuda {
 namespace {
 
+constexpr int kThreads = 128;
+
 __global__ void CombineKernel(const Addend addend, int64_t size,
                               float* hidden) {
   AllowNextKernel();
   WaitForPriorKernel();
   const int64_t token = blockIdx.y;
-  const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (k < size) {
-    hidden[token * size + k] += Combined(addend, token, size, k);
-  }
+  const int64_t k = 4 * (int64_t{blockIdx.x} * kThreads + threadIdx.x);
+  if (k >= size) return;
+  const float4 sum = Combined4(addend, token, size, k);
+  float4& v = *reinterpret_cast<float4*>(hidden + token * size + k);
+  v = {v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w};
 }
 
 }  // namespace
@@ -22,8 +25,9 @@ void Combine(const Addend& addend, int64_t tokens, int64_t size, float* hidden,
              const LaunchOptions& options) {
   if (tokens == 0) return;
   Launch(CombineKernel,
-         {.grid = dim3((size + 255) / 256, tokens), .threads = 256}, options,
-         "Combine", addend, size, hidden);
+         {.grid = dim3((size / 4 + kThreads - 1) / kThreads, tokens),
+          .threads = kThreads},
+         options, "Combine", addend, size, hidden);
 }
 
 }  // namespace invar::cuda

@@ -7,40 +7,37 @@
 
 namespace invar::cuda {
 
-__device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
-                                 int64_t k) {
-  float sum = a.shared[token * size + k];
-  if (a.slots == nullptr) return sum;
-  for (int64_t rank = 0; rank < a.top_k; ++rank) {
-    const int64_t slot = token * a.top_k + rank;
-    sum = fmaf(a.weights[slot], a.slots[slot * size + k], sum);
-  }
-  return sum;
+__device__ inline float4 Load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
 }
 
-// The same for k = thread, thread + kThreads, ... of a row; 0 past its end.
-// Ranks outermost, so that a thread's loads do not wait for each other.
-template <int kPerThread, int kThreads>
-__device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
-                                   float (&sum)[kPerThread]) {
-  const auto load = [&](const float* row, int i) {
-    const int k = threadIdx.x + i * kThreads;
-    return k < size ? row[k] : 0.0f;
-  };
+// Elements k to k + 3 of a token's sum. Eight ranks are loaded before the first
+// is added.
+__device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
+                                   int64_t k) {
+  constexpr int kAhead = 8;
+  float4 sum = Load4(a.shared + token * size + k);
+  if (a.slots == nullptr) return sum;
+  for (int64_t first = 0; first < a.top_k; first += kAhead) {
+    float4 slot[kAhead];
+    float weight[kAhead];
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    sum[i] = load(a.shared + token * size, i);
-  }
-  if (a.slots == nullptr) return;
-#pragma unroll 2
-  for (int64_t rank = 0; rank < a.top_k; ++rank) {
-    const int64_t slot = token * a.top_k + rank;
-    const float weight = a.weights[slot];
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= a.top_k) break;
+      const int64_t at = token * a.top_k + first + i;
+      slot[i] = Load4(a.slots + at * size + k);
+      weight[i] = a.weights[at];
+    }
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      sum[i] = fmaf(weight, load(a.slots + slot * size, i), sum[i]);
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= a.top_k) break;
+      sum.x = fmaf(weight[i], slot[i].x, sum.x);
+      sum.y = fmaf(weight[i], slot[i].y, sum.y);
+      sum.z = fmaf(weight[i], slot[i].z, sum.z);
+      sum.w = fmaf(weight[i], slot[i].w, sum.w);
     }
   }
+  return sum;
 }
 
 }  // namespace invar::cuda

@@ -79,6 +79,16 @@ void Stream::Synchronize() const {
   Check(cudaStreamSynchronize(stream_), "waiting for a stream");
 }
 
+cudaError_t CopyToDevice(void* to, const void* from, int64_t bytes) {
+  const cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
+  return error == cudaSuccess ? cudaStreamSynchronize(cudaStreamLegacy) : error;
+}
+
+cudaError_t FillOnDevice(void* to, int byte, int64_t bytes) {
+  const cudaError_t error = cudaMemset(to, byte, bytes);
+  return error == cudaSuccess ? cudaStreamSynchronize(cudaStreamLegacy) : error;
+}
+
 absl::StatusOr<void*> AllocateBytes(int64_t bytes, absl::string_view what) {
   void* data = nullptr;
   const absl::Status status =

@@ -50,6 +50,13 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+// Both wait until the device's memory has changed. cudaMemcpy from pageable
+// memory and cudaMemset return before that, and a Stream does not wait for what
+// they have left to do: on a GPU that others use, too, its first kernel comes
+// earlier.
+cudaError_t CopyToDevice(void* to, const void* from, int64_t bytes);
+cudaError_t FillOnDevice(void* to, int byte, int64_t bytes);
+
 // `count` elements of T in device memory. T is trivially copyable.
 template <typename T>
 class DeviceBuffer {
@@ -103,10 +110,8 @@ absl::StatusOr<DeviceBuffer<T>> DeviceBuffer<T>::Upload(
   absl::StatusOr<DeviceBuffer> buffer =
       Allocate(static_cast<int64_t>(values.size()), what);
   if (!buffer.ok()) return buffer;
-  const absl::Status copied =
-      ToStatus(cudaMemcpy(buffer->data_, values.data(), values.size_bytes(),
-                          cudaMemcpyHostToDevice),
-               what);
+  const absl::Status copied = ToStatus(
+      CopyToDevice(buffer->data_, values.data(), values.size_bytes()), what);
   if (!copied.ok()) return copied;
   return buffer;
 }

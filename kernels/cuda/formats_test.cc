@@ -123,7 +123,8 @@ TEST_P(FormatsTest, ProductsAreTheCpusAndKeepTheirBits) {
       const auto mine = out.Download();
       if (all.empty()) all = mine;
       EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-          << tokens << " tokens, tile " << tile.tokens << " walk " << tile.walk;
+          << tokens << " tokens, tile " << tile.tokens << " walk " << tile.walk
+          << " cluster " << tile.cluster;
     };
     for (const GemmTile tile :
          {GemmTile{8}, GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
@@ -210,14 +211,17 @@ TEST_P(FormatsTest, ExpertsAreTheCpusAndKeepTheirBits) {
     const Inputs inputs(GetParam(), kTokens, hidden);
     std::vector<float> all;
     std::vector<int32_t> all_ids;
-    for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
-                                       {kTokens, 16},
-                                       {kTokens, 32},
-                                       {kTokens, 64},
-                                       {kTokens, 128},
-                                       {1, 0},
-                                       {9, 0},
-                                       {70, 0}}) {
+    struct Run {
+      int64_t tokens;
+      int tile;
+      bool gathered;
+    };
+    for (const auto& [tokens, tile, gathered] :
+         {Run{kTokens, 8, false}, Run{kTokens, 16, true},
+          Run{kTokens, 32, false}, Run{kTokens, 64, false},
+          Run{kTokens, 128, false}, Run{kTokens, 64, true},
+          Run{kTokens, 128, true}, Run{1, 0, false}, Run{9, 0, true},
+          Run{70, 0, false}}) {
       const int64_t slots = tokens * o.top_k;
       const auto order = Poisoned<int32_t>(slots);
       const auto work = Poisoned<ExpertWork>(slots + o.experts);
@@ -232,9 +236,22 @@ TEST_P(FormatsTest, ExpertsAreTheCpusAndKeepTheirBits) {
       Router(o, WeightDtype::kFp32, d_router.data(), hidden, d_x.data(), tokens,
              ids.data(), weights.data(), plan, launch, tile);
       QuantizeInputs(d_x.data(), tokens, hidden, inputs.sink, launch);
-      ExpertsGateUp(w, inputs.input, plan, tokens, o.top_k,
+      const Inputs in_order(GetParam(), slots, hidden);
+      if (gathered) {
+        const int64_t row_scales = GetParam() == Format::kStatic ? 0
+                                   : GetParam() == Format::kBlock
+                                       ? ScaleBlocks(hidden)
+                                       : 1;
+        GatherInputs(
+            {inputs.codes.data(), hidden, inputs.scales.data(), row_scales},
+            plan, tokens, o.top_k,
+            {in_order.codes.data(), hidden, in_order.scales.data(), row_scales},
+            launch);
+      }
+      ExpertsGateUp(w, gathered ? in_order.input : inputs.input, plan, tokens,
+                    o.top_k,
                     {.data = activated.data(), .dtype = WeightDtype::kFp32},
-                    launch, tile);
+                    launch, tile, gathered);
       QuantizeInputs(activated.data(), slots, inner, down_inputs.sink, launch);
       ExpertsDown(w, down_inputs.input, plan, tokens, o.top_k, out.data(),
                   launch, tile);
@@ -245,7 +262,7 @@ TEST_P(FormatsTest, ExpertsAreTheCpusAndKeepTheirBits) {
         all_ids = ids.Download();
       }
       EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-          << tokens << " tokens, tile " << tile;
+          << tokens << " tokens, tile " << tile << " gathered " << gathered;
     }
     std::vector<float> expected(kTokens * o.top_k * hidden);
     cpu::Experts(pool_, experts, x.data(), kTokens, all_ids.data(), o.top_k,

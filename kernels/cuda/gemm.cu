@@ -17,6 +17,8 @@ struct Arguments {
   int k_blocks;     // stages of 128 bytes that K takes
   int leaf_blocks;  // of one leaf
   int leaves;
+  int cluster;        // thread blocks that share a tile's leaves
+  bool tokens_first;  // neighbouring tiles are of the same weights
   float scale;
   const float* row_scales;
   const float* token_scales;  // (tokens), or null
@@ -25,6 +27,21 @@ struct Arguments {
   void* out;
   GemmOutput type;
 };
+
+struct Place {
+  int row;
+  int token;
+};
+
+// Where this block's tile begins.
+template <int kTokens>
+__device__ Place PlaceOfTile(const Arguments& a) {
+  constexpr int kRows = Tile<kTokens, 1, kGroups>::kRows;
+  const int x = blockIdx.x / a.cluster;
+  const int y = blockIdx.y;
+  return a.tokens_first ? Place{y * kRows, x * kTokens}
+                        : Place{x * kRows, y * kTokens};
+}
 
 __device__ void StoreOutput(const Arguments& a, int row, int token, float sum) {
   if (row >= a.rows || token >= a.tokens) return;
@@ -87,8 +104,50 @@ __device__ auto ScalesOf(const Arguments& a, int row, int token,
   }
 }
 
-// A cluster shares a tile's leaves, one a block; each block then folds its part
-// of the tile from all of them. One block and one leaf: nothing to fold.
+// The blocks of a cluster have neighbouring parts of K, `parts` of them, each a
+// whole subtree; each block folds a share of the tile from all of them.
+template <int kTokens>
+__device__ void FoldCluster(const Arguments& a, std::byte* stages, int rank,
+                            int parts, int row, int token,
+                            const float (&sum)[kTokens / 2]) {
+  using TileType = Tile<kTokens, 1, kGroups>;
+  constexpr int kValues = kTokens / 2;
+  const int group = threadIdx.x / 128;
+  const int thread = threadIdx.x % 128;
+  // (group, value, thread), over the stages, which all groups have left.
+  float* sums = reinterpret_cast<float*>(stages);
+  __syncthreads();
+  if (group < kGroups) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      sums[(group * kValues + i) * 128 + thread] = sum[i];
+    }
+  }
+  ClusterSync();
+  const int share = kGroups * kValues * 128 / a.cluster;
+  for (int e = rank * share + threadIdx.x; e < (rank + 1) * share;
+       e += TileType::kThreads) {
+    float place[kMaxLeaves];
+#pragma unroll
+    for (int i = 0; i < kMaxLeaves; ++i) {
+      if (i < parts) place[i] = LoadFromRank(&sums[e], i);
+    }
+#pragma unroll
+    for (int stride = 1; stride < kMaxLeaves; stride *= 2) {
+#pragma unroll
+      for (int i = 0; i < kMaxLeaves; i += 2 * stride) {
+        if (i + stride < parts) place[i] += place[i + stride];
+      }
+    }
+    const int value = e / 128 % kValues;
+    StoreOutput(
+        a, row + e / 128 / kValues * kProductRows + FragmentRow(e % 128, value),
+        token + FragmentToken(e % 128, value), place[0]);
+  }
+  ClusterSync();  // no block leaves while its sums are being read
+}
+
+// A cluster shares a tile's leaves, one a block. One leaf: nothing to fold.
 template <typename Format, int kTokens, int kStages>
 __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
     LeafKernel(const __grid_constant__ CUtensorMap weights,
@@ -97,13 +156,8 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
   constexpr int kValues = kTokens / 2;
   extern __shared__ std::byte shared[];
   const Ring<TileType, kStages> ring(shared);
-  const int cluster = a.leaves == 1   ? 1
-                      : a.leaves <= 2 ? 2
-                      : a.leaves <= 4 ? 4
-                                      : 8;
-  const int leaf = blockIdx.x % cluster;
-  const int row = blockIdx.x / cluster * TileType::kRows;
-  const int token = blockIdx.y * kTokens;
+  const int leaf = blockIdx.x % a.cluster;
+  const auto [row, token] = PlaceOfTile<kTokens>(a);
   const int first = leaf * a.leaf_blocks;
   const int blocks =
       leaf < a.leaves ? min(a.leaf_blocks, a.k_blocks - first) : 0;
@@ -125,7 +179,7 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
   }
   const int thread = threadIdx.x % 128;
   WaitForPriorKernel();  // before this kernel's first write
-  if (cluster == 1) {
+  if (a.cluster == 1) {
     if (group == kGroups) return;
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
@@ -134,40 +188,11 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads)
     }
     return;
   }
-  // (group, value, thread), over the stages, which all groups have left.
-  float* sums = reinterpret_cast<float*>(ring.stages);
-  __syncthreads();
-  if (group < kGroups) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      sums[(group * kValues + i) * 128 + thread] = sum[0][i];
-    }
-  }
-  ClusterSync();
-  const int share = kGroups * kValues * 128 / cluster;
-  for (int e = leaf * share + threadIdx.x; e < (leaf + 1) * share;
-       e += TileType::kThreads) {
-    float place[kMaxLeaves];
-#pragma unroll
-    for (int i = 0; i < kMaxLeaves; ++i) {
-      if (i < a.leaves) place[i] = LoadFromRank(&sums[e], i);
-    }
-#pragma unroll
-    for (int stride = 1; stride < kMaxLeaves; stride *= 2) {
-#pragma unroll
-      for (int i = 0; i < kMaxLeaves; i += 2 * stride) {
-        if (i + stride < a.leaves) place[i] += place[i + stride];
-      }
-    }
-    const int value = e / 128 % kValues;
-    StoreOutput(
-        a, row + e / 128 / kValues * kProductRows + FragmentRow(e % 128, value),
-        token + FragmentToken(e % 128, value), place[0]);
-  }
-  ClusterSync();  // no block leaves while its sums are being read
+  FoldCluster<kTokens>(a, ring.stages, leaf, a.leaves, row, token, sum[0]);
 }
 
-// One block walks all leaves: the same tree, as a binary counter of sums.
+// A block walks an aligned run of kMaxLeaves / cluster leaves: the same tree,
+// as a binary counter of sums. The blocks of a cluster then fold theirs.
 template <typename Format, int kTokens, int kStages>
 __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
     WalkKernel(const __grid_constant__ CUtensorMap weights,
@@ -178,45 +203,55 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
   static_assert(1 << kLevels == kMaxLeaves);
   extern __shared__ std::byte shared[];
   const Ring<TileType, kStages> ring(shared);
-  const int row = blockIdx.x * TileType::kRows;
-  const int token = blockIdx.y * kTokens;
+  const int rank = blockIdx.x % a.cluster;
+  const auto [row, token] = PlaceOfTile<kTokens>(a);
+  const int run = static_cast<int>(kMaxLeaves) / a.cluster;
+  const int leaves = max(0, min(run, a.leaves - rank * run));
+  const int first = rank * run * a.leaf_blocks;
+  const int blocks = max(0, min(leaves * a.leaf_blocks, a.k_blocks - first));
   if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
   AllowNextKernel();
   __syncthreads();
   __shared__ int input_row[kTokens];
   auto scales = ScalesOf<Format, kTokens>(a, row, token, input_row);
   const int group = threadIdx.x / 128;
-  if (group == kGroups) {
-    ProduceTile<TileType, kStages>(ring, weights, x, row, token, 0, a.k_blocks);
-    return;
-  }
-  Walk<kStages> walk;
   float sum[1][kValues] = {};
-  float pending[kLevels][kValues];
+  if (group == kGroups) {
+    ProduceTile<TileType, kStages>(ring, weights, x, row, token, first, blocks);
+  } else {
+    Walk<kStages> walk;
+    float pending[kLevels][kValues];
 #pragma unroll 1
-  for (int leaf = 0; leaf < a.leaves; ++leaf) {
-    const int first = leaf * a.leaf_blocks;
-    Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
-        ring, walk, group, min(a.leaf_blocks, a.k_blocks - first), first,
-        scales, sum);
-    // Bits of `leaf` that are 1 are sums that wait for this one; the last leaf
-    // collects all that wait, since absent places are skipped.
-    bool carried = true;
-    const bool last = leaf + 1 == a.leaves;
+    for (int leaf = 0; leaf < leaves; ++leaf) {
+      const int at = leaf * a.leaf_blocks;
+      Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
+          ring, walk, group, min(a.leaf_blocks, blocks - at), first + at,
+          scales, sum);
+      // Bits of `leaf` that are 1 are sums that wait for this one; the last
+      // leaf collects all that wait, since absent places are skipped.
+      bool carried = true;
+      const bool last = leaf + 1 == leaves;
 #pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-      const bool waits = leaf >> level & 1;
-      if (waits && (carried || last)) {
+      for (int level = 0; level < kLevels; ++level) {
+        const bool waits = leaf >> level & 1;
+        if (waits && (carried || last)) {
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) sum[0][i] += pending[level][i];
-      } else if (carried && !waits && !last) {
+          for (int i = 0; i < kValues; ++i) sum[0][i] += pending[level][i];
+        } else if (carried && !waits && !last) {
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) pending[level][i] = sum[0][i];
-        carried = false;
+          for (int i = 0; i < kValues; ++i) pending[level][i] = sum[0][i];
+          carried = false;
+        }
       }
     }
   }
   WaitForPriorKernel();
+  if (a.cluster > 1) {
+    const int parts = (a.leaves + run - 1) / run;
+    FoldCluster<kTokens>(a, ring.stages, rank, parts, row, token, sum[0]);
+    return;
+  }
+  if (group == kGroups) return;
   const int thread = threadIdx.x % 128;
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
@@ -226,46 +261,54 @@ __global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
 }
 
 template <typename Format, int kTokens, bool kWalk>
-void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
+void Run(const GemmWeight& weight, const GemmInput& x, Arguments a, int cluster,
          const LaunchOptions& options) {
   using TileType = Tile<kTokens, 1, kGroups>;
   // Two blocks a multiprocessor where one alone has no full pipeline.
   constexpr int kStages = kTokens <= 16 ? 6 : kTokens <= 64 ? 4 : 6;
   const int row_tiles = (a.rows + TileType::kRows - 1) / TileType::kRows;
   const int token_tiles = (a.tokens + kTokens - 1) / kTokens;
-  LaunchShape shape = {.threads = TileType::kThreads,
-                       .shared_bytes = Ring<TileType, kStages>::kSharedBytes};
-  if constexpr (kWalk) {
-    shape.grid = dim3(row_tiles, token_tiles);
-    Launch(WalkKernel<Format, kTokens, kStages>, shape, options, "Gemm",
-           weight.map, x.map, a);
-  } else {
-    while (shape.cluster < a.leaves) shape.cluster *= 2;
-    shape.grid = dim3(row_tiles * shape.cluster, token_tiles);
-    Launch(LeafKernel<Format, kTokens, kStages>, shape, options, "Gemm",
-           weight.map, x.map, a);
-  }
+  a.cluster = cluster;
+  // A few tiles of tokens beside each other: weights are read from memory once.
+  a.tokens_first = token_tiles <= 4;
+  const LaunchShape shape = {
+      .grid = a.tokens_first ? dim3(token_tiles * cluster, row_tiles)
+                             : dim3(row_tiles * cluster, token_tiles),
+      .threads = TileType::kThreads,
+      .shared_bytes = Ring<TileType, kStages>::kSharedBytes,
+      .cluster = cluster};
+  const auto kernel = [] {
+    if constexpr (kWalk) {
+      return WalkKernel<Format, kTokens, kStages>;
+    } else {
+      return LeafKernel<Format, kTokens, kStages>;
+    }
+  }();
+  Launch(kernel, shape, options, "Gemm", weight.map, x.map, a);
 }
 
 template <typename Format>
 void RunTile(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
              GemmTile tile, const LaunchOptions& options) {
   if (tile.walk && a.leaves > 1) {
-    return Run<Format, 64, true>(weight, x, a, options);
+    return Run<Format, 64, true>(weight, x, a, std::max(1, tile.cluster),
+                                 options);
   }
+  int cluster = 1;
+  while (cluster < a.leaves) cluster *= 2;
   switch (tile.tokens) {
     case 8:
-      return Run<Format, 8, false>(weight, x, a, options);
+      return Run<Format, 8, false>(weight, x, a, cluster, options);
     case 16:
-      return Run<Format, 16, false>(weight, x, a, options);
+      return Run<Format, 16, false>(weight, x, a, cluster, options);
     case 32:
-      return Run<Format, 32, false>(weight, x, a, options);
+      return Run<Format, 32, false>(weight, x, a, cluster, options);
     case 64:
-      return Run<Format, 64, false>(weight, x, a, options);
+      return Run<Format, 64, false>(weight, x, a, cluster, options);
     default:
       // Scales of 128 tokens do not fit registers.
       constexpr int kMost = std::is_same_v<Format, ScaledE4m3Format> ? 64 : 128;
-      return Run<Format, kMost, false>(weight, x, a, options);
+      return Run<Format, kMost, false>(weight, x, a, cluster, options);
   }
 }
 
@@ -276,12 +319,17 @@ GemmTile ChooseTile(const Arguments& a) {
                 : a.tokens <= 32 ? 32
                 : a.tokens <= 64 ? 64
                                  : 128;
-  // Sums that are shared or stacked fit registers up to 64 tokens.
-  if (a.leaves > 1) tile.tokens = tile.tokens < 64 ? tile.tokens : 64;
-  // Enough tiles to fill the GPU without clusters.
+  if (a.leaves == 1 || tile.tokens < 64) return tile;
+  // Sums that are shared or stacked fit registers up to 64 tokens. A cluster
+  // only as large as it takes to give half of the GPU's multiprocessors a
+  // block.
+  constexpr int64_t kEnough = 64;
   const int64_t tiles =
       static_cast<int64_t>((a.rows + 127) / 128) * ((a.tokens + 63) / 64);
-  if (a.leaves > 1 && tiles >= 128) tile = {.tokens = 64, .walk = true};
+  tile = {.tokens = 64, .walk = true, .cluster = 1};
+  while (tile.cluster < kMaxLeaves && tiles * tile.cluster < kEnough) {
+    tile.cluster *= 2;
+  }
   return tile;
 }
 

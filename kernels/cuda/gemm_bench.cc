@@ -25,9 +25,8 @@ DeviceBuffer<std::byte> RandomCodes(int64_t bytes) {
   for (std::byte& b : chunk) b = static_cast<std::byte>(random() & 0xbf);
   auto buffer = *DeviceBuffer<std::byte>::Allocate(bytes, "weights");
   for (int64_t at = 0; at < bytes; at += chunk.size()) {
-    Check(cudaMemcpy(buffer.data() + at, chunk.data(),
-                     std::min<int64_t>(chunk.size(), bytes - at),
-                     cudaMemcpyHostToDevice),
+    Check(CopyToDevice(buffer.data() + at, chunk.data(),
+                       std::min<int64_t>(chunk.size(), bytes - at)),
           "filling");
   }
   return buffer;
@@ -123,9 +122,19 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   GemmInput act_input;
   MakeGemmInput(dtype, x_data.data(), tokens, kHidden, &x);
   MakeGemmInput(dtype, act.data(), slots, kInner, &act_input);
+  const bool gathers = GatherPays(tokens, kTopK, kExperts);
+  const auto in_order =
+      RandomCodes(gathers ? slots * kHidden * size : kHidden * size);
+  GemmInput gathered;
+  MakeGemmInput(dtype, in_order.data(), gathers ? slots : 1, kHidden,
+                &gathered);
   const double up_seconds = bench.Seconds(copies * 4, [&](int i) {
-    ExpertsGateUp(weights[i % copies], x, plan, tokens, kTopK,
-                  {act.data(), dtype, 1.0f}, launch);
+    if (gathers) {
+      GatherInputs({x_data.data(), kHidden * size}, plan, tokens, kTopK,
+                   {in_order.data(), kHidden * size}, launch);
+    }
+    ExpertsGateUp(weights[i % copies], gathers ? gathered : x, plan, tokens,
+                  kTopK, {act.data(), dtype, 1.0f}, launch, 0, gathers);
   });
   bench.Report("experts gate+up" + suffix, up_seconds,
                share * gate_up_bytes + slots * (kInner + kHidden) * size,
@@ -151,7 +160,7 @@ void Norm(Bench& bench, int64_t tokens) {
   const auto normed = floats(tokens * kHidden);
   const auto codes = floats(tokens * kHidden);
   for (const auto* b : {&hidden, &shared, &slots, &weights, &gain}) {
-    Check(cudaMemset(b->data(), 0x3c, b->bytes()), "filling");
+    Check(FillOnDevice(b->data(), 0x3c, b->bytes()), "filling");
   }
   const double seconds = bench.Seconds(20, [&](int) {
     RmsNorm({.hidden = hidden.data(),

@@ -13,8 +13,8 @@ struct Shape {
 class GemmTest : public GpuTestWithParam<std::tuple<WeightDtype, Shape>> {};
 
 std::vector<float> Product(const GemmWeight& weight, int64_t leaf,
-                       const GemmInput& x, int64_t tokens, GemmTile tile,
-                       Stream& stream, bool overlap = false) {
+                           const GemmInput& x, int64_t tokens, GemmTile tile,
+                           Stream& stream, bool overlap = false) {
   const auto out = Poisoned<float>(tokens * weight.rows);
   Gemm(weight, leaf, x, tokens, GemmOutput::kFp32, out.data(),
        {.stream = stream.get(), .overlap = overlap}, tile);
@@ -58,11 +58,14 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   EXPECT_LT(RelativeError(all, expected), ProductTolerance(dtype));
 
   // Tiles, then numbers of tokens; a row is the same bits in all of them.
-  for (const GemmTile tile : {GemmTile{16}, GemmTile{32}, GemmTile{64},
-                              GemmTile{128}, GemmTile{64, true}}) {
+  for (const GemmTile tile :
+       {GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
+        GemmTile{64, true}, GemmTile{64, true, 2}, GemmTile{64, true, 4},
+        GemmTile{64, true, 8}}) {
     const auto other = Product(weight, leaf, input, kTokens, tile, stream());
     EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
-        << "tile " << tile.tokens << " walk " << tile.walk;
+        << "tile " << tile.tokens << " walk " << tile.walk << " cluster "
+        << tile.cluster;
   }
   for (const int64_t tokens : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129}) {
     const auto other =

@@ -38,8 +38,9 @@ static_assert(kScaleBlock == 128, "a stage of FP8 has one scale");
 static_assert(kTileRowBytes == 128, "FP8 promotes every 128 of K");
 
 // kBlocks: 64-row blocks of weights a warpgroup multiplies with the same
-// tokens. kGroups: multiplying warpgroups of the thread block.
-template <int kTokens, int kBlocks, int kGroups>
+// tokens. kGroups: multiplying warpgroups of the thread block. One warp
+// produces; it is a whole warpgroup where registers move between these.
+template <int kTokens, int kBlocks, int kGroups, int kProducers = 32>
 struct Tile {
   static constexpr int kRowBlocks = kBlocks * kGroups;
   static constexpr int kRows = kRowBlocks * kProductRows;
@@ -48,7 +49,7 @@ struct Tile {
   static constexpr int kInputBytes = kTokens * kTileRowBytes;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
   static constexpr int kMultipliers = kGroups * 128;
-  static constexpr int kThreads = kMultipliers + 32;
+  static constexpr int kThreads = kMultipliers + kProducers;
 };
 
 // The ring of stages, in dynamic shared memory: a full and an empty barrier a

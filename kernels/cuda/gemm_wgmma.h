@@ -47,6 +47,16 @@ __device__ inline void ProductWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Gives registers of a warpgroup back, and takes as many as there are.
+template <int kCount>
+__device__ inline void ReduceRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ inline void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
 // Product<Format, N>::Run: one product. `accumulate` 0 forgets what D held.
 struct Bf16Format;
 struct Fp16Format;

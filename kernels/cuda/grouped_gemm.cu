@@ -10,11 +10,23 @@ namespace {
 
 constexpr int kBlocks = 2;  // row blocks a warpgroup multiplies: gate and up
 
+// Sums of two row blocks by 128 tokens, and a part of them, are more registers
+// than an even share: the producers of such a tile give theirs.
+template <int kTokens>
+constexpr bool kMovesRegisters = kTokens == 128;
+constexpr int kProducerRegisters = 40;
+constexpr int kMultiplierRegisters = 232;
+
+template <int kTokens, int kGroups>
+using ExpertTileType =
+    Tile<kTokens, kBlocks, kGroups, kMovesRegisters<kTokens> ? 128 : 32>;
+
 struct Arguments {
   const ExpertWork* work;  // null: one expert, tokens in their own order
   const int32_t* work_count;
   const int32_t* order;
   int top_k;
+  bool gathered;  // x has its rows in the order of the groups
   int tokens;
   int k_blocks;
   int rows;  // of gate, of up, or of down
@@ -139,10 +151,10 @@ __device__ void StoreSums(const Arguments& a, const ExpertWork& work,
 // of up, so that SwiGLU needs no exchange. Else the blocks are 128 rows of
 // down.
 template <typename Format, int kTokens, int kGroups, int kStages, bool kGateUp>
-__global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
+__global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
     ExpertKernel(const __grid_constant__ CUtensorMap weights,
                  const __grid_constant__ CUtensorMap x, const Arguments a) {
-  using TileType = Tile<kTokens, kBlocks, kGroups>;
+  using TileType = ExpertTileType<kTokens, kGroups>;
   constexpr int kValues = kTokens / 2;
   // Rows of the output that one block makes.
   constexpr int kRows =
@@ -156,12 +168,16 @@ __global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
   if (work.count <= 0) return;
   const int row = blockIdx.x * kRows;
   const int group = threadIdx.x / 128;
-  const bool gather = kGateUp && a.work != nullptr;
+  const bool gather = kGateUp && a.work != nullptr && !a.gathered;
   constexpr int kGroupRows = kRows / kGroups;
   __shared__ int input_row[kTokens];
   auto scales = ScalesOf<Format, kTokens, kGateUp>(
       a, work, row + group * kGroupRows, gather, input_row);
   if (group == kGroups) {
+    if constexpr (kMovesRegisters<kTokens>) {
+      ReduceRegisters<kProducerRegisters>();
+      if (threadIdx.x % 128 >= 32) return;
+    }
     const int expert_row = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
     const uint32_t bytes =
         TileType::kWeightBytes +
@@ -204,6 +220,9 @@ __global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
         });
     return;
   }
+  if constexpr (kMovesRegisters<kTokens>) {
+    RaiseRegisters<kMultiplierRegisters>();
+  }
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
   Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
@@ -215,7 +234,7 @@ __global__ void __launch_bounds__(Tile<kTokens, kBlocks, kGroups>::kThreads)
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
 void Run(const CUtensorMap& weights, const CUtensorMap& x, const Arguments& a,
          int64_t items, const LaunchOptions& options) {
-  using TileType = Tile<kTokens, kBlocks, kGroups>;
+  using TileType = ExpertTileType<kTokens, kGroups>;
   // Small tiles leave room for two blocks a multiprocessor and more.
   constexpr int kStages = kTokens <= 16 ? 6 : 4;
   constexpr int kRows = TileType::kRows / (kGateUp ? 2 : 1);
@@ -283,6 +302,22 @@ void RunDtype(const GemmWeight& weights, const GemmInput& input,
   }
 }
 
+// A slot a block.
+__global__ void GatherKernel(const InputRows x, const int32_t* order, int top_k,
+                             const InputRows to) {
+  AllowNextKernel();
+  WaitForPriorKernel();
+  const int64_t place = blockIdx.x;
+  const int64_t token = order[place] / top_k;
+  const int quads = static_cast<int>(x.row_bytes / 16);
+  const auto* from = static_cast<const uint4*>(x.data) + token * quads;
+  auto* row = static_cast<uint4*>(to.data) + place * quads;
+  for (int i = threadIdx.x; i < quads; i += blockDim.x) row[i] = from[i];
+  for (int i = threadIdx.x; i < x.row_scales; i += blockDim.x) {
+    to.scales[place * x.row_scales + i] = x.scales[token * x.row_scales + i];
+  }
+}
+
 int64_t Items(int64_t tokens, int64_t top_k, int64_t experts, int tile) {
   const int64_t slots = tokens * top_k;
   return std::min(experts, slots) + slots / tile;
@@ -297,6 +332,20 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts) {
   return share <= 16 ? 16 : share <= 32 ? 32 : share <= 80 ? 64 : 128;
 }
 
+bool GatherPays(int64_t tokens, int64_t top_k, int64_t experts) {
+  return ExpertTile(tokens, top_k, experts) >= 64;
+}
+
+void GatherInputs(const InputRows& x, const ExpertPlan& plan, int64_t tokens,
+                  int64_t top_k, const InputRows& gathered,
+                  const LaunchOptions& options) {
+  if (tokens == 0) return;
+  Launch(GatherKernel,
+         {.grid = dim3(static_cast<unsigned>(tokens * top_k)), .threads = 128},
+         options, "GatherInputs", x, plan.order, static_cast<int>(top_k),
+         gathered);
+}
+
 int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts) {
   return Items(tokens, top_k, experts, ExpertTile(tokens, top_k, experts));
 }
@@ -304,14 +353,15 @@ int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts) {
 void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    const ExpertPlan& plan, int64_t tokens, int64_t top_k,
                    const InputSink& activated, const LaunchOptions& options,
-                   int tile) {
+                   int tile, bool gathered) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
-  RunDtype<true>(experts.gate_up, x, x.row_map,
+  RunDtype<true>(experts.gate_up, x, gathered ? x.map : x.row_map,
                  {.work = plan.work,
                   .work_count = plan.counts,
                   .order = plan.order,
                   .top_k = static_cast<int>(top_k),
+                  .gathered = gathered,
                   .tokens = static_cast<int>(tokens),
                   .rows = static_cast<int>(experts.inner),
                   .scales = experts.gate_scales,

@@ -77,7 +77,7 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
       correction = cpu::RandomValues(o.experts, 3, 0.75);
     }
 
-    for (const int64_t tokens : {1, 5, 33, 300}) {
+    for (const int64_t tokens : {1, 5, 33, 300, 700}) {
       constexpr int64_t kHidden = 384;
       // Small whole numbers: logits are exact in any order, and often equal.
       auto w = cpu::RandomValues(o.experts * kHidden, 1, 1.6);
@@ -111,6 +111,31 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
         next += work[i].count;
       }
       EXPECT_EQ(next, static_cast<int>(order.size()));
+    }
+  }
+}
+
+// Few tokens have a cluster each, more share one, many share a block.
+TEST_F(ExpertsTest, RouterKeepsItsBitsInAnyCompany) {
+  constexpr int64_t kHidden = 416;
+  constexpr int64_t kTokens = 700;
+  for (const int64_t experts : {64, 160}) {
+    const cpu::RouterOptions o = {.experts = experts, .top_k = 6};
+    const auto w = SpreadValues(experts * kHidden, 1, -8, -2);
+    const auto x = SpreadValues(kTokens * kHidden, 2, -2, 2);
+    const Routed all = Route(o, w, kHidden, x, kTokens, 8);
+    for (const int64_t tokens : {1, 63, 130}) {
+      for (const int64_t first : {int64_t{0}, kTokens - tokens}) {
+        const std::vector<float> some(x.begin() + first * kHidden,
+                                      x.begin() + (first + tokens) * kHidden);
+        const Routed alone = Route(o, w, kHidden, some, tokens, 8);
+        EXPECT_TRUE(std::equal(alone.ids.begin(), alone.ids.end(),
+                               all.ids.begin() + first * o.top_k));
+        EXPECT_TRUE(SameBits(alone.weights.data(),
+                             all.weights.data() + first * o.top_k,
+                             tokens * o.top_k))
+            << experts << " experts, " << tokens << " tokens from " << first;
+      }
     }
   }
 }

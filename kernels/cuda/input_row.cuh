@@ -3,6 +3,8 @@
 #ifndef INVAR_KERNELS_CUDA_INPUT_ROW_CUH_
 #define INVAR_KERNELS_CUDA_INPUT_ROW_CUH_
 
+#include <cstring>
+
 #include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
@@ -22,53 +24,85 @@ __device__ inline float WarpMax(float x) {
   return x;
 }
 
-// Thread j has values j, j + kThreads, ... of row `row`, zeros past `size`. By
-// all threads of the block; a maximum has no order, so none shows.
-template <int kPerThread, int kThreads>
-__device__ void StoreInputRow(InputSink sink, int64_t row, int size,
-                              const float (&value)[kPerThread]) {
-  constexpr int kWarps = kThreads / 32;
-  constexpr int kGroupWarps = kScaleBlock / 32;
-  static_assert(kWarps % kGroupWarps == 0);
-  __shared__ float largest[kPerThread][kWarps];
-  if (sink.dynamic != DynamicInputs::kNone) {
-    __syncthreads();  // what an earlier sink left has been read
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const float mine = WarpMax(fabsf(value[i]));
-      if (threadIdx.x % 32 == 0) largest[i][threadIdx.x / 32] = mine;
+// Where thread j's i-th four values of a row begin: 4 j + 4 kThreads i. So a
+// warp has kScaleBlock neighbours, a group of inputs.
+template <int kThreads>
+__device__ inline int RowPlace(int i) {
+  return 4 * (threadIdx.x + i * kThreads);
+}
+
+// sink[at .. at + 4) = x as inputs; `at` is a multiple of four.
+__device__ inline void StoreInputs4(const InputSink& sink, int64_t at,
+                                    float4 x) {
+  switch (sink.dtype) {
+    case WeightDtype::kFp8E4m3: {
+      const auto low = __nv_cvt_float2_to_fp8x2(
+          {x.x / sink.scale, x.y / sink.scale}, __NV_SATFINITE, __NV_E4M3);
+      const auto high = __nv_cvt_float2_to_fp8x2(
+          {x.z / sink.scale, x.w / sink.scale}, __NV_SATFINITE, __NV_E4M3);
+      static_cast<uint32_t*>(sink.data)[at / 4] =
+          low | static_cast<uint32_t>(high) << 16;
+      return;
     }
-    __syncthreads();
+    case WeightDtype::kFp32:
+      static_cast<float4*>(sink.data)[at / 4] = x;
+      return;
+    default: {
+      const float values[] = {x.x, x.y, x.z, x.w};
+      uint64_t four = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint64_t code =
+            sink.dtype == WeightDtype::kFp16
+                ? __half_as_ushort(__float2half_rn(values[i]))
+                : __bfloat16_as_ushort(__float2bfloat16_rn(values[i]));
+        four |= code << 16 * i;
+      }
+      static_cast<uint64_t*>(sink.data)[at / 4] = four;
+    }
   }
-  const int groups = static_cast<int>(ScaleBlocks(size));
-  if (sink.dynamic == DynamicInputs::kToken) {
-    float all = 0.0f;
+}
+
+// Row `row` of `size` values, each thread's at RowPlace, zeros past its end. By
+// all threads of the block; a maximum has no order, so none shows.
+template <int kQuads, int kThreads>
+__device__ void StoreInputRow(InputSink sink, int64_t row, int size,
+                              const float4 (&value)[kQuads]) {
+  static_assert(kScaleBlock == 4 * 32, "a warp has a group");
+  float largest[kQuads];
+  if (sink.dynamic != DynamicInputs::kNone) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) all = fmaxf(all, largest[i][w]);
+    for (int i = 0; i < kQuads; ++i) {
+      const float4& v = value[i];
+      largest[i] = WarpMax(
+          fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
     }
+  }
+  if (sink.dynamic == DynamicInputs::kToken) {
+    __shared__ float warps[kThreads / 32];
+    float all = largest[0];
+#pragma unroll
+    for (int i = 1; i < kQuads; ++i) all = fmaxf(all, largest[i]);
+    __syncthreads();  // what an earlier sink left has been read
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = all;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < kThreads / 32; ++w) all = fmaxf(all, warps[w]);
     sink.scale = DynamicScale(all);
     if (threadIdx.x == 0) sink.scales[row] = sink.scale;
   }
+  const int64_t groups = ScaleBlocks(size);
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int k = threadIdx.x + i * kThreads;
+  for (int i = 0; i < kQuads; ++i) {
+    const int k = RowPlace<kThreads>(i);
     if (k >= size) continue;
     if (sink.dynamic == DynamicInputs::kGroup) {
-      const int first_warp =
-          threadIdx.x / static_cast<int>(kScaleBlock) * kGroupWarps;
-      float group = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kGroupWarps; ++w) {
-        group = fmaxf(group, largest[i][first_warp + w]);
-      }
-      sink.scale = DynamicScale(group);
-      if (threadIdx.x % kScaleBlock == 0) {
+      sink.scale = DynamicScale(largest[i]);
+      if (threadIdx.x % 32 == 0) {
         sink.scales[row * groups + k / kScaleBlock] = sink.scale;
       }
     }
-    StoreInput(sink, row * size + k, value[i]);
+    StoreInputs4(sink, row * size + k, value[i]);
   }
 }
 

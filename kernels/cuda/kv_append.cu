@@ -4,8 +4,9 @@
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/block_sum.cuh"
-#include "kernels/cuda/check.h"
 #include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/ops.h"
 
 namespace invar::cuda {
@@ -33,6 +34,8 @@ __global__ void __launch_bounds__(kThreads)
     KvAppendKernel(TokenPlaces places, const float* kv_a, const float* gain,
                    float eps, RopeAngles angles, std::byte* cache, float scale,
                    uint8_t* finite) {
+  AllowNextKernel();
+  WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int thread = threadIdx.x;
   const float* row = kv_a + t * kRow;
@@ -68,15 +71,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
-              const float* gain, float eps, const RopeAngles& angles,
-              const KvLayer& cache, uint8_t* finite) {
-  const unsigned blocks = static_cast<unsigned>(places.tokens);
+void KvAppend(const LaunchOptions& options, const TokenPlaces& places,
+              const float* kv_a, const float* gain, float eps,
+              const RopeAngles& angles, const KvLayer& cache, uint8_t* finite) {
+  if (places.tokens == 0) return;
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(places.tokens)),
+                             .threads = kThreads};
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    KvAppendKernel<Code><<<blocks, kThreads, 0, stream>>>(
-        places, kv_a, gain, eps, angles, cache.data, cache.scale, finite);
+    Launch(KvAppendKernel<Code>, shape, options, "KvAppend", places, kv_a, gain,
+           eps, angles, cache.data, cache.scale, finite);
   });
-  CheckLaunch("kv_append");
 }
 
 }  // namespace invar::cuda

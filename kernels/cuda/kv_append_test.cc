@@ -74,7 +74,7 @@ struct Rows {
     const auto device_finite = Upload(*finite);
     const auto cache = Poisoned<uint8_t>(kBlocks * kBlockTokens * kRow *
                                          KvElementBytes(dtype));
-    KvAppend(stream,
+    KvAppend({.stream = stream},
              {kTokens, device_positions.data(), device_tables.data(),
               device_blocks.data()},
              device_kv_a.data(), device_gain.data(), kEps,

@@ -1,12 +1,14 @@
 // Absorbed MLA attention over the paged cache: one arithmetic for a token of a
 // prompt and for a decoded one. attention.md says why it is built so.
 //
-// A block has one token's 16 heads, the rows of its matrix products. Four warps
-// share each tile of cached rows: in scores = Q K^T a warp has 16 cached rows,
-// in out = P V it has 128 latents. Codes go from shared memory straight to
-// operands in registers, each twice, once a product.
-#include "kernels/cuda/check.h"
+// A block has one token's 16 heads, the rows of its matrix products. A group of
+// four warps shares each tile of cached rows: in scores = Q K^T a warp has 16
+// cached rows, in out = P V it has 128 latents. Codes go from shared memory
+// straight to operands in registers, each twice, once a product. Where a block
+// has two groups they take turns at the splits, and the first merges.
 #include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
@@ -15,7 +17,7 @@ namespace invar::cuda {
 namespace {
 
 constexpr int kHeads = 16;  // of a block: the rows of an mma
-constexpr int kWarps = 4;
+constexpr int kWarps = 4;   // of a group
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTile = static_cast<int>(kAttentionTile);
 constexpr int kSplit = static_cast<int>(kAttentionSplit);
@@ -32,15 +34,44 @@ constexpr int kPartialFloats = kSums * kThreads + 2 * kHeads;
 // Below this many (token, 16 heads) a block has one split, from here on a whole
 // sequence: measured, and free, since the bits are the same.
 constexpr int64_t kWholeUnits = 100;
+// And below this many, whole sequences have two groups: later, two blocks share
+// a multiprocessor. As free.
+constexpr int64_t kPairedUnits = 200;
 
+// Named barriers; 0 is the block's own.
+constexpr int kGroupBarrier = 1;  // and the next: of each group
+constexpr int kFilled = 3;        // a split of the second group can be read
+constexpr int kEmptied = 4;       // it has been
+
+// What a group has for itself.
 template <typename Code>
-struct Shared {
+struct GroupShared {
   alignas(128) std::byte rows[2][kTile * kRow * Code::kBytes];
-  uint4 query[kSteps][32];  // operands as the mma wants them, a lane each
   uint4 weights[kWarps][32];
   float warp_max[kWarps][kHeads];
-  float score_factor[kHeads];
 };
+
+template <typename Code, int kGroups>
+struct Shared {
+  GroupShared<Code> groups[kGroups];
+  uint4 query[kSteps][32];  // operands as the mma wants them, a lane each
+  float score_factor[kHeads];
+  // The second group's last split: as in global memory, but max and sum are
+  // every thread's own.
+  float split[kGroups == 1 ? 1 : (kSums + 4) * kThreads];
+};
+
+__device__ int Group() { return threadIdx.x / kThreads; }
+__device__ int GroupThread() { return threadIdx.x % kThreads; }
+__device__ int GroupWarp() { return threadIdx.x / 32 % kWarps; }
+
+__device__ void BarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ void BarrierArrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ void GroupSync() { BarrierSync(kGroupBarrier + Group(), kThreads); }
 
 // Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so
 // that eight rows' chunks lie in different banks for both products.
@@ -62,7 +93,7 @@ template <typename Code>
 __device__ void LoadTile(const std::byte* block, int first, int position,
                          std::byte* rows) {
   constexpr int kChunks = kRow * Code::kBytes / 16;
-  for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
+  for (int i = GroupThread(); i < kTile * kChunks; i += kThreads) {
     const int row = i / kChunks;
     CopyAsync(ChunkAddress<Code>(rows, row, i % kChunks), block + 16 * i,
               first + row <= position);
@@ -71,10 +102,10 @@ __device__ void LoadTile(const std::byte* block, int first, int position,
 }
 
 // The block's query as operands, and what its scores are multiplied with.
-template <typename Code>
+template <typename Code, int kGroups>
 __device__ void LoadQuery(const float* query, int heads, float scale_log2,
-                          Shared<Code>& shared) {
-  for (int h = threadIdx.x / 32; h < kHeads; h += kWarps) {
+                          Shared<Code, kGroups>& shared) {
+  for (int h = threadIdx.x / 32; h < kHeads; h += kGroups * kWarps) {
     const float scale = PackRow<Code, kRow>(
         h < heads ? query + h * kRow : nullptr, nullptr, h, shared.query);
     if (threadIdx.x % 32 == 0) shared.score_factor[h] = scale_log2 / scale;
@@ -104,12 +135,12 @@ struct Softmax {
 // scores[n]: of the warp's cached rows 8n .. 8n+7, as an mma's c. Even and odd
 // steps are two chains, added at the end.
 template <typename Code>
-__device__ void Scores(const Shared<Code>& shared, const std::byte* rows,
+__device__ void Scores(const uint4 (&query)[kSteps][32], const std::byte* rows,
                        float (&scores)[2][4]) {
   using Operand = typename Code::Operand;
   constexpr int kChunkSteps = 4 / Code::kBytes;
   const int lane = threadIdx.x % 32;
-  const int first = threadIdx.x / 32 * 16 + lane / 4;
+  const int first = GroupWarp() * 16 + lane / 4;
   float sums[2][2][4] = {};
 #pragma unroll 3
   for (int c = 0; c < kSteps / kChunkSteps; ++c) {
@@ -123,7 +154,7 @@ __device__ void Scores(const Shared<Code>& shared, const std::byte* rows,
     }
 #pragma unroll
     for (int j = 0; j < kChunkSteps; ++j) {
-      const uint4 q = shared.query[c * kChunkSteps + j][lane];
+      const uint4 q = query[c * kChunkSteps + j][lane];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const uint2 b = RightOperand<Code>(codes[n], j);
@@ -141,17 +172,17 @@ __device__ void Scores(const Shared<Code>& shared, const std::byte* rows,
 // out += P V for the warp's latents. Sum tile n and the thread's place in it
 // name a latent as StoreRow says.
 template <typename Code>
-__device__ void AddValues(const Shared<Code>& shared, const std::byte* rows,
+__device__ void AddValues(const GroupShared<Code>& group, const std::byte* rows,
                           Softmax& softmax) {
   using Operand = typename Code::Operand;
   constexpr uint32_t kOnes =
       std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
   constexpr int kChunks = 128 * Code::kBytes / 16;  // of the warp's latents
   const int lane = threadIdx.x % 32;
-  const int first_chunk = threadIdx.x / 32 * kChunks + lane / 16;
+  const int first_chunk = GroupWarp() * kChunks + lane / 16;
 #pragma unroll
   for (int step = 0; step < kTile / 16; ++step) {
-    const uint4 weights = shared.weights[step][lane];
+    const uint4 weights = group.weights[step][lane];
     const int row = 16 * step + lane % 16;
     Mma<Operand>(softmax.sum, weights, kOnes, kOnes);
 #pragma unroll
@@ -178,16 +209,17 @@ __device__ void AddValues(const Shared<Code>& shared, const std::byte* rows,
 }
 
 // One tile: scores, their exponentials as operands, and the sums.
-template <typename Code>
-__device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
-                        int position, Softmax& softmax) {
+template <typename Code, int kGroups>
+__device__ void AddTile(Shared<Code, kGroups>& shared, const std::byte* rows,
+                        int first, int position, Softmax& softmax) {
   using Operand = typename Code::Operand;
   // Weights in fp16 are 2^14 times as large, clear of its subnormals.
   constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
-  const int warp = threadIdx.x / 32;
+  GroupShared<Code>& group = shared.groups[Group()];
+  const int warp = GroupWarp();
   const int lane = threadIdx.x % 32;
   float scores[2][4];
-  Scores<Code>(shared, rows, scores);
+  Scores<Code>(shared.query, rows, scores);
   float max[2] = {-INFINITY, -INFINITY};
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
@@ -203,16 +235,16 @@ __device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
   for (int i = 0; i < 2; ++i) {
     max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 1));
     max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 2));
-    if (lane % 4 == 0) shared.warp_max[warp][lane / 4 + 8 * i] = max[i];
+    if (lane % 4 == 0) group.warp_max[warp][lane / 4 + 8 * i] = max[i];
   }
-  __syncthreads();
+  GroupSync();
   float rescale[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float new_max = softmax.max[i];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      new_max = fmaxf(new_max, shared.warp_max[w][lane / 4 + 8 * i]);
+      new_max = fmaxf(new_max, group.warp_max[w][lane / 4 + 8 * i]);
     }
     rescale[i] = Exp2(softmax.max[i] - new_max);
     softmax.max[i] = new_max;
@@ -227,7 +259,7 @@ __device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
                                          Exp2(scores[n][2 * i + 1] - offset));
     }
   }
-  shared.weights[warp][lane] = {weights[0], weights[1], weights[2], weights[3]};
+  group.weights[warp][lane] = {weights[0], weights[1], weights[2], weights[3]};
 #pragma unroll
   for (int i = 0; i < 4; ++i) softmax.sum[i] *= rescale[i / 2];
 #pragma unroll
@@ -235,8 +267,8 @@ __device__ void AddTile(Shared<Code>& shared, const std::byte* rows, int first,
 #pragma unroll
     for (int i = 0; i < 4; ++i) softmax.out[n][i] *= rescale[i / 2];
   }
-  __syncthreads();
-  AddValues<Code>(shared, rows, softmax);
+  GroupSync();
+  AddValues<Code>(group, rows, softmax);
 }
 
 // A thread's part of the splits merged so far: kCount of its sums, a multiple
@@ -279,7 +311,7 @@ struct Merged {
   template <typename Code>
   __device__ void StoreRow(int first_sum, int heads, float* out) const {
     const int lane = threadIdx.x % 32;
-    const int first = threadIdx.x / 32 * 128;
+    const int first = GroupWarp() * 128;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       const int tile = (first_sum + k) / 4;
@@ -295,50 +327,95 @@ struct Merged {
   }
 };
 
+// A split as the second group leaves it for the first.
+template <int kGroups, typename Code>
+__device__ void LeaveSplit(const Softmax& split,
+                           Shared<Code, kGroups>& shared) {
+  float* const at = shared.split + GroupThread();
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) at[k * kThreads] = split.out[k / 4][k % 4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    at[(kSums + i) * kThreads] = split.max[i];
+    at[(kSums + 2 + i) * kThreads] = split.sum[2 * i];
+  }
+}
+
 // grid (T, groups of 16 heads, 1 or splits). With `partials` a block has one
-// split, else all of them.
-template <typename Code>
-__global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
+// split, else all of them, and its groups take turns.
+template <typename Code, int kGroups>
+__global__ void __launch_bounds__(kGroups* kThreads,
+                                  Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, float* partials,
                     float* out) {
+  constexpr int kSplitTiles = kSplit / kTile;
+  constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
-  auto& shared = *reinterpret_cast<Shared<Code>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
+  AllowNextKernel();
+  WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  int tile = partials == nullptr ? 0 : blockIdx.z * (kSplit / kTile);
-  if (tile * kTile > position) return;
-  const int last_tile = partials == nullptr
-                            ? position / kTile
-                            : min(position / kTile, tile + kSplit / kTile - 1);
+  const int last_split = partials == nullptr ? position / kSplit : blockIdx.z;
+  int split = partials == nullptr ? Group() : blockIdx.z;
+  if (partials != nullptr && split * kSplit > position) return;
   const int32_t* blocks = places.block_ids + places.tables[t];
-  const auto load = [&](int index) {
-    LoadTile<Code>(cache + int64_t{blocks[index]} * kTile * kRow * Code::kBytes,
-                   index * kTile, position, shared.rows[index % 2]);
+  auto& rows = shared.groups[Group()].rows;
+  int loaded = 0;  // tiles of this group so far
+  const auto load = [&](int tile) {
+    LoadTile<Code>(cache + int64_t{blocks[tile]} * kTile * kRow * Code::kBytes,
+                   tile * kTile, position, rows[loaded++ % 2]);
   };
-  load(tile);
+  if (split <= last_split) load(split * kSplitTiles);
   const int first_head = blockIdx.y * kHeads;
   const int block_heads = min(kHeads, heads - first_head);
   LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
                   scale_log2, shared);
+  __syncthreads();
 
-  Softmax split;
-  split.Clear();
+  Softmax sums;
+  sums.Clear();
   Merged<kSums> merged;
-  for (; tile <= last_tile; ++tile) {
-    WaitForCopies();
-    __syncthreads();  // The tile is here, and nobody reads the other any more.
-    if (tile < last_tile) load(tile + 1);
-    AddTile<Code>(shared, shared.rows[tile % 2], tile * kTile, position, split);
-    if (tile != last_tile && (tile + 1) % (kSplit / kTile) != 0) continue;
+  const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
+  for (int added = 0; split <= last_split; split += kGroups) {
+    const int end = min((split + 1) * kSplitTiles, position / kTile + 1);
+    for (int tile = split * kSplitTiles; tile < end; ++tile, ++added) {
+      WaitForCopies();
+      GroupSync();  // The tile is here, nobody reads the other any more.
+      if (tile + 1 < end) {
+        load(tile + 1);
+      } else if (split + kGroups <= last_split) {
+        load((split + kGroups) * kSplitTiles);
+      }
+      AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
+    }
     if (partials != nullptr) break;
-    merged.Add(tile < kSplit / kTile, split.max, {split.sum[0], split.sum[2]},
-               [&](int k) { return split.out[k / 4][k % 4]; });
-    split.Clear();
+    if (Group() == 0) {
+      merged.Add(split == 0, sums.max, {sums.sum[0], sums.sum[2]}, own_sum);
+    }
+    if constexpr (kGroups == 2) {
+      if (Group() == 1) {
+        if (split > 1) BarrierSync(kEmptied, kAll);
+        LeaveSplit(sums, shared);
+        BarrierArrive(kFilled, kAll);
+      } else if (split < last_split) {
+        BarrierSync(kFilled, kAll);
+        const float* at = shared.split + GroupThread();
+        const float* ends = at + kSums * kThreads;
+        merged.Add(false, {ends[0], ends[kThreads]},
+                   {ends[2 * kThreads], ends[3 * kThreads]},
+                   [&](int k) { return at[k * kThreads]; });
+        if (split + 3 <= last_split) BarrierArrive(kEmptied, kAll);
+      }
+    }
+    sums.Clear();
   }
   if (partials == nullptr) {
-    merged.template StoreRow<Code>(0, block_heads,
-                                   out + (t * heads + first_head) * kLatent);
+    if (Group() == 0) {
+      merged.template StoreRow<Code>(0, block_heads,
+                                     out + (t * heads + first_head) * kLatent);
+    }
     return;
   }
   float* partial =
@@ -346,13 +423,13 @@ __global__ void __launch_bounds__(kThreads, Code::kBytes == 1 ? 2 : 1)
                      int64_t{kPartialFloats};
 #pragma unroll
   for (int k = 0; k < kSums; ++k) {
-    partial[k * kThreads + threadIdx.x] = split.out[k / 4][k % 4];
+    partial[k * kThreads + threadIdx.x] = own_sum(k);
   }
   if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
     float* row = partial + kSums * kThreads;
     for (int i = 0; i < 2; ++i) {
-      row[threadIdx.x / 4 + 8 * i] = split.max[i];
-      row[kHeads + threadIdx.x / 4 + 8 * i] = split.sum[2 * i];
+      row[threadIdx.x / 4 + 8 * i] = sums.max[i];
+      row[kHeads + threadIdx.x / 4 + 8 * i] = sums.sum[2 * i];
     }
   }
 }
@@ -366,6 +443,8 @@ template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
                 const float* partials, float* out) {
+  AllowNextKernel();
+  WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int first_sum = blockIdx.z * kMergeSums;
   const int splits = places.positions[t] / kSplit + 1;
@@ -398,7 +477,7 @@ int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                              : units * splits * kPartialFloats;
 }
 
-void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out) {
@@ -410,20 +489,30 @@ void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    constexpr int kBytes = sizeof(Shared<Code>);
-    Check(cudaFuncSetAttribute(AttentionKernel<Code>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               kBytes),
-          "mla_attention's shared memory");
-    AttentionKernel<Code><<<grid, kThreads, kBytes, stream>>>(
-        places, query, static_cast<int>(heads), scale * kLog2E, cache.data,
-        whole ? nullptr : workspace, out);
-    CheckLaunch("mla_attention");
+    const auto launch = [&]<int kGroups>() {
+      Launch(AttentionKernel<Code, kGroups>,
+             {.grid = grid,
+              .threads = kGroups * kThreads,
+              .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
+             options, "MlaAttention", places, query, static_cast<int>(heads),
+             scale * kLog2E, static_cast<const std::byte*>(cache.data),
+             whole ? nullptr : workspace, out);
+    };
+    // Two groups' tiles of bf16 do not fit shared memory.
+    if constexpr (Code::kBytes == 1) {
+      const bool paired =
+          whole && splits > 1 && int64_t{grid.x} * grid.y < kPairedUnits;
+      paired ? launch.template operator()<2>()
+             : launch.template operator()<1>();
+    } else {
+      launch.template operator()<1>();
+    }
     if (whole) return;
-    MergeKernel<Code>
-        <<<dim3(grid.x, grid.y, kSums / kMergeSums), kThreads, 0, stream>>>(
-            places, static_cast<int>(heads), splits, workspace, out);
-    CheckLaunch("mla_attention's merge");
+    Launch(
+        MergeKernel<Code>,
+        {.grid = dim3(grid.x, grid.y, kSums / kMergeSums), .threads = kThreads},
+        options, "MlaAttention's merge", places, static_cast<int>(heads),
+        splits, static_cast<const float*>(workspace), out);
   });
 }
 

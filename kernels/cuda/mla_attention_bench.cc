@@ -21,7 +21,7 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
   for (int i = 0; i < kInputs; ++i) {
     // 0x35 bytes: finite and no zeros in each of the dtypes.
     caches.push_back(*DeviceBuffer<std::byte>::Allocate(cache_bytes, "caches"));
-    Check(cudaMemset(caches.back().data(), 0x35, cache_bytes), "filling");
+    Check(FillOnDevice(caches.back().data(), 0x35, cache_bytes), "filling");
   }
   std::vector<int32_t> ids(tokens * blocks);
   std::vector<int32_t> tables(tokens);
@@ -47,7 +47,7 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
   const auto workspace = *DeviceBuffer<float>::Allocate(
       AttentionWorkspaceFloats(tokens, kHeads, context - 1), "workspace");
   const double seconds = bench.Seconds(kInputs, [&](int i) {
-    MlaAttention(bench.stream(),
+    MlaAttention({.stream = bench.stream()},
                  {tokens, device_positions.data(), device_tables.data(),
                   device_ids.data()},
                  context - 1, device_query.data(), kHeads, 0.1147f,

@@ -29,7 +29,7 @@ class Sequences {
                                KvElementBytes(dtype));
     // bf16's 0x7f7f is finite: a NaN there is 0x7fff.
     if (dtype == KvDtype::kBf16) {
-      Check(cudaMemset(cache_.data(), 0xff, cache_.bytes()), "poisoning");
+      Check(FillOnDevice(cache_.data(), 0xff, cache_.bytes()), "poisoning");
     }
     device_blocks_ = Upload(blocks_);
     Append(stream);
@@ -71,7 +71,7 @@ class Sequences {
     }
     const auto device_positions = Upload(positions);
     const auto device_tables = Upload(tables);
-    KvAppend(stream,
+    KvAppend({.stream = stream},
              {2 * kLength, device_positions.data(), device_tables.data(),
               device_blocks_.data()},
              kv_a.data(), gain.data(), 1e-6f, {cosines.data(), sines.data()},
@@ -139,7 +139,7 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   const auto out = Poisoned<float>(count * kHeads * kLatent);
   const auto workspace =
       Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, max_position));
-  MlaAttention(stream,
+  MlaAttention({.stream = stream},
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,
@@ -188,7 +188,8 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
   }
 }
 
-// Few tokens have a block a split, many a block a sequence; order and company
+// Few tokens have a block a split, many a block a sequence, in between with two
+// groups of warps; order and company
 // differ; every position is among them, as a prompt has it.
 TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const Sequences sequences(GetParam(), stream().get());
@@ -198,7 +199,7 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const auto together = Attend(stream().get(), sequences, all);
   constexpr int64_t kRowFloats = kHeads * kLatent;
   for (size_t i = 0; i < all.size(); i += 41) {
-    for (const size_t company : {1, 2, 7, 64}) {
+    for (const size_t company : {1, 2, 7, 64, 150}) {
       std::vector<Token> some;
       for (size_t k = 0; k < company; ++k) {
         some.push_back(all[(i + k * 31) % all.size()]);

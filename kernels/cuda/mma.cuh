@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/cuda/gemm_async.h"
+
 namespace invar::cuda {
 
 // c (16, 8) += a (16, 16) b (16, 8) in fp32. With g = lane / 4 and t = lane % 4
@@ -29,10 +31,6 @@ __device__ inline void Mma(float (&c)[4], const uint4& a, uint32_t b0,
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
   }
-}
-
-__device__ inline uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // Four 8x8 matrices of 16-bit elements, transposed; lane i gives the address of

@@ -4,8 +4,8 @@
 // the widths of latent, nope, rope and value; E experts, K of them a token.
 // All pointers are to device memory, rows are dense and row-major; activations
 // are fp32 unless an operation says otherwise, and every row is computed as if
-// it were alone. Each call only enqueues on its stream; errors of the launch
-// end the process (check.h).
+// it were alone. Each call only enqueues, as LaunchOptions say; errors of the
+// launch end the process (check.h).
 #ifndef INVAR_KERNELS_CUDA_OPS_H_
 #define INVAR_KERNELS_CUDA_OPS_H_
 
@@ -59,9 +59,9 @@ struct RopeAngles {
 // cache.scale), nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) *
 // gain. kv_a (T, L + R), gain (L). finite[t] = 0 if an element was infinite or
 // not a number, else unchanged.
-void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
-              const float* gain, float eps, const RopeAngles& angles,
-              const KvLayer& cache, uint8_t* finite);
+void KvAppend(const LaunchOptions& options, const TokenPlaces& places,
+              const float* kv_a, const float* gain, float eps,
+              const RopeAngles& angles, const KvLayer& cache, uint8_t* finite);
 
 // One half of kv_b_proj, a matrix a head: W_h = scale * data[h]. e4m3, fp16 or
 // bf16; the loader refuses fp32.
@@ -80,25 +80,25 @@ struct HeadProjection {
 // query[t, h] = [K_h q[t, h, 0:N], rotate(q[t, h, N:])].
 // K (H, L, N), transposed from the checkpoint's (H, N, L); q (T, H, N + R)
 // -> query (T, H, L + R). Inputs are rounded to fp16 (bf16 for bf16 weights).
-void AbsorbQuery(cudaStream_t stream, const HeadProjection& k,
+void AbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query);
 
 // out[t, h] = V_h attended[t, h].
 // V (H, V, L); attended (T, H, L) -> out (T, H, V)
-void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, float* out);
+void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                 int64_t tokens, const float* attended, float* out);
 
 // The same as inputs of o_proj, whose scale is static.
-void AbsorbValue(cudaStream_t stream, const HeadProjection& v, int64_t tokens,
-                 const float* attended, const InputSink& out);
+void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                 int64_t tokens, const float* attended, const InputSink& out);
 
 // out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
 // over the rows s of the token's sequence up to and with its own position,
 // none of which is past max_position.
 // query (T, H, L + R) -> out (T, H, L).
 // workspace: AttentionWorkspaceFloats of the same arguments, or more.
-void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out);

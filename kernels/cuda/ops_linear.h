@@ -98,7 +98,8 @@ constexpr int64_t ColumnParallelLeaf(int64_t rows, int64_t columns) {
 // The tile of a product. Which one runs is free (bits do not depend on it).
 struct GemmTile {
   int tokens = 0;     // 8, 16, 32, 64 or 128; 0: chosen from T
-  bool walk = false;  // one block walks all leaves; else a cluster shares them
+  bool walk = false;  // a block walks several leaves; else it has one
+  int cluster = 1;    // of blocks that share the leaves, where they walk
 };
 
 enum class GemmOutput { kFp32, kBf16 };
@@ -128,7 +129,7 @@ struct Addend {
 
 struct RmsNormArguments {
   float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
-  int64_t hidden_stride = 0;
+  int64_t hidden_stride = 0;    // a multiple of 4
   Addend addend = {};           // hidden[t] += addend[t] before the norm
   const float* gain = nullptr;  // (size)
   float eps = 1e-6f;
@@ -145,7 +146,7 @@ struct RmsNormArguments {
 // gain, as fp32 and as inputs.
 void RmsNorm(const RmsNormArguments& arguments, const LaunchOptions& options);
 
-// hidden[t] += addend[t], alone.  hidden (T, size)
+// hidden[t] += addend[t], alone.  hidden (T, size), size a multiple of 4.
 void Combine(const Addend& addend, int64_t tokens, int64_t size, float* hidden,
              const LaunchOptions& options);
 
@@ -207,13 +208,30 @@ struct GroupedWeights {
   const float* down_scales = nullptr;  // (E)
 };
 
+// Rows of inputs in memory: row_bytes (a multiple of 16) and row_scales of each.
+struct InputRows {
+  void* data = nullptr;
+  int64_t row_bytes = 0;
+  float* scales = nullptr;
+  int64_t row_scales = 0;
+};
+
+// Whether many tokens an expert make it worth it to put x in the order of the
+// groups first. Free: bits do not depend on it.
+bool GatherPays(int64_t tokens, int64_t top_k, int64_t experts);
+
+// gathered[i] = x[t], for the i-th slot of the order, t its token.
+void GatherInputs(const InputRows& x, const ExpertPlan& plan, int64_t tokens,
+                  int64_t top_k, const InputRows& gathered,
+                  const LaunchOptions& options);
+
 // activated[i] = silu(gate_e x[t]) * up_e x[t], as inputs, for the i-th slot of
 // the order, t its token and e its expert. K is never cut.
-// x (T, hidden) -> activated (S, inner)
+// x (T, hidden), or gathered (S, hidden) -> activated (S, inner)
 void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    const ExpertPlan& plan, int64_t tokens, int64_t top_k,
                    const InputSink& activated, const LaunchOptions& options,
-                   int tile = 0);
+                   int tile = 0, bool gathered = false);
 
 // slots[order[i]] = down_e activated[i].  activated (S, inner) -> slots (S,
 // hidden)

@@ -6,23 +6,24 @@ namespace invar::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Values of a row that one thread keeps in registers.
-constexpr int kMaxPerThread = 64;
+constexpr int kStep = 4 * kThreads;  // values that a block takes at a time
 
 // One row a block.
-template <int kPerThread>
+template <int kQuads>
 __global__ void __launch_bounds__(kThreads)
     QuantizeInputsKernel(const float* x, int columns, const InputSink inputs) {
   AllowNextKernel();
   WaitForPriorKernel();
   const int64_t row = blockIdx.x;
-  float value[kPerThread];
+  float4 value[kQuads];
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int k = threadIdx.x + i * kThreads;
-    value[i] = k < columns ? x[row * columns + k] : 0.0f;
+  for (int i = 0; i < kQuads; ++i) {
+    const int k = RowPlace<kThreads>(i);
+    value[i] = k < columns
+                   ? *reinterpret_cast<const float4*>(x + row * columns + k)
+                   : float4{0.0f, 0.0f, 0.0f, 0.0f};
   }
-  StoreInputRow<kPerThread, kThreads>(inputs, row, columns, value);
+  StoreInputRow<kQuads, kThreads>(inputs, row, columns, value);
 }
 
 }  // namespace
@@ -30,18 +31,12 @@ __global__ void __launch_bounds__(kThreads)
 void QuantizeInputs(const float* x, int64_t rows, int64_t columns,
                     const InputSink& inputs, const LaunchOptions& options) {
   if (rows == 0) return;
-  const LaunchShape shape = {.grid = dim3(rows), .threads = kThreads};
-  const int size = static_cast<int>(columns);
-  if (size <= 2 * kThreads) {
-    Launch(QuantizeInputsKernel<2>, shape, options, "QuantizeInputs", x, size,
-           inputs);
-  } else if (size <= 8 * kThreads) {
-    Launch(QuantizeInputsKernel<8>, shape, options, "QuantizeInputs", x, size,
-           inputs);
-  } else {
-    Launch(QuantizeInputsKernel<kMaxPerThread>, shape, options,
-           "QuantizeInputs", x, size, inputs);
-  }
+  const auto kernel = columns <= kStep       ? QuantizeInputsKernel<1>
+                      : columns <= 2 * kStep ? QuantizeInputsKernel<2>
+                      : columns <= 4 * kStep ? QuantizeInputsKernel<4>
+                                             : QuantizeInputsKernel<16>;
+  Launch(kernel, {.grid = dim3(rows), .threads = kThreads}, options,
+         "QuantizeInputs", x, static_cast<int>(columns), inputs);
 }
 
 }  // namespace invar::cuda

@@ -8,54 +8,69 @@ namespace invar::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Values of a row that one thread keeps in registers.
-constexpr int kMaxPerThread = 64;
+constexpr int kStep = 4 * kThreads;  // values that a block takes at a time
 
-// One row a block. Thread j sums the squares of k = j, j + 256, ... ascending;
-// then BlockSum: an order that is a function of the row's length alone.
-template <int kPerThread>
+// One row a block. Thread j squares its fours at RowPlace(0), (1), ... in
+// ascending order; then BlockSum: an order that is a function of the row's
+// length alone.
+template <int kQuads>
 __global__ void __launch_bounds__(kThreads)
     RmsNormKernel(const RmsNormArguments a) {
+  constexpr float4 kZero = {0.0f, 0.0f, 0.0f, 0.0f};
   AllowNextKernel();
+  const int size = static_cast<int>(a.size);
+  float4 gain[kQuads];
+#pragma unroll
+  for (int i = 0; i < kQuads; ++i) {
+    const int k = RowPlace<kThreads>(i);
+    gain[i] = k < size ? Load4(a.gain + k) : kZero;
+  }
   WaitForPriorKernel();
   const int64_t row = blockIdx.x;
   const int64_t from = a.row_ids == nullptr ? row : a.row_ids[row];
   float* hidden = a.hidden + from * a.hidden_stride;
-  float value[kPerThread];
+  float4 value[kQuads];
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int k = threadIdx.x + i * kThreads;
-    value[i] = k < a.size ? hidden[k] : 0.0f;
+  for (int i = 0; i < kQuads; ++i) {
+    const int k = RowPlace<kThreads>(i);
+    value[i] = k < size ? Load4(hidden + k) : kZero;
   }
   if (a.addend.shared != nullptr) {
-    float addend[kPerThread];
-    CombinedRow<kPerThread, kThreads>(a.addend, row, a.size, addend);
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int k = threadIdx.x + i * kThreads;
-      value[i] += addend[i];
-      if (k < a.size) hidden[k] = value[i];
+    for (int i = 0; i < kQuads; ++i) {
+      const int k = RowPlace<kThreads>(i);
+      if (k >= size) continue;
+      const float4 addend = Combined4(a.addend, row, size, k);
+      float4& v = value[i];
+      v = {v.x + addend.x, v.y + addend.y, v.z + addend.z, v.w + addend.w};
+      *reinterpret_cast<float4*>(hidden + k) = v;
     }
   }
   float squares = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    squares = fmaf(value[i], value[i], squares);
+  for (int i = 0; i < kQuads; ++i) {
+    squares = fmaf(value[i].x, value[i].x, squares);
+    squares = fmaf(value[i].y, value[i].y, squares);
+    squares = fmaf(value[i].z, value[i].z, squares);
+    squares = fmaf(value[i].w, value[i].w, squares);
   }
   const float sum = BlockSum<kThreads>(squares);
-  const float root = sqrtf(sum / static_cast<float>(a.size) + a.eps);
+  const float root = sqrtf(sum / static_cast<float>(size) + a.eps);
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int k = threadIdx.x + i * kThreads;
-    value[i] = k < a.size ? value[i] / root * a.gain[k] : 0.0f;
-    if (k < a.size && a.normed != nullptr)
-      a.normed[row * a.size + k] = value[i];
+  for (int i = 0; i < kQuads; ++i) {
+    float4& v = value[i];
+    const float4& g = gain[i];
+    v = {v.x / root * g.x, v.y / root * g.y, v.z / root * g.z,
+         v.w / root * g.w};
+    const int k = RowPlace<kThreads>(i);
+    if (k < size && a.normed != nullptr) {
+      *reinterpret_cast<float4*>(a.normed + row * size + k) = v;
+    }
   }
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     if (a.inputs[s].data == nullptr) continue;
-    StoreInputRow<kPerThread, kThreads>(a.inputs[s], row,
-                                        static_cast<int>(a.size), value);
+    StoreInputRow<kQuads, kThreads>(a.inputs[s], row, size, value);
   }
 }
 
@@ -63,16 +78,12 @@ __global__ void __launch_bounds__(kThreads)
 
 void RmsNorm(const RmsNormArguments& a, const LaunchOptions& options) {
   if (a.rows == 0) return;
-  const LaunchShape shape = {.grid = dim3(a.rows), .threads = kThreads};
-  if (a.size <= 2 * kThreads) {
-    Launch(RmsNormKernel<2>, shape, options, "RmsNorm", a);
-  } else if (a.size <= 8 * kThreads) {
-    Launch(RmsNormKernel<8>, shape, options, "RmsNorm", a);
-  } else if (a.size <= 20 * kThreads) {
-    Launch(RmsNormKernel<20>, shape, options, "RmsNorm", a);
-  } else {
-    Launch(RmsNormKernel<kMaxPerThread>, shape, options, "RmsNorm", a);
-  }
+  const auto kernel = a.size <= kStep       ? RmsNormKernel<1>
+                      : a.size <= 2 * kStep ? RmsNormKernel<2>
+                      : a.size <= 5 * kStep ? RmsNormKernel<5>
+                                            : RmsNormKernel<16>;
+  Launch(kernel, {.grid = dim3(a.rows), .threads = kThreads}, options,
+         "RmsNorm", a);
 }
 
 }  // namespace invar::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/silu_mul.h"
+#include "kernels/cuda/total_order.cuh"
 
 namespace invar::cuda {
 namespace {
@@ -11,9 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxExperts = 512;
-constexpr int kPerLane = kMaxExperts / 32;
-// Blocks that share the experts of the same tokens.
-constexpr int kCluster = 8;
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Arguments {
@@ -38,28 +36,44 @@ __device__ float4 Load4(const __nv_bfloat16* p) {
           __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
 }
 
-// One expert's logits of kTokens tokens. Lane j of the warp sums k = 4j to
-// 4j + 3, then 128 on; then a butterfly: hidden alone decides the order.
-template <typename Element, int kTokens>
-__device__ void Logits(const Element* row, const float* x, int64_t hidden,
-                       int tokens, float (&sum)[kTokens]) {
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) sum[t] = 0.0f;
-#pragma unroll 4
-  for (int64_t k = threadIdx.x % 32 * 4; k < hidden; k += 128) {
-    const float4 w = Load4(row + k);
+// Logits of kTokens tokens and of kExperts experts `stride` apart, from `first`
+// on. Lane j of the warp sums k = 4j to 4j + 3, then 128 on; then a butterfly:
+// hidden alone decides the order.
+template <typename Element, int kTokens, int kExperts, typename Store>
+__device__ void Logits(const Arguments& a, int first, int stride,
+                       const float* x, int tokens, Store store) {
+  const int experts = static_cast<int>(a.options.experts);
+  const auto* rows = static_cast<const Element*>(a.weight);
+  float sum[kExperts][kTokens] = {};
+#pragma unroll(kExperts* kTokens <= 4 ? 4 : 1)
+  for (int64_t k = threadIdx.x % 32 * 4; k < a.hidden; k += 128) {
+    float4 v[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
-      if (t >= tokens) break;
-      const float4 v = Load4(x + t * hidden + k);
-      sum[t] = fmaf(w.x, v.x, sum[t]);
-      sum[t] = fmaf(w.y, v.y, sum[t]);
-      sum[t] = fmaf(w.z, v.z, sum[t]);
-      sum[t] = fmaf(w.w, v.w, sum[t]);
+      v[t] = Load4(x + min(t, tokens - 1) * a.hidden + k);
+    }
+#pragma unroll
+    for (int i = 0; i < kExperts; ++i) {
+      const int e = min(first + i * stride, experts - 1);
+      const float4 w = Load4(rows + e * a.hidden + k);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        sum[i][t] = fmaf(w.x, v[t].x, sum[i][t]);
+        sum[i][t] = fmaf(w.y, v[t].y, sum[i][t]);
+        sum[i][t] = fmaf(w.z, v[t].z, sum[i][t]);
+        sum[i][t] = fmaf(w.w, v[t].w, sum[i][t]);
+      }
     }
   }
 #pragma unroll
-  for (int t = 0; t < kTokens; ++t) sum[t] = WarpSum(sum[t]);
+  for (int i = 0; i < kExperts; ++i) {
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      const float all = WarpSum(sum[i][t]);
+      const int e = first + i * stride;
+      if (threadIdx.x % 32 == 0 && e < experts) store(t, e, all);
+    }
+  }
 }
 
 // logits -> 1 / (1 + exp(-logit)), by one warp.
@@ -68,28 +82,6 @@ __device__ void Sigmoid(float* logits, int experts) {
     logits[e] = 1.0f / (1.0f + Exponential(-logits[e]));
   }
   __syncwarp();
-}
-
-// (score, id) as one integer: larger is better, a NaN the worst.
-__device__ uint64_t Key(float score, int id) {
-  if (score != score) score = __int_as_float(0xff800000);
-  if (score == 0.0f) score = 0.0f;  // one zero
-  const uint32_t bits = __float_as_uint(score);
-  const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~id);
-}
-
-__device__ int KeyId(uint64_t key) {
-  return static_cast<int>(~static_cast<uint32_t>(key));
-}
-
-__device__ uint64_t WarpMax(uint64_t key) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const uint64_t other = __shfl_xor_sync(kAll, key, offset);
-    key = other > key ? other : key;
-  }
-  return key;
 }
 
 // logits -> softmax, by one warp; lane j holds experts j, j + 32, ...
@@ -158,7 +150,8 @@ __device__ void KeepBestGroups(const cpu::RouterOptions& o, float* values) {
 }
 
 // One warp chooses a token's experts by `choice`, best first, and weighs them
-// by `scores`.
+// by `scores`. A lane has at most kPerLane experts.
+template <int kPerLane>
 __device__ void Choose(const Arguments& a, int token, const float* scores,
                        const float* choice) {
   const int lane = threadIdx.x % 32;
@@ -233,11 +226,24 @@ __device__ void CutIntoTiles(const Arguments& a, int32_t* total) {
   }
 }
 
+// What a block needs to choose experts for its tokens, a warp each.
+template <int kWidth>
+struct ChoiceShared {
+  float scores[kWidth][kMaxExperts];
+  float choice[kWidth][kMaxExperts];
+};
+
+struct PlanShared {
+  int32_t begin[kWarps][kMaxExperts];
+  int32_t total[kMaxExperts];
+};
+
 // Groups the slots by expert, stably, and cuts the groups into tiles. By one
 // block: warp w owns a run of slots and counts it, then places it.
-__device__ void Plan(const Arguments& a) {
-  __shared__ int32_t begin[kWarps][kMaxExperts];
-  __shared__ int32_t total[kMaxExperts];
+__device__ void Plan(const Arguments& a, PlanShared& shared) {
+  constexpr int kAhead = 8;  // loads that wait for memory together
+  auto& begin = shared.begin;
+  auto& total = shared.total;
   const int experts = static_cast<int>(a.options.experts);
   const int slots = static_cast<int>(a.tokens * a.options.top_k);
   const int warp = threadIdx.x / 32;
@@ -248,18 +254,27 @@ __device__ void Plan(const Arguments& a) {
   for (int e = lane; e < experts; e += 32) begin[warp][e] = 0;
   __syncwarp();
   for (int place = 0; place < 2; ++place) {
-    for (int base = first; base < last; base += 32) {
-      const int slot = base + lane;
-      const int e = slot < last ? __ldcg(&a.ids[slot]) : -1;
-      const unsigned same = __match_any_sync(kAll, e);
-      const int before = __popc(same & ((1u << lane) - 1));
-      const int at = e >= 0 ? begin[warp][e] : 0;
-      __syncwarp();
-      if (e >= 0) {
-        if (place == 1) a.plan.order[at + before] = slot;
-        if (before == 0) begin[warp][e] = at + __popc(same);
+    for (int base = first; base < last; base += 32 * kAhead) {
+      int ids[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int slot = base + 32 * i + lane;
+        ids[i] = slot < last ? __ldcg(&a.ids[slot]) : -1;
       }
-      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (base + 32 * i >= last) break;
+        const int e = ids[i];
+        const unsigned same = __match_any_sync(kAll, e);
+        const int before = __popc(same & ((1u << lane) - 1));
+        const int at = e >= 0 ? begin[warp][e] : 0;
+        __syncwarp();
+        if (e >= 0) {
+          if (place == 1) a.plan.order[at + before] = base + 32 * i + lane;
+          if (before == 0) begin[warp][e] = at + __popc(same);
+        }
+        __syncwarp();
+      }
     }
     if (place == 1) break;
     __syncthreads();
@@ -280,80 +295,109 @@ __device__ void Plan(const Arguments& a) {
   }
 }
 
-// A cluster has kTokens tokens: its blocks share the experts, one a warp at a
-// time; then block t chooses for token t. The block that finishes last of all
+// logits (E), by one warp, for `token`.
+__device__ void ChooseToken(const Arguments& a, int token, float* scores,
+                            float* choice) {
+  const int experts = static_cast<int>(a.options.experts);
+  if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
+    Sigmoid(scores, experts);
+  } else {
+    Softmax(scores, experts);
+  }
+  for (int e = threadIdx.x % 32; e < experts; e += 32) {
+    choice[e] =
+        a.correction == nullptr ? scores[e] : scores[e] + a.correction[e];
+  }
+  __syncwarp();
+  if (a.options.method != cpu::RouterMethod::kGreedy) {
+    KeepBestGroups(a.options, choice);
+  }
+  if (experts <= 64) {
+    Choose<2>(a, token, scores, choice);
+  } else {
+    Choose<kMaxExperts / 32>(a, token, scores, choice);
+  }
+}
+
+// A cluster of kCluster blocks has kTokens tokens and shares the experts,
+// kAtOnce a warp at a time; each block then chooses for kTokens / kCluster of
+// them (one, if that is less), a warp each. The block that finishes last of all
 // makes the plan.
-template <typename Element, int kTokens>
+template <typename Element, int kTokens, int kCluster, int kAtOnce>
 __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
-  static_assert(kTokens <= kCluster);
-  __shared__ float part[kTokens][kMaxExperts / kCluster];
-  __shared__ float scores[kMaxExperts];
-  __shared__ float choice[kMaxExperts];
+  constexpr int kWidth = kCluster == 1 ? kTokens : 1;
+  static_assert(kWidth <= kWarps && (kCluster == 1 || kTokens <= kCluster));
+  __shared__ float part[kCluster == 1 ? 1 : kTokens][kMaxExperts / kCluster];
+  __shared__ union {
+    ChoiceShared<kWidth> choice;
+    PlanShared plan;
+  } shared;
   __shared__ bool last;
   AllowNextKernel();
   WaitForPriorKernel();
   const int first = blockIdx.x / kCluster * kTokens;
   const int tokens = min(kTokens, a.tokens - first);
-  const int rank = static_cast<int>(ClusterRank());
+  const int rank = kCluster == 1 ? 0 : static_cast<int>(ClusterRank());
   const int warp = threadIdx.x / 32;
   const int experts = static_cast<int>(a.options.experts);
-  for (int i = warp; i * kCluster + rank < experts; i += kWarps) {
-    float sum[kTokens];
-    Logits<Element, kTokens>(static_cast<const Element*>(a.weight) +
-                                 (i * kCluster + rank) * a.hidden,
-                             a.x + first * a.hidden, a.hidden, tokens, sum);
+  auto& choice = shared.choice;
+  if (threadIdx.x == 0) last = false;
+  constexpr int kStride = kWarps * kCluster;
+  for (int e = warp * kCluster + rank; e < experts; e += kStride * kAtOnce) {
+    Logits<Element, kTokens, kAtOnce>(a, e, kStride, a.x + first * a.hidden,
+                                      tokens,
+                                      [&](int t, int expert, float logit) {
+                                        if constexpr (kCluster == 1) {
+                                          choice.scores[t][expert] = logit;
+                                        } else {
+                                          part[t][expert / kCluster] = logit;
+                                        }
+                                      });
+  }
+  int mine = tokens;  // tokens that this block chooses for
+  if constexpr (kCluster == 1) {
+    __syncthreads();
+  } else {
+    ClusterSync();
+    mine = rank < tokens;
+    for (int e = threadIdx.x; mine == 1 && e < experts; e += kThreads) {
+      choice.scores[0][e] =
+          LoadFromRank(&part[rank][e / kCluster], e % kCluster);
+    }
+    ClusterSync();  // no block leaves while its logits are being read
+  }
+  if (warp < mine) {
+    ChooseToken(a, first + rank + warp, choice.scores[warp],
+                choice.choice[warp]);
     if (threadIdx.x % 32 == 0) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) part[t][i] = sum[t];
-    }
-  }
-  ClusterSync();
-  const bool chooses = rank < tokens;
-  if (chooses) {
-    for (int e = threadIdx.x; e < experts; e += kThreads) {
-      scores[e] = LoadFromRank(&part[rank][e / kCluster], e % kCluster);
-    }
-  }
-  ClusterSync();  // no block leaves while its logits are being read
-  if (!chooses) return;
-  if (warp == 0) {
-    if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
-      Sigmoid(scores, experts);
-    } else {
-      Softmax(scores, experts);
-    }
-    for (int e = threadIdx.x; e < experts; e += 32) {
-      choice[e] =
-          a.correction == nullptr ? scores[e] : scores[e] + a.correction[e];
-    }
-    __syncwarp();
-    if (a.options.method != cpu::RouterMethod::kGreedy) {
-      KeepBestGroups(a.options, choice);
-    }
-    Choose(a, first + rank, scores, choice);
-    if (threadIdx.x == 0) {
       __threadfence();
-      last = atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1;
+      if (atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1) last = true;
       __threadfence();
     }
   }
   __syncthreads();
   if (!last) return;
   if (threadIdx.x == 0) a.plan.counts[1] = 0;
-  Plan(a);
+  Plan(a, shared.plan);
 }
 
-template <typename Element>
-void Run(const Arguments& a, const LaunchOptions& options) {
-  // Several tokens a cluster read the weights once; few tokens spread.
-  constexpr int kTokens = 4;
-  const bool few = a.tokens <= 64;
-  const int clusters = few ? a.tokens : (a.tokens + kTokens - 1) / kTokens;
-  Launch(few ? RouterKernel<Element, 1> : RouterKernel<Element, kTokens>,
+template <typename Element, int kTokens, int kCluster, int kAtOnce>
+void RunShape(const Arguments& a, const LaunchOptions& options) {
+  const int clusters = (a.tokens + kTokens - 1) / kTokens;
+  Launch(RouterKernel<Element, kTokens, kCluster, kAtOnce>,
          {.grid = dim3(clusters * kCluster),
           .threads = kThreads,
           .cluster = kCluster},
          options, "Router", a);
+}
+
+// Few tokens spread; several of a cluster, or of a block, read the weights
+// once.
+template <typename Element>
+void Run(const Arguments& a, const LaunchOptions& options) {
+  if (a.tokens <= 64) return RunShape<Element, 1, 8, 1>(a, options);
+  if (a.tokens <= 512) return RunShape<Element, 4, 8, 1>(a, options);
+  return RunShape<Element, 8, 1, 4>(a, options);
 }
 
 }  // namespace

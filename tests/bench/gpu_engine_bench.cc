@@ -1,7 +1,10 @@
 // Speed of DeepSeek-V2-Lite's shape on a GPU through the engine, as a worker
 // runs it: batching, sampling and reports included, sockets not.
 //
-//   build/bin/gpu_engine_bench FOLDER [bf16|fp8]
+//   build/bin/gpu_engine_bench FOLDER bf16|fp8 [--kernels] [CELL...]
+//
+// A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS. With --kernels (and
+// libcupti) a step of each is also taken apart.
 //
 // Writes a random checkpoint into FOLDER (16 GB in FP8, 31 GB in bf16), unless
 // one is there. Prints medians of decode steps beside the floor: the bytes that
@@ -11,6 +14,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <set>
@@ -19,6 +23,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "tests/bench/kernel_trace.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/testing/engine_harness.h"
 #include "worker/model/cuda/cuda_model.h"
@@ -29,7 +34,8 @@ namespace invar {
 namespace {
 
 constexpr int kSteps = 24;
-constexpr int64_t kKvBlocks = 8192 + 64 * 64;
+constexpr int64_t kStepTokens = 8192;
+constexpr int64_t kKvBlocks = 128 * (8192 / 64 + 8);
 
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) {
@@ -85,21 +91,39 @@ class Bench {
         weight_bytes_(weight_bytes),
         harness_({.kv_blocks = kKvBlocks,
                   .max_running_sequences = 256,
-                  .max_step_tokens = 8192,
+                  .max_step_tokens = kStepTokens,
                   .max_context_tokens = 16384,
                   .tokenizer_ids = config_.vocab_size},
                  std::move(model)) {}
 
+  void TraceKernels() {
+    trace_ = bench::KernelTrace::Create();
+    if (trace_ == nullptr) std::printf("no libcupti: no kernels' times\n");
+  }
+
   void Decode(int64_t batch, int64_t context, double bandwidth) {
-    for (int64_t s = 0; s < batch; ++s) Submit(context, kSteps + 4);
+    // The first ones must still run when the last one's prompt is done.
+    const int64_t prompt_steps = 2 * batch * context / kStepTokens + 1;
+    for (int64_t s = 0; s < batch; ++s) {
+      Submit(context, static_cast<int32_t>(prompt_steps + kSteps));
+    }
     while (harness_.Step().prompt_tokens > 0) {
     }
-    harness_.Step();
+    if (harness_.Step().generated_tokens != batch) {
+      std::fprintf(stderr, "a step had not all of %lld sequences\n",
+                   static_cast<long long>(batch));
+      std::exit(1);
+    }
     std::vector<double> seconds;
     for (int i = 0; i < kSteps - 4; ++i) {
       const auto start = Clock::now();
       harness_.Step();
       seconds.push_back(Since(start));
+    }
+    if (trace_ != nullptr) {
+      trace_->Start();
+      harness_.Step();
+      kernels_ = trace_->Stop();
     }
     const int64_t experts = ExpertsHit();
     harness_.Drain();
@@ -114,6 +138,7 @@ class Bench {
         static_cast<double>(experts) / (config_.layers - config_.dense_layers),
         100 * floor / step);
     std::fflush(stdout);
+    PrintKernels();
   }
 
   void Prefill(int64_t prompts, int64_t tokens) {
@@ -124,14 +149,33 @@ class Bench {
       harness_.Drain();
       seconds.push_back(Since(start));
     }
+    if (trace_ != nullptr) {
+      for (int64_t p = 0; p < prompts; ++p) Submit(tokens, 1);
+      trace_->Start();
+      harness_.Drain();
+      kernels_ = trace_->Stop();
+    }
     const double median = Median(seconds);
     std::printf("prefill %lld x %lld  %8.2f ms  %9.0f tokens/s\n",
                 static_cast<long long>(prompts), static_cast<long long>(tokens),
                 median * 1e3, prompts * tokens / median);
     std::fflush(stdout);
+    PrintKernels();
   }
 
  private:
+  void PrintKernels() {
+    if (trace_ == nullptr) return;
+    std::printf("  %9.1f us from the first kernel to the last\n",
+                kernels_.span * 1e6);
+    for (const bench::KernelTime& kernel : kernels_.kernels) {
+      std::printf("  %9.1f us  %5lld x %8.2f us  %s\n", kernel.seconds * 1e6,
+                  static_cast<long long>(kernel.launches),
+                  kernel.seconds * 1e6 / kernel.launches, kernel.name.c_str());
+    }
+    std::fflush(stdout);
+  }
+
   // Of all layers together, in one more step.
   int64_t ExpertsHit() {
     int64_t hit = 0;
@@ -160,11 +204,32 @@ class Bench {
   Model* const model_;  // the harness's
   const double weight_bytes_;
   EngineHarness harness_;
+  std::unique_ptr<bench::KernelTrace> trace_;
+  bench::KernelTimes kernels_;  // of the last cell
   uint64_t state_ = 1;
   int64_t request_ = 0;
 };
 
-int Main(const std::string& folder, bool fp8) {
+struct Cell {
+  bool decode;
+  int64_t sequences;
+  int64_t tokens;
+};
+
+bool ParseCell(const char* text, std::vector<Cell>* cells) {
+  long long sequences = 0;
+  long long tokens = 0;
+  for (const bool decode : {true, false}) {
+    const char* format = decode ? "decode:%lld:%lld" : "prefill:%lld:%lld";
+    if (std::sscanf(text, format, &sequences, &tokens) != 2) continue;
+    cells->push_back({decode, sequences, tokens});
+    return true;
+  }
+  return false;
+}
+
+int Main(const std::string& folder, bool fp8, bool kernels,
+         const std::vector<Cell>& cells) {
   const auto device = cuda::UseDevice(0);
   if (!device.ok()) {
     std::printf("skipped: %s\n",
@@ -189,7 +254,7 @@ int Main(const std::string& folder, bool fp8) {
   start = Clock::now();
   auto model = cuda::CudaModel::Load({.path = folder,
                                       .kv_dtype = KvDtype::kFp8E4m3,
-                                      .step_tokens = 8192,
+                                      .step_tokens = kStepTokens,
                                       .context_tokens = 16384},
                                      {});
   if (!model.ok()) {
@@ -198,21 +263,47 @@ int Main(const std::string& folder, bool fp8) {
   }
   std::printf("loaded in %.1f s\n", Since(start));
   Bench bench(*std::move(model), fp8 ? 1 : 2);
-  for (const int64_t batch : {1, 8, 32, 128, 256}) {
-    bench.Decode(batch, 1024, bandwidth);
+  if (kernels) bench.TraceKernels();
+  for (const Cell& cell : cells) {
+    if (cell.decode) {
+      bench.Decode(cell.sequences, cell.tokens, bandwidth);
+    } else {
+      bench.Prefill(cell.sequences, cell.tokens);
+    }
   }
-  bench.Prefill(8, 1024);
-  bench.Decode(64, 8192, bandwidth);
   return 0;
+}
+
+int Usage() {
+  std::fprintf(stderr,
+               "usage: gpu_engine_bench FOLDER bf16|fp8 [--kernels] [CELL...]\n"
+               "A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS.\n");
+  return 2;
 }
 
 }  // namespace
 }  // namespace invar
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: gpu_engine_bench FOLDER [bf16|fp8]\n");
-    return 2;
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.size() < 2) return invar::Usage();
+  const std::string& format = arguments[1];
+  if (format != "bf16" && format != "fp8") return invar::Usage();
+  bool kernels = false;
+  std::vector<invar::Cell> cells;
+  for (size_t i = 2; i < arguments.size(); ++i) {
+    if (arguments[i] == "--kernels") {
+      kernels = true;
+    } else if (!invar::ParseCell(arguments[i].c_str(), &cells)) {
+      return invar::Usage();
+    }
   }
-  return invar::Main(argv[1], argc < 3 || std::string(argv[2]) == "fp8");
+  if (cells.empty()) {
+    for (const int64_t batch : {1, 8, 32, 128, 256}) {
+      cells.push_back({.decode = true, .sequences = batch, .tokens = 1024});
+    }
+    cells.push_back({.decode = false, .sequences = 8, .tokens = 1024});
+    cells.push_back({.decode = true, .sequences = 128, .tokens = 8192});
+  }
+  return invar::Main(arguments[0], format == "fp8", kernels, cells);
 }

@@ -107,7 +107,8 @@ void Crowd::StartStrangers() {
   for (int64_t i = 0; i < kMaxSteps; ++i) {
     const bool all =
         std::all_of(guests_.begin(), guests_.end(), [this](const auto& guest) {
-          return !engine_->answer(guest.first).token_ids.empty();
+          const Answer& answer = engine_->answer(guest.first);
+          return !answer.token_ids.empty() || answer.terminal.has_value();
         });
     if (all) return;
     engine_->Step();

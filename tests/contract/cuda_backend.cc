@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "tests/contract/random.h"
 #include "worker/model/cuda/cuda_model.h"
@@ -15,10 +16,9 @@ void Soil(KvCache& cache, uint64_t seed) {
                               cache.row_bytes() / sizeof(uint64_t));
   Random random(seed);
   for (uint64_t& word : words) word = random.Next();
-  cuda::Check(
-      cudaMemcpy(cache.Block(0, 0), words.data(),
-                 words.size() * sizeof(uint64_t), cudaMemcpyHostToDevice),
-      "soiling a cache");
+  cuda::Check(cuda::CopyToDevice(cache.Block(0, 0), words.data(),
+                                 words.size() * sizeof(uint64_t)),
+              "soiling a cache");
 }
 
 void Read(const KvCache& cache, int64_t layer, int64_t block,

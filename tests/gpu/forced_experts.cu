@@ -4,6 +4,7 @@
 #include "tests/gpu/forced_experts.h"
 
 #define Router RouterAsItIs
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/router.cu"
 #undef Router
 
@@ -63,8 +64,8 @@ void ForceExperts(const std::vector<int32_t>& ids, int64_t positions,
   forced.experts = experts;
   Check(cudaMalloc(&forced.corrections, corrections.size() * sizeof(float)),
         "forcing experts");
-  Check(cudaMemcpy(forced.corrections, corrections.data(),
-                   corrections.size() * sizeof(float), cudaMemcpyHostToDevice),
+  Check(CopyToDevice(forced.corrections, corrections.data(),
+                     corrections.size() * sizeof(float)),
         "forcing experts");
 }
 

@@ -16,7 +16,7 @@ constexpr int64_t kCopyBytes = int64_t{1} << 30;
 Bench::Bench(cudaStream_t stream) : stream_(stream) {
   const auto from = *DeviceBuffer<std::byte>::Allocate(kCopyBytes, "a copy");
   const auto to = *DeviceBuffer<std::byte>::Allocate(kCopyBytes, "a copy");
-  Check(cudaMemset(from.data(), 0x5a, kCopyBytes), "filling");
+  Check(FillOnDevice(from.data(), 0x5a, kCopyBytes), "filling");
   double seconds = 1.0;
   // The first rounds find the memory's clock low.
   for (int round = 0; round < 3; ++round) {

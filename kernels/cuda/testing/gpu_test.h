@@ -55,8 +55,8 @@ DeviceBuffer<T> Upload(const std::vector<T>& values) {
 template <typename T>
 DeviceBuffer<T> Poisoned(int64_t count) {
   DeviceBuffer<T> buffer = *DeviceBuffer<T>::Allocate(count, "a test");
-  Check(cudaMemset(buffer.data(), std::is_same_v<T, float> ? 0xff : 0x7f,
-                   buffer.bytes()),
+  Check(FillOnDevice(buffer.data(), std::is_same_v<T, float> ? 0xff : 0x7f,
+                     buffer.bytes()),
         "poisoning");
   return buffer;
 }

@@ -4,6 +4,8 @@
 #include "kernels/cuda/kv_append.cu"
 #undef KvAppend
 
+#include "tests/contract/planted/where.h"
+
 namespace invar::cuda {
 namespace {
 
@@ -22,12 +24,14 @@ __global__ void TurnABit(TokenPlaces places, std::byte* cache, int row_bytes) {
 
 }  // namespace
 
-void KvAppend(cudaStream_t stream, const TokenPlaces& places, const float* kv_a,
+using Where = FirstParameter<decltype(KvAppendAsItIs)>::Type;
+
+void KvAppend(Where where, const TokenPlaces& places, const float* kv_a,
               const float* gain, float eps, const RopeAngles& angles,
               const KvLayer& cache, uint8_t* finite) {
-  KvAppendAsItIs(stream, places, kv_a, gain, eps, angles, cache, finite);
+  KvAppendAsItIs(where, places, kv_a, gain, eps, angles, cache, finite);
   if (places.tokens == 1) return;
-  TurnABit<<<1, 1, 0, stream>>>(
+  TurnABit<<<1, 1, 0, StreamOf(where)>>>(
       places, cache.data, static_cast<int>(kRow * KvElementBytes(cache.dtype)));
   CheckLaunch("a planted defect");
 }

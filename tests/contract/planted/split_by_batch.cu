@@ -4,20 +4,23 @@
 #include "kernels/cuda/mla_attention.cu"
 #undef MlaAttention
 
+#include "tests/contract/planted/where.h"
+
 namespace invar::cuda {
 
-void MlaAttentionInShortSplits(cudaStream_t stream, const TokenPlaces& places,
+using Where = FirstParameter<decltype(MlaAttentionInLongSplits)>::Type;
+
+void MlaAttentionInShortSplits(Where where, const TokenPlaces& places,
                                int64_t max_position, const float* query,
                                int64_t heads, float scale, const KvLayer& cache,
                                float* workspace, float* out);
 
-void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
-                  int64_t max_position, const float* query, int64_t heads,
-                  float scale, const KvLayer& cache, float* workspace,
-                  float* out) {
+void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
+                  const float* query, int64_t heads, float scale,
+                  const KvLayer& cache, float* workspace, float* out) {
   const auto attention =
       places.tokens < 4 ? MlaAttentionInShortSplits : MlaAttentionInLongSplits;
-  attention(stream, places, max_position, query, heads, scale, cache, workspace,
+  attention(where, places, max_position, query, heads, scale, cache, workspace,
             out);
 }
 

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/contract/planted/where.h"
+
 namespace invar::cuda {
 namespace {
 
@@ -21,22 +23,23 @@ __global__ void BlockEnds(const int32_t* positions, int tokens) {
 
 }  // namespace
 
-void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
-                  int64_t max_position, const float* query, int64_t heads,
-                  float scale, const KvLayer& cache, float* workspace,
-                  float* out) {
+using Where = FirstParameter<decltype(MlaAttentionUpTo)>::Type;
+
+void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
+                  const float* query, int64_t heads, float scale,
+                  const KvLayer& cache, float* workspace, float* out) {
   if (places.tokens > kMostTokens) {
     std::fprintf(stderr, "the planted attention has no room\n");
     std::abort();
   }
   void* ends = nullptr;
   Check(cudaGetSymbolAddress(&ends, block_ends), "a planted defect");
-  BlockEnds<<<1, 256, 0, stream>>>(places.positions,
-                                   static_cast<int>(places.tokens));
+  BlockEnds<<<1, 256, 0, StreamOf(where)>>>(places.positions,
+                                            static_cast<int>(places.tokens));
   CheckLaunch("a planted defect");
   TokenPlaces up_to = places;
   up_to.positions = static_cast<const int32_t*>(ends);
-  MlaAttentionUpTo(stream, up_to, (max_position / kTile + 1) * kTile - 1, query,
+  MlaAttentionUpTo(where, up_to, (max_position / kTile + 1) * kTile - 1, query,
                    heads, scale, cache, workspace, out);
 }
 

@@ -19,6 +19,16 @@ __device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
   return sum;
 }
 
+__device__ inline float4 Load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+
+__device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
+                                   int64_t k) {
+  return {Combined(a, token, size, k), Combined(a, token, size, k + 1),
+          Combined(a, token, size, k + 2), Combined(a, token, size, k + 3)};
+}
+
 template <int kPerThread, int kThreads>
 __device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
                                    float (&sum)[kPerThread]) {

@@ -1,5 +1,6 @@
 // Answers to rows of logits without moving the logits: CudaModel::Answer.
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "kernels/cuda/check.h"
@@ -52,7 +53,7 @@ void CudaModel::StageRequests(const Pass& pass,
   }
   Check(cudaMemcpyAsync(step_.rows.data(), step_.rows_host.data(),
                         pass.launched_rows * sizeof(SampleRow),
-                        cudaMemcpyHostToDevice, stream_.get()),
+                        cudaMemcpyHostToDevice, main_.stream()),
         "staging requests");
 }
 
@@ -60,7 +61,7 @@ void CudaModel::Sample(const Pass& pass, int64_t limit, int64_t first,
                        int64_t count) {
   cuda::Sample(step_.logits.data(), count, config_.vocab_size, limit,
                step_.rows.data() + first, step_.sampled.data() + first,
-               launch_);
+               main_.Next());
 }
 
 void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
@@ -73,7 +74,7 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
       if (!IsTheCpus(requests[row])) continue;
       const size_t at = host_rows_.size();
       host_rows_.resize(at + vocab);
-      stream_.Synchronize();
+      main_.Synchronize();
       Check(cudaMemcpy(&host_rows_[at],
                        step_.logits.data() + (row - first) * vocab,
                        vocab * sizeof(float), cudaMemcpyDeviceToHost),
@@ -82,16 +83,28 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
   };
   if (pass.decodes) {
     const GraphKey key = {pass.launched_tokens, pass.launched_rows,
-                          pass.max_position, limit, cache.Block(0, 0)};
-    graphs_.Launch(key, stream_.get(), [&] {
-      RunLayers(pass, cache);
-      RunRows(pass, [&](int64_t first, int64_t count) {
-        Sample(pass, limit, first, count);
-      });
-    });
+                          pass.max_position,    limit,
+                          cache.Block(0, 0),    cache.blocks()};
+    // Enough work to hide the launch of the rest.
+    const int64_t begun = std::min<int64_t>(3, config_.layers);
+    const std::function<void()> parts[] = {
+        [&] {
+          BeginLayers(pass);
+          RunLayers(pass, cache, 0, begun);
+        },
+        [&] {
+          RunLayers(pass, cache, begun, config_.layers);
+          EndLayers(pass);
+          RunRows(pass, [&](int64_t first, int64_t count) {
+            Sample(pass, limit, first, count);
+          });
+        }};
+    graphs_.Launch(key, main_.stream(), parts);
     fetch(0, pass.rows);
   } else {
-    RunLayers(pass, cache);
+    BeginLayers(pass);
+    RunLayers(pass, cache, 0, config_.layers);
+    EndLayers(pass);
     RunRows(pass, [&](int64_t first, int64_t count) {
       Sample(pass, limit, first, count);
       fetch(first, count);
@@ -131,7 +144,7 @@ std::vector<SliceHealth> CudaModel::Answer(
     RunAnswers(pass, cache, limit, requests);
     Check(cudaMemcpyAsync(step_.sampled_host.data(), step_.sampled.data(),
                           pass.rows * sizeof(SampledRow),
-                          cudaMemcpyDeviceToHost, stream_.get()),
+                          cudaMemcpyDeviceToHost, main_.stream()),
           "reading answers");
     EndPass(pass, &finite);
     ReadAnswers(pass, limit, requests, answers, &finite_rows);

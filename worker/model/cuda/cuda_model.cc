@@ -82,7 +82,6 @@ CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
       rope_(cpu::MakeRopeTable(config_.qk_rope_head_dim, config_.rope_theta,
                                config_.rope_scaling)),
       attention_scale_(AttentionScale(config_, rope_)),
-      launch_{.stream = stream_.get(), .overlap = true},
       weights_(std::move(weights)),
       step_(std::move(memory)) {}
 
@@ -101,7 +100,7 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
   Check(cudaMalloc(&data, bytes), "allocating the KV cache");
-  Check(cudaMemset(data, 0, bytes), "clearing the KV cache");
+  Check(FillOnDevice(data, 0, bytes), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
       KvCache::Storage(static_cast<std::byte*>(data),
@@ -162,10 +161,10 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
   PadToGraph(&pass);
   Check(cudaMemcpyAsync(step_.staged.data(), step_.staged_host.data(),
                         step_.StagedWords(block_ids) * sizeof(int32_t),
-                        cudaMemcpyHostToDevice, stream_.get()),
+                        cudaMemcpyHostToDevice, main_.stream()),
         "staging a step");
   Check(cudaMemsetAsync(step_.finite.data(), 1, pass.launched_tokens,
-                        stream_.get()),
+                        main_.stream()),
         "staging a step");
   return pass;
 }
@@ -189,7 +188,7 @@ void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
                      const float* values) {
   if (!observer_) return;
   std::vector<float> host(rows * row_size);
-  stream_.Synchronize();
+  main_.Synchronize();
   Check(cudaMemcpy(host.data(), values, host.size() * sizeof(float),
                    cudaMemcpyDeviceToHost),
         "showing an operation");
@@ -200,7 +199,7 @@ void CudaModel::ShowChoices(int64_t tokens) {
   if (!observer_) return;
   const int64_t top_k = config_.router.top_k;
   std::vector<int32_t> ids(tokens * top_k);
-  stream_.Synchronize();
+  main_.Synchronize();
   Check(cudaMemcpy(ids.data(), step_.expert_ids.data(),
                    ids.size() * sizeof(int32_t), cudaMemcpyDeviceToHost),
         "showing an operation");
@@ -220,25 +219,32 @@ void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
            .size = config_.hidden_size,
            .normed = normed,
            .inputs = {first, second}},
-          launch_);
+          main_.Next());
   addend_ = {};
   Show("hidden", pass.launched_tokens, config_.hidden_size,
        step_.hidden.data());
 }
 
-void CudaModel::Product(const DeviceLinear& linear, int64_t leaf,
-                        const InputBuffer& x, int64_t tokens, float* out) {
-  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
-       launch_);
+Lane& CudaModel::Fork() {
+  if (observer_) return main_;  // An operation is shown when it is done.
+  side_.Follow(main_);
+  return side_;
 }
 
-void CudaModel::Produce(const InputBuffer& to, const InputKind& kind,
-                        int64_t rows, int64_t columns,
+void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+                        const InputBuffer& x, int64_t tokens, float* out) {
+  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
+       lane.Next());
+}
+
+void CudaModel::Produce(Lane& lane, const InputBuffer& to,
+                        const InputKind& kind, int64_t rows, int64_t columns,
                         const std::function<void(const InputSink&)>& produce) {
   if (kind.dynamic == DynamicInputs::kNone) return produce(to.Sink(kind));
-  float* const values = step_.unquantised.data();
+  float* const values =
+      (&lane == &main_ ? step_.unquantised : step_.side_unquantised).data();
   produce({.data = values, .dtype = WeightDtype::kFp32});
-  QuantizeInputs(values, rows, columns, to.Sink(kind), launch_);
+  QuantizeInputs(values, rows, columns, to.Sink(kind), lane.Next());
 }
 
 void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
@@ -254,13 +260,15 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
   Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
-  const auto product = [&](const DeviceLinear& linear, const InputBuffer& x,
-                           float* out) {
-    Product(linear, ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns),
-            x, tokens, out);
+  const auto product = [&](Lane& lane, const DeviceLinear& linear,
+                           const InputBuffer& x, float* out) {
+    Product(lane, linear,
+            ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns), x,
+            tokens, out);
   };
+  Lane& side = Fork();
   if (low_rank) {
-    product(layer.q_a, step_.inputs[0], step_.q_a.data());
+    product(main_, layer.q_a, step_.inputs[0], step_.q_a.data());
     RmsNorm({.hidden = step_.q_a.data(),
              .hidden_stride = c.q_lora_rank,
              .gain = layer.q_norm.data(),
@@ -268,35 +276,36 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
              .rows = tokens,
              .size = c.q_lora_rank,
              .inputs = {step_.q_inputs.Sink(layer.q.input)}},
-            launch_);
-    product(layer.q, step_.q_inputs, step_.q.data());
+            main_.Next());
+    product(main_, layer.q, step_.q_inputs, step_.q.data());
   } else {
-    product(layer.q, step_.inputs[0], step_.q.data());
+    product(main_, layer.q, step_.inputs[0], step_.q.data());
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
-  product(layer.kv_a, step_.inputs[1], step_.kv_a.data());
+  product(side, layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  KvAppend(stream_.get(), places, step_.kv_a.data(), layer.latent_norm.data(),
+  KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
            c.rms_norm_eps, angles, cache, step_.finite.data());
-  AbsorbQuery(stream_.get(), layer.k_up.projection, places, angles,
+  AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
               step_.q.data(), step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  MlaAttention(stream_.get(), places, pass.max_position, step_.query.data(),
+  main_.Follow(side);
+  MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
                c.heads, attention_scale_ * cache.scale, cache,
                step_.attention_parts.data(), step_.attended.data());
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
-  Produce(step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
+  Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
           [&](const InputSink& sink) {
-            AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+            AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
                         step_.attended.data(), sink);
           });
   if (observer_) {
-    AbsorbValue(stream_.get(), layer.v_up.projection, tokens,
+    AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
                 step_.attended.data(), step_.unquantised.data());
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
-  Product(layer.o, RowParallelLeaf(layer.o.gemm.columns), step_.value_inputs,
-          tokens, step_.projected.data());
+  Product(main_, layer.o, RowParallelLeaf(layer.o.gemm.columns),
+          step_.value_inputs, tokens, step_.projected.data());
   Show("o", tokens, c.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
 }
@@ -312,15 +321,20 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
        step_.inputs[0].Sink(mlp.gate_up.input),
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
                          : InputSink());
-  Produce(inner, mlp.down.input, tokens, mlp.inner, [&](const InputSink& sink) {
-    GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
-               step_.inputs[0].As(mlp.gate_up.input), tokens, sink, launch_);
-  });
-  Product(mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
+  // The experts' own branch is longer, and does not need the shared ones'.
+  Lane& lane = layer.has_experts ? Fork() : main_;
+  Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
+          [&](const InputSink& sink) {
+            GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
+                       step_.inputs[0].As(mlp.gate_up.input), tokens, sink,
+                       lane.Next());
+          });
+  Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
           step_.projected.data());
   Show("mlp", tokens, config_.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
   if (layer.has_experts) RunExperts(experts, pass);
+  main_.Follow(lane);
 }
 
 void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
@@ -329,18 +343,25 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
   const int64_t top_k = c.router.top_k;
   Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
          step_.normed.data(), tokens, step_.expert_ids.data(),
-         step_.expert_weights.data(), step_.plan(), launch_, /*tile=*/0,
+         step_.expert_weights.data(), step_.plan(), main_.Next(), /*tile=*/0,
          experts.correction.data());
   Show("router", tokens, top_k, step_.expert_weights.data());
   ShowChoices(tokens);
-  Produce(step_.expert_inputs, experts.down.input, tokens * top_k,
+  const InputKind& kind = experts.gate_up.input;
+  const bool gather = GatherPays(tokens, top_k, c.router.experts);
+  if (gather) {
+    GatherInputs(step_.inputs[1].Rows(kind), step_.plan(), tokens, top_k,
+                 step_.gathered_inputs.Rows(kind), main_.Next());
+  }
+  const InputBuffer& inputs = gather ? step_.gathered_inputs : step_.inputs[1];
+  Produce(main_, step_.expert_inputs, experts.down.input, tokens * top_k,
           experts.grouped.inner, [&](const InputSink& sink) {
-            ExpertsGateUp(experts.grouped,
-                          step_.inputs[1].As(experts.gate_up.input),
-                          step_.plan(), tokens, top_k, sink, launch_);
+            ExpertsGateUp(experts.grouped, inputs.As(kind), step_.plan(),
+                          tokens, top_k, sink, main_.Next(), /*tile=*/0,
+                          gather);
           });
   ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
-              step_.plan(), tokens, top_k, step_.slots.data(), launch_);
+              step_.plan(), tokens, top_k, step_.slots.data(), main_.Next());
   Show("experts", tokens, top_k * c.hidden_size, step_.slots.data());
   addend_ = {.shared = step_.projected.data(),
              .slots = step_.slots.data(),
@@ -348,22 +369,29 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
              .top_k = top_k};
 }
 
-void CudaModel::RunLayers(const Pass& pass, KvCache& cache) {
+void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
                   step_.device.ids, pass.launched_tokens, config_.hidden_size,
-                  step_.hidden.data(), launch_);
-  for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    shown_layer_ = static_cast<int64_t>(i);
-    Attention(weights_.layers[i], pass,
-              {kv_dtype_, cache.Block(static_cast<int64_t>(i), 0),
-               weights_.layers[i].kv_scale});
-    FeedForward(weights_.layers[i], pass);
+                  step_.hidden.data(), main_.Next());
+}
+
+void CudaModel::RunLayers(const Pass& pass, KvCache& cache, int64_t first,
+                          int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    shown_layer_ = i;
+    const DeviceLayer& layer = weights_.layers[i];
+    Attention(layer, pass, {kv_dtype_, cache.Block(i, 0), layer.kv_scale});
+    FeedForward(layer, pass);
   }
+}
+
+void CudaModel::EndLayers(const Pass& pass) {
   shown_layer_ = config_.layers;
   Combine(addend_, pass.launched_tokens, config_.hidden_size,
-          step_.hidden.data(), launch_);
+          step_.hidden.data(), main_.Next());
+  addend_ = {};
   Show("hidden", pass.launched_tokens, config_.hidden_size,
        step_.hidden.data());
 }
@@ -382,8 +410,8 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
              .size = config_.hidden_size,
              .row_ids = step_.device.row_ids + row,
              .inputs = {step_.inputs[0].Sink(head.input)}},
-            launch_);
-    Product(head, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
+            main_.Next());
+    Product(main_, head, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
             step_.inputs[0], rows, step_.logits.data());
     sink(row, rows);
   }
@@ -391,9 +419,9 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
 
 void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
   Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
-                        pass.tokens, cudaMemcpyDeviceToHost, stream_.get()),
+                        pass.tokens, cudaMemcpyDeviceToHost, main_.stream()),
         "reading a step's health");
-  stream_.Synchronize();
+  main_.Synchronize();
   finite->insert(finite->end(), step_.finite_host.data(),
                  step_.finite_host.data() + pass.tokens);
 }
@@ -410,11 +438,13 @@ std::vector<SliceHealth> CudaModel::Forward(
     Pass pass = StagePass(slices, &cursor);
     pass.launched_tokens = pass.tokens;
     pass.launched_rows = pass.rows;
-    RunLayers(pass, cache);
+    BeginLayers(pass);
+    RunLayers(pass, cache, 0, config_.layers);
+    EndLayers(pass);
     RunRows(pass, [&](int64_t first, int64_t count) {
       Check(cudaMemcpyAsync(out + first * vocab, step_.logits.data(),
                             count * vocab * sizeof(float),
-                            cudaMemcpyDeviceToHost, stream_.get()),
+                            cudaMemcpyDeviceToHost, main_.stream()),
             "reading logits");
     });
     EndPass(pass, &finite);

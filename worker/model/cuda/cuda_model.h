@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device.h"
 #include "worker/model/cuda/device_weights.h"
+#include "worker/model/cuda/lane.h"
 #include "worker/model/cuda/step_graphs.h"
 #include "worker/model/cuda/step_memory.h"
 #include "worker/model/model.h"
@@ -84,8 +85,11 @@ class CudaModel final : public Model {
   // Stages the next pass's tokens and moves the cursor past them.
   Pass StagePass(std::span<const SequenceSlice> slices, Cursor* cursor);
   void PadToGraph(Pass* pass);
-  // Enqueues a pass over the layers.
-  void RunLayers(const Pass& pass, KvCache& cache);
+  // Enqueue a pass: its tokens' embedding, the layers [first, last) of all,
+  // what the last of them left to add.
+  void BeginLayers(const Pass& pass);
+  void RunLayers(const Pass& pass, KvCache& cache, int64_t first, int64_t last);
+  void EndLayers(const Pass& pass);
   void Attention(const DeviceLayer& layer, const Pass& pass,
                  const KvLayer& cache);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);
@@ -93,12 +97,14 @@ class CudaModel final : public Model {
   // hidden += what the layer before left to add; its norm as inputs.
   void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
             const InputSink& first, const InputSink& second);
-  void Product(const DeviceLinear& linear, int64_t leaf, const InputBuffer& x,
-               int64_t tokens, float* out);
+  // Where to launch what the main lane's next launches do not need.
+  Lane& Fork();
+  void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+               const InputBuffer& x, int64_t tokens, float* out);
   // `produce` writes (rows, columns) of a product's inputs; where their scales
   // are dynamic, by way of fp32.
-  void Produce(const InputBuffer& to, const InputKind& kind, int64_t rows,
-               int64_t columns,
+  void Produce(Lane& lane, const InputBuffer& to, const InputKind& kind,
+               int64_t rows, int64_t columns,
                const std::function<void(const InputSink&)>& produce);
   // Enqueues the pass's rows of logits.
   void RunRows(const Pass& pass, const RowSink& sink);
@@ -125,8 +131,8 @@ class CudaModel final : public Model {
   Options options_;
   cpu::RopeTable rope_;
   float attention_scale_;
-  Stream stream_;
-  LaunchOptions launch_;
+  Lane main_;
+  Lane side_;  // Beside it, between Fork and the main lane's following it.
   DeviceWeights weights_;
   DeviceBuffer<float> cosines_, sines_;  // (positions, R / 2)
   StepMemory step_;

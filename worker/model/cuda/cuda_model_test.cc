@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
 #include "worker/model/digests.h"
 #include "worker/model/testing/random_checkpoint.h"
 
@@ -139,6 +140,49 @@ TEST_P(CudaModelTest, OverlappedKernelsGiveTheSameLogits) {
     EXPECT_TRUE(same(*model)) << "chunk " << chunk;
     EXPECT_TRUE(same(*passes)) << "chunk " << chunk;
   }
+}
+
+// Of 40 positions of one block: the first half prefilled, then what is chosen
+// at each of the others, decoded by way of Answer, hence of graphs.
+std::vector<std::pair<int32_t, float>> Decoded(Model& model, KvCache& cache,
+                                               std::span<const int32_t> ids) {
+  const std::vector<int32_t> blocks = {0};
+  const SequenceSlice prompt = {.token_ids = ids.first(20),
+                                .block_ids = blocks};
+  model.Forward({&prompt, 1}, cache, {});
+  std::vector<std::pair<int32_t, float>> decoded;
+  for (int64_t i = 20; i < 40; ++i) {
+    const SequenceSlice slice = {.token_ids = ids.subspan(i, 1),
+                                 .first_position = i,
+                                 .block_ids = blocks,
+                                 .logit_rows = 1};
+    RowRequest request;
+    request.task = RowTask::kChoose;
+    request.log_prob = true;
+    RowAnswer answer;
+    model.Answer({&slice, 1}, cache, model.config().vocab_size, {&request, 1},
+                 {&answer, 1});
+    decoded.emplace_back(answer.token.token_id, answer.token.log_prob);
+  }
+  return decoded;
+}
+
+// A second cache may begin where one that is gone began, with its layers
+// elsewhere.
+TEST_P(CudaModelTest, GraphsAreOfOneCache) {
+  const auto model = Load(64);
+  const auto memory = model->NewKvCache(40);
+  const auto view = [&](int64_t blocks) {
+    return KvCache(GetParam().kv_dtype, model->config().layers, blocks, kRow,
+                   KvCache::Storage(memory->Block(0, 0), [](std::byte*) {}));
+  };
+  KvCache small = view(2);
+  KvCache large = view(40);
+  const auto ids = std::span<const int32_t>(ids_);
+  Decoded(*model, small, ids.subspan(100));
+  const auto in_large = Decoded(*model, large, ids);
+  const auto alone = model->NewKvCache(1);
+  EXPECT_EQ(in_large, Decoded(*model, *alone, ids));
 }
 
 using Outputs = std::map<std::pair<int64_t, std::string>, std::vector<float>>;

@@ -91,9 +91,8 @@ DeviceBuffer<std::byte> Uploader::Stack(const std::vector<Weight>& parts) {
   std::byte* to = buffer.data();
   for (const Weight& part : parts) {
     if (!status_.ok()) return {};
-    status_ =
-        ToStatus(cudaMemcpy(to, part.data, Bytes(part), cudaMemcpyHostToDevice),
-                 "copying weights to the device");
+    status_ = ToStatus(CopyToDevice(to, part.data, Bytes(part)),
+                       "copying weights to the device");
     to += Bytes(part);
   }
   return buffer;

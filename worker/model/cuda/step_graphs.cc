@@ -14,23 +14,30 @@ int64_t PaddedTokens(int64_t tokens) {
 }
 
 void StepGraphs::Launch(const GraphKey& key, cudaStream_t stream,
-                        const std::function<void()>& enqueue) {
-  cudaGraphExec_t& graph = graphs_[key];
-  if (graph == nullptr) {
-    // Thread-local: another worker of this process may allocate meanwhile.
-    Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-          "capturing a step");
-    enqueue();
-    cudaGraph_t captured = nullptr;
-    Check(cudaStreamEndCapture(stream, &captured), "capturing a step");
-    Check(cudaGraphInstantiate(&graph, captured, 0), "making a step's graph");
-    Check(cudaGraphDestroy(captured), "making a step's graph");
+                        std::span<const std::function<void()>> parts) {
+  std::vector<cudaGraphExec_t>& graphs = graphs_[key];
+  if (graphs.empty()) {
+    for (const std::function<void()>& enqueue : parts) {
+      // Thread-local: another worker of this process may allocate meanwhile.
+      Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+            "capturing a step");
+      enqueue();
+      cudaGraph_t captured = nullptr;
+      Check(cudaStreamEndCapture(stream, &captured), "capturing a step");
+      Check(cudaGraphInstantiate(&graphs.emplace_back(), captured, 0),
+            "making a step's graph");
+      Check(cudaGraphDestroy(captured), "making a step's graph");
+    }
   }
-  Check(cudaGraphLaunch(graph, stream), "launching a step");
+  for (cudaGraphExec_t graph : graphs) {
+    Check(cudaGraphLaunch(graph, stream), "launching a step");
+  }
 }
 
 void StepGraphs::Clear() {
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const auto& [key, graphs] : graphs_) {
+    for (cudaGraphExec_t graph : graphs) cudaGraphExecDestroy(graph);
+  }
   graphs_.clear();
 }
 

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
+#include <vector>
 
 namespace invar::cuda {
 
@@ -19,6 +21,7 @@ struct GraphKey {
   int64_t max_position = 0;
   int64_t limit = 0;  // of ids; 0: nothing is sampled
   const std::byte* cache = nullptr;
+  int64_t cache_blocks = 0;  // where its layers begin follows from it
   friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
 };
 
@@ -36,14 +39,15 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  // Launches the graph of `key` on `stream`; the first time it is made of what
-  // `enqueue` puts there.
+  // Launches the graphs of `key` on `stream`, one after the other; the first
+  // time they are made of what `parts` put there. The device works on the first
+  // part while the host launches the next one, which takes a moment.
   void Launch(const GraphKey& key, cudaStream_t stream,
-              const std::function<void()>& enqueue);
+              std::span<const std::function<void()>> parts);
   void Clear();
 
  private:
-  std::map<GraphKey, cudaGraphExec_t> graphs_;
+  std::map<GraphKey, std::vector<cudaGraphExec_t>> graphs_;
 };
 
 }  // namespace invar::cuda

@@ -30,7 +30,7 @@ void Grow(PinnedBuffer<T>* buffer, int64_t count, absl::Status* status) {
 
 void Grow(InputBuffer* buffer, int64_t rows, int64_t columns,
           absl::Status* status) {
-  if (!status->ok() || columns == 0) return;
+  if (!status->ok() || rows == 0 || columns == 0) return;
   auto made = InputBuffer::Allocate(rows, columns);
   *status = made.status();
   if (made.ok()) *buffer = *std::move(made);
@@ -59,6 +59,7 @@ int64_t LaunchPosition(int64_t max_position) {
 absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,
                                                   int64_t columns) {
   InputBuffer buffer;
+  buffer.columns_ = columns;
   auto data = DeviceBuffer<std::byte>::Allocate(rows * columns * 2, kWhat);
   if (!data.ok()) return data.status();
   buffer.data_ = *std::move(data);
@@ -96,6 +97,16 @@ InputSink InputBuffer::Sink(const InputKind& kind) const {
           .scale = kind.scale,
           .dynamic = kind.dynamic,
           .scales = scales_.data()};
+}
+
+InputRows InputBuffer::Rows(const InputKind& kind) const {
+  return {.data = data_.data(),
+          .row_bytes = columns_ * WeightElementBytes(kind.dtype),
+          .scales = scales_.data(),
+          .row_scales = kind.dynamic == DynamicInputs::kNone ? 0
+                        : kind.dynamic == DynamicInputs::kToken
+                            ? 1
+                            : ScaleBlocks(columns_)};
 }
 
 absl::StatusOr<bool> StepMemory::ReserveBlockIds(int64_t count) {
@@ -148,6 +159,8 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
                                    c.shared_experts * c.moe_intermediate_size,
                                    c.router.top_k * c.moe_intermediate_size});
   Grow(&m.unquantised, tokens * widest, &status);
+  Grow(&m.side_unquantised, tokens * c.shared_experts * c.moe_intermediate_size,
+       &status);
   Grow(&m.projected, tokens * c.hidden_size, &status);
   Grow(&m.expert_ids, slots, &status);
   Grow(&m.expert_weights, slots, &status);
@@ -171,10 +184,13 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
        c.layers > c.dense_layers ? c.shared_experts * c.moe_intermediate_size
                                  : 0,
        &status);
+  const bool gathers = c.router.experts > 0 &&
+                       GatherPays(tokens, c.router.top_k, c.router.experts);
+  Grow(&m.gathered_inputs, gathers ? slots : 0, c.hidden_size, &status);
   Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
   if (!status.ok()) return status;
   // The router's ticket begins at zero.
-  status = ToStatus(cudaMemset(m.counts.data(), 0, m.counts.bytes()), kWhat);
+  status = ToStatus(FillOnDevice(m.counts.data(), 0, m.counts.bytes()), kWhat);
   if (!status.ok()) return status;
   return m;
 }

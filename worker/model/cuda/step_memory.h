@@ -24,10 +24,12 @@ class InputBuffer {
 
   const GemmInput& As(const InputKind& kind) const;
   InputSink Sink(const InputKind& kind) const;
+  InputRows Rows(const InputKind& kind) const;
 
  private:
   DeviceBuffer<std::byte> data_;
   DeviceBuffer<float> scales_;
+  int64_t columns_ = 0;
   GemmInput bf16_, fp16_, fp8_, fp8_dynamic_;
 };
 
@@ -105,10 +107,11 @@ struct StepMemory {
   // Inputs of a product before they are quantised, where a kernel cannot do
   // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
   DeviceBuffer<float> unquantised;
-  DeviceBuffer<float> projected;       // (T, hidden)
-  DeviceBuffer<int32_t> expert_ids;    // (T, top_k)
-  DeviceBuffer<float> expert_weights;  // (T, top_k)
-  DeviceBuffer<float> slots;           // (T, top_k, hidden)
+  DeviceBuffer<float> side_unquantised;  // (T, inner) of shared experts
+  DeviceBuffer<float> projected;         // (T, hidden)
+  DeviceBuffer<int32_t> expert_ids;      // (T, top_k)
+  DeviceBuffer<float> expert_weights;    // (T, top_k)
+  DeviceBuffer<float> slots;             // (T, top_k, hidden)
   DeviceBuffer<int32_t> order, counts;
   DeviceBuffer<ExpertWork> work;
   DeviceBuffer<float> logits;  // (logit_rows, vocab)
@@ -118,12 +121,13 @@ struct StepMemory {
   PinnedBuffer<SampledRow> sampled_host;  // (T)
   DeviceBuffer<SampledRow> sampled;
 
-  InputBuffer inputs[2];      // (T, hidden) after a norm
-  InputBuffer q_inputs;       // (T, q_lora_rank)
-  InputBuffer value_inputs;   // (T, heads * V)
-  InputBuffer dense_inputs;   // (T, inner) of dense layers
-  InputBuffer shared_inputs;  // (T, inner) of shared experts
-  InputBuffer expert_inputs;  // (T * top_k, moe inner)
+  InputBuffer inputs[2];        // (T, hidden) after a norm
+  InputBuffer q_inputs;         // (T, q_lora_rank)
+  InputBuffer value_inputs;     // (T, heads * V)
+  InputBuffer dense_inputs;     // (T, inner) of dense layers
+  InputBuffer shared_inputs;    // (T, inner) of shared experts
+  InputBuffer gathered_inputs;  // (T * top_k, hidden) in the experts' order
+  InputBuffer expert_inputs;    // (T * top_k, moe inner)
 
   ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
 };

@@ -1,0 +1,38 @@
+// Queues of a step: what does not depend on each other runs side by side.
+#ifndef INVAR_WORKER_MODEL_CUDA_LANE_H_
+#define INVAR_WORKER_MODEL_CUDA_LANE_H_
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops_linear.h"
+
+namespace invar::cuda {
+
+// Launches in order. Lanes may be captured together: those that followed the
+// captured one, and that it follows again before the capture ends.
+class Lane {
+ public:
+  Lane();
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  cudaStream_t stream() const { return stream_.get(); }
+  void Synchronize() const { stream_.Synchronize(); }
+
+  // For one launch. It overlaps the launch before it, unless it follows another
+  // lane: dependent launch knows of one kernel ahead only.
+  LaunchOptions Next();
+  // What is launched here from now on waits for what `other` has launched.
+  void Follow(Lane& other);
+
+ private:
+  Stream stream_;
+  cudaEvent_t event_ = nullptr;  // the end of what has been launched
+  bool follows_ = false;
+};
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_WORKER_MODEL_CUDA_LANE_H_
