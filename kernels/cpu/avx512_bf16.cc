@@ -102,7 +102,7 @@ inline void DecodePairs(__m512i codes, __m512i* first, __m512i* second) {
   *second = _mm512_unpackhi_epi8(low, high);
 }
 
-// Four vectors of a cached row, FP8 by table.
+// Four vectors of FP8 elements, by table.
 template <typename Code>
 struct PairRun {
   static constexpr int kVectors = 4;
@@ -213,7 +213,7 @@ void DotWithPairs(const DotProducts& p) {
   const int64_t pairs = PairsOf(p.weight->columns);
   const int64_t panel_rows = std::min<int64_t>(
       kPanelPairs / pairs / kPairRows * kPairRows, kPanelRows);
-  if (p.pairs == nullptr || panel_rows == 0) return DotAll<Avx512>(p);
+  if (p.pairs == nullptr || panel_rows == 0) return DotAll<Avx512Bf16>(p);
   alignas(64) uint32_t panel[kPanelPairs];
   const int64_t whole_end =
       p.row_begin + (p.row_end - p.row_begin) / kPairRows * kPairRows;
@@ -231,7 +231,7 @@ void DotWithPairs(const DotProducts& p) {
   if (whole_end == p.row_end) return;
   DotProducts rest = p;
   rest.row_begin = whole_end;
-  DotAll<Avx512>(rest);
+  DotAll<Avx512Bf16>(rest);
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 // other file can be given code that its processor lacks.
 //
 // Simd: Vector of 16 lanes; Zero, Load, Store, Broadcast, Multiply, MultiplyAdd
-// as in lanes.h; Sums, which sums the lanes of a tile; Decode<Code>;
-// Rows(tokens), the rows that share registers with so many tokens; kTokens and
-// kPanelTokens, the most tokens that do.
+// as in lanes.h; Sums, which sums the lanes of a tile; Decode<Code> and
+// Run<Code> (run.h); Rows(tokens), the rows that share registers with so many
+// tokens; kTokens and kPanelTokens, the most tokens that do.
 #ifndef INVAR_KERNELS_CPU_DOT_KERNEL_H_
 #define INVAR_KERNELS_CPU_DOT_KERNEL_H_
 
@@ -16,6 +16,7 @@
 
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {
@@ -87,38 +88,75 @@ inline void ForTokenTiles(int64_t tokens, Body body) {
   }
 }
 
+// Rows of a weight that share registers.
+template <typename Code, int kRows>
+struct RowBlock {
+  const std::byte* rows[kRows];
+  const float* block_scales[kRows];
+  int64_t row_bytes;
+};
+
+// sum[r][t] += W[row + r] . x[t] over the Run's vectors from column k on.
+template <typename Simd, typename Run, typename Code, int kRows, int kTokens>
+inline void AddProducts(const RowBlock<Code, kRows>& block,
+                        const float* const* x, int64_t k,
+                        typename Simd::Vector (&sum)[kRows][kTokens]) {
+  if constexpr (kTokens == 1) {
+    // A lone token's weights come from memory: fetch the next rows' as they
+    // lie, so many bytes as are used here.
+    constexpr int64_t kUsed = kRows * Run::kVectors * kLanes * Code::kBytes;
+    const std::byte* next =
+        block.rows[0] + kRows * block.row_bytes + k * kRows * Code::kBytes;
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kUsed; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+    }
+  }
+  Run run[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    run[r].Load(block.rows[r] + k * Code::kBytes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < Run::kVectors; ++v) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      auto w = run[r].Decode(v);
+      if constexpr (kHasBlocks<Code>) {
+        // A run lies in one block of columns.
+        w = Simd::Multiply(
+            w, Simd::Broadcast(block.block_scales[r][k / kScaleBlock]));
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        sum[r][t] =
+            Simd::MultiplyAdd(w, Simd::Load(x[t] + k + v * kLanes), sum[r][t]);
+      }
+    }
+  }
+}
+
 // sums[t * kRows + r] = W[row + r, begin:end] . x[t][begin:end]
 template <typename Simd, typename Code, int kRows, int kTokens>
-inline void DotRange(const std::byte* const* rows,
-                     const float* const* block_scales, const float* const* x,
-                     int64_t row_bytes, int64_t begin, int64_t end,
-                     float* sums) {
+inline void DotRange(const RowBlock<Code, kRows>& block, const float* const* x,
+                     int64_t begin, int64_t end, float* sums) {
+  using One = OneVector<Simd, Code>;
+  // Few tokens are bound by decoding; many have no registers left for a run.
+  using Run =
+      std::conditional_t<kTokens <= 2, typename Simd::template Run<Code>, One>;
+  constexpr int64_t kRun = Run::kVectors * kLanes;
+  static_assert(kScaleBlock % kRun == 0);
   typename Simd::Vector sum[kRows][kTokens];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) sum[r][t] = Simd::Zero();
   }
-  for (int64_t k = begin; k < end; k += kLanes) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      auto w = Simd::template Decode<Code>(rows[r] + k * Code::kBytes);
-      if constexpr (kHasBlocks<Code>) {
-        w = Simd::Multiply(w,
-                           Simd::Broadcast(block_scales[r][k / kScaleBlock]));
-      }
-      if constexpr (kTokens == 1) {
-        // A lone token's weights come from memory: fetch the next block's.
-        _mm_prefetch(reinterpret_cast<const char*>(rows[r] + k * Code::kBytes +
-                                                   kRows * row_bytes),
-                     _MM_HINT_T0);
-      }
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        sum[r][t] = Simd::MultiplyAdd(w, Simd::Load(x[t] + k), sum[r][t]);
-      }
-    }
+  int64_t k = begin;
+  for (; k + kRun <= end; k += kRun) {
+    AddProducts<Simd, Run>(block, x, k, sum);
   }
+  for (; k < end; k += kLanes) AddProducts<Simd, One>(block, x, k, sum);
   Simd::Sums(sum, sums);
 }
 
@@ -127,25 +165,23 @@ void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
               int64_t token) {
   const int64_t columns = p.weight->columns;
   const int64_t row_bytes = columns * Code::kBytes;
-  const std::byte* rows[kRows];
-  const float* block_scales[kRows] = {};
+  RowBlock<Code, kRows> block = {.row_bytes = row_bytes};
   for (int r = 0; r < kRows; ++r) {
-    rows[r] = data + r * row_bytes;
+    block.rows[r] = data + r * row_bytes;
     if constexpr (kHasBlocks<Code>) {
-      block_scales[r] = p.weight->BlockScales(row + r);
+      block.block_scales[r] = p.weight->BlockScales(row + r);
     }
   }
   // One a leaf.
   float sums[kMaxLeaves][kRows * kTokens];
   if (p.leaf == 0) {
-    DotRange<Simd, Code, kRows, kTokens>(rows, block_scales, p.x + token,
-                                         row_bytes, 0, columns, sums[0]);
+    DotRange<Simd, Code, kRows, kTokens>(block, p.x + token, 0, columns,
+                                         sums[0]);
   } else {
     int64_t count = 0;
     for (int64_t k = 0; k < columns; k += p.leaf, ++count) {
       DotRange<Simd, Code, kRows, kTokens>(
-          rows, block_scales, p.x + token, row_bytes, k,
-          std::min(k + p.leaf, columns), sums[count]);
+          block, p.x + token, k, std::min(k + p.leaf, columns), sums[count]);
     }
     FoldLeaves(sums, count);
   }

@@ -2,8 +2,7 @@
 // has sixteen lanes: see dot_kernel.h, whose rules hold here too.
 //
 // Simd, beyond what dot_kernel.h asks for: Broadcast; kTileRows, the rows whose
-// scores share registers; Run<Code>, neighbouring vectors of a row that are
-// decoded together: Vectors below, or what is faster.
+// scores share registers; Run<Code> of run.h.
 #ifndef INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 #define INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 
@@ -14,25 +13,10 @@
 
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {
-
-// kCount vectors of a row, decoded one by one.
-template <typename Simd, typename Code, int kCount>
-struct Vectors {
-  static constexpr int kVectors = kCount;
-  static constexpr int64_t kBytes = Code::kBytes;
-
-  void Load(const std::byte* from) { p = from; }
-  typename Simd::Vector Decode(int i) const {
-    return Simd::template Decode<Code>(p + i * kLanes * kBytes);
-  }
-
-  const std::byte* p;
-};
-template <typename Simd, typename Code>
-using OneVector = Vectors<Simd, Code, 1>;
 
 // How many of the next rows' lines are fetched between this tile's scores; the
 // others between its values, one a row of a run of columns.
