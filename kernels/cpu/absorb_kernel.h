@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {
@@ -86,6 +87,8 @@ void ColumnTokens(const ColumnSums& p, const std::byte* data, int64_t stride,
 // Many tokens: a panel of columns is decoded once for all of them.
 template <typename Simd, typename Code>
 void ColumnSumsDecoded(const ColumnSums& p) {
+  using Run = typename Simd::template Run<Code>;
+  constexpr int64_t kRun = Run::kVectors * kLanes;
   const int64_t rows = p.weight->rows;
   const int64_t width =
       std::min<int64_t>(kColumnPanelValues / rows / kLanes,
@@ -98,9 +101,13 @@ void ColumnSumsDecoded(const ColumnSums& p) {
     for (int64_t n = 0; n < rows; ++n) {
       // The next panel is beside this one.
       PrefetchBytes(data + width * Code::kBytes, width * Code::kBytes);
-      for (int64_t k = 0; k < end - c; k += kLanes) {
-        Simd::Store(Simd::template Decode<Code>(data + k * Code::kBytes),
-                    panel + n * width + k);
+      int64_t k = 0;
+      for (; k + kRun <= end - c; k += kRun) {
+        DecodeRun<Simd, Run>(data + k * Code::kBytes, panel + n * width + k);
+      }
+      for (; k < end - c; k += kLanes) {
+        DecodeRun<Simd, OneVector<Simd, Code>>(data + k * Code::kBytes,
+                                               panel + n * width + k);
       }
       data += p.weight->columns * Code::kBytes;
     }

@@ -24,8 +24,12 @@ namespace {
 // Rows that are walked for one block of tokens before the next block, so that
 // both stay in the first-level cache.
 constexpr int64_t kPanelRows = 32;
-// Decoded weights of a panel: a share of the first-level cache.
-constexpr int64_t kPanelValues = 8192;
+// Rows that share registers on the widest instruction sets.
+constexpr int64_t kPanelRowsLeast = 4;
+// Decoded weights of a panel, beside the tokens in the first-level cache; more
+// where a row is so long that kPanelRowsLeast of them take it.
+constexpr int64_t kPanelValues = 4096;
+constexpr int64_t kPanelValuesMost = 4 * kPanelValues;
 
 // E4m3 codes with a scale a block of kScaleBlock x kScaleBlock.
 struct BlockFp8Code : Fp8E4m3Code {};
@@ -217,17 +221,24 @@ void DotTokens(const DotProducts& p, const std::byte* data, int64_t begin,
 template <typename Simd, typename Code>
 void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
                  float* panel) {
+  using Run = typename Simd::template Run<Code>;
+  constexpr int64_t kRun = Run::kVectors * kLanes;
   const int64_t columns = weight.columns;
   const std::byte* data = weight.data + begin * columns * Code::kBytes;
   for (int64_t row = begin; row < end; ++row, panel += columns) {
-    for (int64_t k = 0; k < columns;
-         k += kLanes, data += kLanes * Code::kBytes) {
-      auto w = Simd::template Decode<Code>(data);
-      if constexpr (kHasBlocks<Code>) {
-        w = Simd::Multiply(
-            w, Simd::Broadcast(weight.BlockScales(row)[k / kScaleBlock]));
+    int64_t k = 0;
+    for (; k + kRun <= columns; k += kRun, data += kRun * Code::kBytes) {
+      DecodeRun<Simd, Run>(data, panel + k);
+    }
+    for (; k < columns; k += kLanes, data += kLanes * Code::kBytes) {
+      DecodeRun<Simd, OneVector<Simd, Code>>(data, panel + k);
+    }
+    if constexpr (kHasBlocks<Code>) {
+      for (k = 0; k < columns; k += kLanes) {
+        const auto scale =
+            Simd::Broadcast(weight.BlockScales(row)[k / kScaleBlock]);
+        Simd::Store(Simd::Multiply(Simd::Load(panel + k), scale), panel + k);
       }
-      Simd::Store(w, panel + k);
     }
   }
 }
@@ -248,8 +259,9 @@ template <typename Simd, typename Code>
 void DotDecoded(const DotProducts& p) {
   const int64_t columns = p.weight->columns;
   const int64_t panel_rows =
-      std::clamp<int64_t>(kPanelValues / columns / 4 * 4, 1, kPanelRows);
-  alignas(64) float panel[kPanelValues];
+      std::clamp(kPanelValues / columns / kPanelRowsLeast * kPanelRowsLeast,
+                 kPanelRowsLeast, kPanelRows);
+  alignas(64) float panel[kPanelValuesMost];
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
     DecodePanel<Simd, Code>(*p.weight, row, end, panel);
@@ -263,7 +275,8 @@ template <typename Simd, typename Code>
 void DotCode(const DotProducts& p) {
   const int64_t columns = p.weight->columns;
   if constexpr (!std::is_same_v<Code, Fp32Code>) {
-    if (p.tokens > Simd::kTokens && columns <= kPanelValues) {
+    if (p.tokens > Simd::kTokens &&
+        kPanelRowsLeast * columns <= kPanelValuesMost) {
       return DotDecoded<Simd, Code>(p);
     }
   }

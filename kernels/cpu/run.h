@@ -28,6 +28,17 @@ struct Vectors {
 template <typename Simd, typename Code>
 using OneVector = Vectors<Simd, Code, 1>;
 
+// out = the run's vectors at `data`.
+template <typename Simd, typename Run>
+inline void DecodeRun(const std::byte* data, float* out) {
+  Run run;
+  run.Load(data);
+#pragma GCC unroll 4
+  for (int v = 0; v < Run::kVectors; ++v) {
+    Simd::Store(run.Decode(v), out + v * kLanes);
+  }
+}
+
 }  // namespace
 }  // namespace invar::cpu
 
