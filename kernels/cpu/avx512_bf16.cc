@@ -224,9 +224,12 @@ void DotWithPairs(const DotProducts& p) {
   for (int64_t begin = p.row_begin; begin < whole_end; begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, whole_end);
     DecodePairPanel(*p.weight, begin, end, panel);
-    PrefetchPanel(p, end, panel_rows * p.weight->columns);
+    PanelPrefetch prefetch(p, end, panel_rows * p.weight->columns,
+                           (p.tokens + kPairTokens - 1) / kPairTokens *
+                               ((end - begin) / kPairRows));
     ForTokenTiles<kPairTokens>(p.tokens, [&](int64_t token, auto count) {
       for (int64_t row = begin; row < end; row += kPairRows) {
+        prefetch.Tile();
         PairTile<decltype(count)::value>(p, panel + (row - begin) * pairs, row,
                                          token);
       }

@@ -243,16 +243,27 @@ void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
   }
 }
 
-// Fetches `bytes` of what follows a panel that ends at row `end`.
-[[gnu::always_inline]] inline void PrefetchPanel(const DotProducts& p,
-                                                 int64_t end, int64_t bytes) {
-  const std::byte* next =
-      end == p.row_end
-          ? p.next
-          : p.weight->data +
-                end * p.weight->columns * WeightElementBytes(p.weight->dtype);
-  if (next != nullptr) PrefetchBytes(next, bytes);
-}
+// Fetches what follows a panel that ends at row `end`, evenly between the tiles
+// that use the panel: in one go it would fill the queues of loads.
+class PanelPrefetch {
+ public:
+  PanelPrefetch(const DotProducts& p, int64_t end, int64_t bytes, int64_t tiles)
+      : next_(end == p.row_end
+                  ? p.next
+                  : p.weight->data + end * p.weight->columns *
+                                         WeightElementBytes(p.weight->dtype)),
+        tile_bytes_((bytes / kCacheLine + tiles - 1) / tiles * kCacheLine) {}
+
+  [[gnu::always_inline]] void Tile() {
+    if (next_ == nullptr) return;
+    PrefetchBytes(next_, tile_bytes_);
+    next_ += tile_bytes_;
+  }
+
+ private:
+  const std::byte* next_;
+  const int64_t tile_bytes_;
+};
 
 // Many tokens: a panel's weights are decoded once for all of them.
 template <typename Simd, typename Code>
@@ -265,9 +276,14 @@ void DotDecoded(const DotProducts& p) {
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
     DecodePanel<Simd, Code>(*p.weight, row, end, panel);
-    PrefetchPanel(p, end, panel_rows * columns * Code::kBytes);
-    DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
-        p, reinterpret_cast<const std::byte*>(panel), row, end);
+    PanelPrefetch prefetch(
+        p, end, panel_rows * columns * Code::kBytes,
+        (p.tokens + Simd::kPanelTokens - 1) / Simd::kPanelTokens);
+    ForTokenTiles<Simd::kPanelTokens>(p.tokens, [&](int64_t token, auto count) {
+      prefetch.Tile();
+      DotRows<Simd, Fp32Code, decltype(count)::value>(
+          p, reinterpret_cast<const std::byte*>(panel), row, end, token);
+    });
   }
 }
 
