@@ -53,7 +53,8 @@ inline void AddScores(const std::byte* keys, int64_t row_bytes,
 
 template <typename Simd, typename Code, int kHeads, int kRows>
 inline void RowScores(const KvTile& tile, const float* query, int64_t row,
-                      float scale, float* scores) {
+                      float scale, const std::byte* next, int64_t next_bytes,
+                      float* scores) {
   using Run = typename Simd::template Run<Code>;
   using One = OneVector<Simd, Code>;
   const int64_t elements = tile.row_elements;
@@ -67,7 +68,8 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
   }
   constexpr int64_t kRun = Run::kVectors * kLanes;
   int64_t k = 0;
-  for (; k + kRun <= elements; k += kRun) {
+  for (; k + kRun <= elements; k += kRun, next += next_bytes) {
+    PrefetchBytes(next, next_bytes);
     AddScores<Simd, Run>(keys, row_bytes, elements, query, k, sum);
   }
   for (; k < elements; k += kLanes) {
@@ -96,19 +98,22 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
 template <typename Simd, typename Code, int kHeads>
 void TileScores(const KvTile& tile, const float* query, float scale,
                 float* scores) {
-  // Half of the next rows, or what the values will not get to.
-  const int64_t lines = LinesWithScores(tile);
-  int64_t line = 0;
+  // Some of the next rows' lines between two runs of each block of rows.
+  constexpr int64_t kRun = Simd::template Run<Code>::kVectors * kLanes;
+  const int64_t runs = std::max<int64_t>(1, tile.row_elements / kRun);
+  const int64_t blocks = std::max<int64_t>(1, tile.rows / Simd::kTileRows);
+  const int64_t bytes = (LinesWithScores(tile) + runs * blocks - 1) /
+                        (runs * blocks) * kCacheLine;
+  const std::byte* next = tile.next;
   int64_t row = 0;
   for (; row + Simd::kTileRows <= tile.rows; row += Simd::kTileRows) {
-    const int64_t end = lines * (row + Simd::kTileRows) / tile.rows;
-    PrefetchBytes(tile.next + line * kCacheLine, (end - line) * kCacheLine);
-    line = end;
     RowScores<Simd, Code, kHeads, Simd::kTileRows>(tile, query, row, scale,
-                                                   scores);
+                                                   next, bytes, scores);
+    next += runs * bytes;
   }
   for (; row < tile.rows; ++row) {
-    RowScores<Simd, Code, kHeads, 1>(tile, query, row, scale, scores);
+    RowScores<Simd, Code, kHeads, 1>(tile, query, row, scale, tile.data, 0,
+                                     scores);
   }
 }
 
