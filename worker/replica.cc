@@ -1,8 +1,10 @@
 #include "worker/replica.h"
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <iostream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +13,7 @@
 #include "common/status.h"
 #include "common/tokenizer_digest.h"
 #include "worker/engine/steady_clock.h"
+#include "worker/load_progress.h"
 #include "worker/model/checkpoint/plan_entries.h"
 
 namespace invar {
@@ -164,6 +167,12 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   const v1::Limits& limits = config.limits();
   load.step_tokens = limits.max_step_tokens();
   load.context_tokens = limits.max_context_tokens();
+  // Where the log goes too.
+  LoadProgress progress(isatty(STDERR_FILENO) ? &std::cerr : nullptr,
+                        SteadyNow());
+  load.progress = [&progress](int64_t done, int64_t total) {
+    progress.Show(done, total, SteadyNow());
+  };
   absl::StatusOr<std::unique_ptr<Model>> model = options_.load_model(load);
   if (absl::IsFailedPrecondition(model.status())) {
     return WithReason(model.status(), "NUMERICS_NOT_HONOURED");

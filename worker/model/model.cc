@@ -1,25 +1,36 @@
 #include "worker/model/model.h"
 
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/ops.h"
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/checkpoint.h"
+#include "worker/model/checkpoint/manifest.h"
 #include "worker/model/deepseek_v2.h"
 #include "worker/model/weights.h"
 
 namespace invar {
 
-absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder) {
-  const std::string config_path = std::filesystem::path(folder) / "config.json";
+absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
+                                         const Checkpoint::Options& options) {
+  const std::string config_path = std::filesystem::path(folder) / kConfigFile;
   absl::StatusOr<std::string> text = ReadTextFile(config_path);
   if (!text.ok()) return text.status();
+  absl::StatusOr<std::optional<Manifest>> manifest = ReadManifest(folder);
+  if (!manifest.ok()) return manifest.status();
+  Checkpoint::Options checked = options;
+  if (manifest->has_value()) {
+    checked.manifest = &**manifest;
+    absl::Status same = CheckConfig(**manifest, folder, *text);
+    if (!same.ok()) return same;
+  }
   absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
   if (!config.ok()) return config.status();
   absl::StatusOr<Checkpoint> checkpoint =
-      Checkpoint::Load(folder, ArchitectureTensors(*config));
+      Checkpoint::Load(folder, ArchitectureTensors(*config), checked);
   if (!checkpoint.ok()) return checkpoint.status();
   return CheckedModel{*std::move(config), *std::move(checkpoint)};
 }
@@ -30,7 +41,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
         absl::StrCat("this processor has no ", missing,
                      "; the CPU backend needs an x86-64-v3 processor"));
   }
-  absl::StatusOr<CheckedModel> model = LoadChecked(options.path);
+  absl::StatusOr<CheckedModel> model =
+      LoadChecked(options.path, {.progress = options.progress});
   if (!model.ok()) return model.status();
   return std::make_unique<DeepseekV2>(
       std::move(model->config), std::move(model->checkpoint), options.kv_dtype,

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/kv/kv_cache.h"
+#include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/checkpoint/config.h"
 #include "worker/model/rows.h"
 
@@ -68,6 +69,7 @@ class Model {
     // determinism.mode. A backend that has no plan for it fails to load with
     // FAILED_PRECONDITION; one without a FAST plan of its own runs the other.
     bool deterministic = true;
+    LoadProgressCallback progress = nullptr;
   };
 
   // Checks every file before it is used. Errors name the file and the tensor:

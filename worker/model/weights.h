@@ -21,7 +21,8 @@ struct CheckedModel {
 };
 
 // Errors are those of Model::Load.
-absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder);
+absl::StatusOr<CheckedModel> LoadChecked(
+    const std::string& folder, const Checkpoint::Options& options = {});
 
 struct MlpWeights {
   Weight gate, up;  // (inner, hidden)

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
+#include "worker/model/checkpoint/manifest.h"
 #include "worker/model/checkpoint/shards.h"
 
 namespace invar {
@@ -76,9 +77,9 @@ absl::Status ConvertScales(LoadedTensor& tensor) {
 struct Task {
   const TensorSpec* spec;
   Shards::Place place;
-  LoadedTensor loaded;
-  std::string digest;  // SHA-256 (hex) of the file's bytes
-  absl::Status status;
+  LoadedTensor loaded = {};
+  std::string digest = {};  // SHA-256 (hex) of the file's bytes
+  absl::Status status = {};
 };
 
 class Loader {
@@ -148,8 +149,17 @@ class Loader {
           absl::StrCat("has ", nans, " values that are not numbers"));
     }
     task.digest = digest.HexDigest();
-    return task.spec->kind == TensorKind::kScale ? ConvertScales(task.loaded)
-                                                 : absl::OkStatus();
+    if (options_.manifest != nullptr) {
+      absl::Status same =
+          CheckTensor(*options_.manifest, task.spec->name, task.digest);
+      if (!same.ok()) return same;
+    }
+    if (task.spec->kind == TensorKind::kScale) {
+      absl::Status converted = ConvertScales(task.loaded);
+      if (!converted.ok()) return converted;
+    }
+    if (options_.discard) task.loaded = {};
+    return absl::OkStatus();
   }
 
   std::vector<Task>& tasks_;
@@ -169,8 +179,12 @@ absl::StatusOr<Checkpoint> Checkpoint::Load(
     const Options& options) {
   absl::StatusOr<Shards> shards = OpenShards(folder);
   if (!shards.ok()) return shards.status();
-  const auto problems = CheckTable(*shards, folder, expected);
+  const auto problems = CheckTable(*shards, expected);
   if (!problems.empty()) return problems.front();
+  if (options.manifest != nullptr) {
+    absl::Status same = CheckFiles(*options.manifest, folder, *shards);
+    if (!same.ok()) return same;
+  }
   std::vector<Task> tasks;
   for (const TensorSpec& spec : expected) {
     const auto it = shards->tensors.find(spec.name);
@@ -193,12 +207,18 @@ absl::StatusOr<Checkpoint> Checkpoint::Load(
     const Tensor& tensor = *task.place.tensor;
     lines[task.spec->name] =
         absl::StrCat(task.spec->name, " ", TensorDtypeName(tensor.dtype), " ",
-                     ShapeString(tensor.shape), " ", task.digest, "\n");
+                     ShapeString(task.spec->shape), " ", task.digest, "\n");
+    checkpoint.tensor_digests_[task.spec->name] = std::move(task.digest);
     checkpoint.tensors_.emplace(task.spec->name, std::move(task.loaded));
   }
   Sha256 digest;
   for (const auto& [name, line] : lines) digest.Update(line);
   checkpoint.digest_ = digest.HexDigest();
+  if (options.manifest != nullptr) {
+    absl::Status same =
+        CheckWeights(*options.manifest, tasks.size(), checkpoint.digest_);
+    if (!same.ok()) return same;
+  }
   return checkpoint;
 }
 

@@ -31,12 +31,21 @@ struct LoadedTensor {
   int64_t bytes = 0;
 };
 
+struct Manifest;
+
+// Called by any of the threads that load, with the bytes read so far and in
+// all: `done` grows, but calls may overtake each other.
+using LoadProgressCallback = std::function<void(int64_t done, int64_t total)>;
+
 class Checkpoint {
  public:
   struct Options {
     int threads = 0;  // that read and hash; 0: chosen by the machine
-    // Called by any of the threads, with the bytes read so far and in all.
-    std::function<void(int64_t done, int64_t total)> progress;
+    LoadProgressCallback progress = nullptr;
+    // What files, tensors and digest must be; none: whatever they are.
+    const Manifest* manifest = nullptr;
+    // Frees each tensor once it is checked: for the digests alone.
+    bool discard = false;
   };
 
   // Reads model.safetensors, or the shards of model.safetensors.index.json, in
@@ -60,13 +69,19 @@ class Checkpoint {
   }
 
   // SHA-256 (hex) over a line "name dtype shape sha256" a tensor, in name
-  // order: independent of sharding and of file names.
+  // order, the shape as `expected` has it: independent of sharding, of file
+  // names and of how a scale's shape is written.
   const std::string& digest() const { return digest_; }
+  // SHA-256 (hex) of each tensor's bytes.
+  const std::map<std::string, std::string>& tensor_digests() const {
+    return tensor_digests_;
+  }
 
   int64_t bytes() const;
 
  private:
   std::map<std::string, LoadedTensor, std::less<>> tensors_;
+  std::map<std::string, std::string> tensor_digests_;
   std::string digest_;
 };
 

@@ -13,6 +13,8 @@
 
 namespace invar {
 
+inline constexpr char kConfigFile[] = "config.json";
+
 enum class Architecture {
   kDeepseekV2,  // DeepseekV2ForCausalLM
   kDeepseekV3,  // DeepseekV3ForCausalLM: another router, nothing else

@@ -10,7 +10,7 @@ namespace invar {
 
 absl::StatusOr<Inspection> Inspect(const std::string& folder) {
   constexpr size_t kMostTensors = 20;
-  const std::string path = std::filesystem::path(folder) / "config.json";
+  const std::string path = std::filesystem::path(folder) / kConfigFile;
   absl::StatusOr<std::string> text = ReadTextFile(path);
   if (!text.ok()) return text.status();
   absl::StatusOr<Shards> shards = OpenShards(folder);
@@ -22,7 +22,7 @@ absl::StatusOr<Inspection> Inspect(const std::string& folder) {
   if (config.ok()) {
     inspection.config = *config;
     inspection.problems =
-        CheckTable(*shards, folder, ArchitectureTensors(*config), kMostTensors);
+        CheckTable(*shards, ArchitectureTensors(*config), kMostTensors);
   }
   inspection.files = static_cast<int64_t>(shards->files.size());
   inspection.tensors = static_cast<int64_t>(shards->tensors.size());

@@ -43,7 +43,7 @@ struct Quantization {
   bool kv_scales = false;
   // Modules that stay as they were: names, with or without "model.", which
   // stand for what is below them too, and "re:" patterns.
-  std::vector<std::string> ignored;
+  std::vector<std::string> ignored = {};
 
   // Whether a module (model.layers.0.mlp.up_proj) is quantised.
   bool Covers(std::string_view module) const;

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/digest.h"
@@ -63,6 +64,14 @@ const DtypeRow& Row(TensorDtype dtype) {
   return kDtypes[static_cast<size_t>(dtype)];
 }
 
+// What a header says, in a message: never longer than a line or two.
+std::string Shown(const json& value) {
+  constexpr size_t kMostBytes = 200;
+  std::string text = value.dump();
+  if (text.size() > kMostBytes) text.replace(kMostBytes, text.npos, "...");
+  return text;
+}
+
 // An unsigned integer that an int64 holds.
 std::optional<int64_t> Size(const json& value) {
   if (!value.is_number_unsigned()) return std::nullopt;
@@ -86,7 +95,7 @@ absl::StatusOr<Tensor> ParseTensor(const json& entry, int64_t data_begin,
                             : nullptr;
   if (row == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("has the unknown dtype ", dtype.dump()));
+        absl::StrCat("has the unknown dtype ", Shown(dtype)));
   }
   Tensor tensor{row->dtype, {}};
   int64_t bytes = row->bytes;
@@ -97,7 +106,7 @@ absl::StatusOr<Tensor> ParseTensor(const json& entry, int64_t data_begin,
     const std::optional<int64_t> size = Size(dimension);
     if (!size.has_value() || __builtin_mul_overflow(bytes, *size, &bytes)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("has the impossible shape ", entry["shape"].dump()));
+          absl::StrCat("has the impossible shape ", Shown(entry["shape"])));
     }
     tensor.shape.push_back(*size);
   }
@@ -108,7 +117,7 @@ absl::StatusOr<Tensor> ParseTensor(const json& entry, int64_t data_begin,
   if (!begin.has_value() || !end.has_value() || *begin > *end ||
       *end > data_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("has data_offsets ", offsets.dump(),
+        absl::StrCat("has data_offsets ", Shown(offsets),
                      " outside the file's ", data_bytes, " bytes of data"));
   }
   if (*end - *begin != bytes) {
@@ -158,6 +167,12 @@ int64_t TensorElementBytes(TensorDtype dtype) { return Row(dtype).bytes; }
 
 std::string ShapeString(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+bool IsPlainName(std::string_view name) {
+  constexpr size_t kMostBytes = 256;
+  return !name.empty() && name.size() <= kMostBytes &&
+         std::all_of(name.begin(), name.end(), absl::ascii_isgraph);
 }
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(
@@ -218,6 +233,11 @@ absl::StatusOr<SafetensorsFile::Tensors> SafetensorsFile::ParseHeader(
   Tensors tensors;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
+    if (!IsPlainName(name)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": a tensor is named ", Shown(name),
+                       ", which no checkpoint's is"));
+    }
     absl::StatusOr<Tensor> tensor =
         ParseTensor(entry, data_begin, file_bytes - data_begin);
     if (!tensor.ok()) {

@@ -50,6 +50,9 @@ struct Tensor {
   int64_t bytes = 0;
 };
 
+// Visible ASCII, at most 256 characters: what can stand in a message.
+bool IsPlainName(std::string_view name);
+
 // "[4, 16]"
 std::string ShapeString(const std::vector<int64_t>& shape);
 

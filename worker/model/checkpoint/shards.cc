@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "common/digest.h"
 #include "common/json_text.h"
 #include "worker/model/checkpoint/text_file.h"
 
@@ -25,15 +26,18 @@ absl::Status AddFile(const std::string& path, Shards& shards) {
           path, ": tensor ", name, " is also in ", it->second.file->path()));
     }
   }
+  shards.digests[std::filesystem::path(path).filename()] =
+      (*file)->header_digest();
   shards.files.push_back(*std::move(file));
   return absl::OkStatus();
 }
 
 // name -> file name, from the index's weight_map.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(
-    const std::string& path) {
+    const std::string& path, std::string& digest) {
   absl::StatusOr<std::string> text = ReadTextFile(path);
   if (!text.ok()) return text.status();
+  digest = Sha256Hex(*text);
   const absl::StatusOr<json> parsed = ParseJson(*text, path);
   if (!parsed.ok()) return parsed.status();
   const json& index = *parsed;
@@ -44,21 +48,25 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(
   }
   std::map<std::string, std::string> map;
   for (const auto& [name, file] : index["weight_map"].items()) {
-    // A plain name: an index must not lead out of its folder.
-    if (!file.is_string() || file.get_ref<const std::string&>().empty() ||
-        file.get_ref<const std::string&>().find('/') != std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": tensor ", name, " is mapped to ", file.dump(),
-                       ", which is no file name"));
+    if (!IsPlainName(name)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": weight_map has a name that no checkpoint's tensor has"));
     }
-    map[name] = file.get<std::string>();
+    // An index must not lead out of its folder.
+    const std::string place = file.is_string() ? file.get<std::string>() : "";
+    if (!IsPlainName(place) || place.find('/') != place.npos) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": tensor ", name, " is mapped to what is no file name"));
+    }
+    map[name] = place;
   }
   return map;
 }
 
 absl::Status OpenIndexed(const std::filesystem::path& folder, Shards& shards) {
   const std::string index_path = folder / kShardIndex;
-  auto index = ReadIndex(index_path);
+  shards.list_path = index_path;
+  auto index = ReadIndex(index_path, shards.digests[kShardIndex]);
   if (!index.ok()) return index.status();
   std::set<std::string> files;
   for (const auto& [name, file] : *index) files.insert(file);
@@ -125,14 +133,14 @@ absl::StatusOr<Shards> OpenShards(const std::string& folder_name) {
         folder_name, ": has neither ", kSingleShard, " nor ", kShardIndex));
   }
   Shards shards;
-  const absl::Status opened = indexed ? OpenIndexed(folder, shards)
-                                      : AddFile(folder / kSingleShard, shards);
+  shards.list_path = folder / kSingleShard;
+  const absl::Status opened =
+      indexed ? OpenIndexed(folder, shards) : AddFile(shards.list_path, shards);
   if (!opened.ok()) return opened;
   return shards;
 }
 
 std::vector<absl::Status> CheckTable(const Shards& shards,
-                                     const std::string& folder,
                                      const std::vector<TensorSpec>& expected,
                                      size_t limit) {
   std::vector<absl::Status> problems;
@@ -142,17 +150,32 @@ std::vector<absl::Status> CheckTable(const Shards& shards,
     }
   };
   std::set<std::string_view> known;
+  // The first tensor of 16-bit values: BF16 read as F16 is noise, and would
+  // pass every other check.
+  const TensorSpec* half = nullptr;
+  TensorDtype half_dtype = TensorDtype::kBf16;
   for (const TensorSpec& spec : expected) {
     known.insert(spec.name);
     const auto it = shards.tensors.find(spec.name);
     if (it == shards.tensors.end()) {
       if (!spec.optional) {
-        add(absl::StrCat(folder, ": tensor ", spec.name, " is missing"));
+        add(absl::StrCat(shards.list_path, ": tensor ", spec.name,
+                         " is missing, config.json asks for it"));
       }
       continue;
     }
     const auto& [file, tensor] = it->second;
     if (ShapeFits(spec, tensor->shape) && DtypeFits(spec.kind, tensor->dtype)) {
+      if (TensorElementBytes(tensor->dtype) != 2) continue;
+      if (half == nullptr) {
+        half = &spec;
+        half_dtype = tensor->dtype;
+      } else if (tensor->dtype != half_dtype) {
+        add(absl::StrCat(file->path(), ": tensor ", spec.name, " is ",
+                         TensorDtypeName(tensor->dtype), ", but ", half->name,
+                         " is ", TensorDtypeName(half_dtype),
+                         "; a checkpoint has one of the two"));
+      }
       continue;
     }
     add(absl::StrCat(file->path(), ": tensor ", spec.name, " is ",

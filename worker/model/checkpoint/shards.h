@@ -17,6 +17,9 @@ namespace invar {
 inline constexpr char kSingleShard[] = "model.safetensors";
 inline constexpr char kShardIndex[] = "model.safetensors.index.json";
 
+// Name -> SHA-256 (hex).
+using Digests = std::map<std::string, std::string>;
+
 struct Shards {
   std::vector<std::unique_ptr<SafetensorsFile>> files;
   struct Place {
@@ -24,6 +27,10 @@ struct Shards {
     const Tensor* tensor = nullptr;
   };
   std::map<std::string, Place> tensors;
+  // The file that lists the tensors: the index, or the only shard.
+  std::string list_path;
+  // By file name: of the index, and of each shard's bytes before the data.
+  Digests digests;
 };
 
 // Opens model.safetensors, or the shards of model.safetensors.index.json, in
@@ -35,7 +42,6 @@ absl::StatusOr<Shards> OpenShards(const std::string& folder);
 // `expected`: missing, left over, of another dtype or shape. At most `limit`
 // messages, each naming file and tensor.
 std::vector<absl::Status> CheckTable(const Shards& shards,
-                                     const std::string& folder,
                                      const std::vector<TensorSpec>& expected,
                                      size_t limit = 1);
 
