@@ -11,7 +11,9 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
+#include "kernels/cpu/dot_kernel.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {
@@ -58,55 +60,69 @@ void ColumnTile(const ColumnSums& p, const std::byte* data, int64_t stride,
   }
 }
 
-// Tokens [token, end) of columns [begin, end of them), the first at `data`.
+// Columns [begin, end), the first at `data`, for tokens [token, + kTokens).
 template <typename Simd, typename Code, int kTokens>
 void ColumnTokens(const ColumnSums& p, const std::byte* data, int64_t stride,
                   int64_t begin, int64_t end, int64_t token) {
   constexpr int kGroups = Simd::ColumnGroups(kTokens);
   constexpr int64_t kColumns = kGroups * kLanes;
-  for (; token + kTokens <= p.tokens; token += kTokens) {
-    const std::byte* from = data;
-    int64_t column = begin;
-    for (; column + kColumns <= end; column += kColumns) {
-      ColumnTile<Simd, Code, kTokens, kGroups>(p, from, stride, column, token);
-      from += kColumns * Code::kBytes;
-    }
-    for (; column < end; column += kLanes) {
-      ColumnTile<Simd, Code, kTokens, 1>(p, from, stride, column, token);
-      from += kLanes * Code::kBytes;
-    }
+  int64_t column = begin;
+  for (; column + kColumns <= end; column += kColumns) {
+    ColumnTile<Simd, Code, kTokens, kGroups>(p, data, stride, column, token);
+    data += kColumns * Code::kBytes;
   }
-  if constexpr (kTokens > 1) {
-    if (token < p.tokens) {
-      ColumnTokens<Simd, Code, kTokens - 1>(p, data, stride, begin, end, token);
+  for (; column < end; column += kLanes) {
+    ColumnTile<Simd, Code, kTokens, 1>(p, data, stride, column, token);
+    data += kLanes * Code::kBytes;
+  }
+}
+
+// panel (rows, width) = columns [begin, end) as fp32.
+template <typename Simd, typename Code>
+void DecodeColumns(const Weight& weight, int64_t begin, int64_t end,
+                   int64_t width, float* panel) {
+  using Run = typename Simd::template Run<Code>;
+  constexpr int64_t kRun = Run::kVectors * kLanes;
+  const std::byte* data = weight.data + begin * Code::kBytes;
+  for (int64_t n = 0; n < weight.rows; ++n, panel += width) {
+    int64_t k = 0;
+    for (; k + kRun <= end - begin; k += kRun) {
+      DecodeRun<Simd, Run>(data + k * Code::kBytes, panel + k);
     }
+    for (; k < end - begin; k += kLanes) {
+      DecodeRun<Simd, OneVector<Simd, Code>>(data + k * Code::kBytes,
+                                             panel + k);
+    }
+    data += weight.columns * Code::kBytes;
   }
 }
 
 // Many tokens: a panel of columns is decoded once for all of them.
 template <typename Simd, typename Code>
 void ColumnSumsDecoded(const ColumnSums& p) {
+  constexpr int kTokensMost = Simd::kColumnTokens;
   const int64_t rows = p.weight->rows;
-  const int64_t width =
-      std::min<int64_t>(kColumnPanelValues / rows / kLanes,
-                        Simd::ColumnGroups(Simd::kColumnTokens)) *
-      kLanes;
+  const int64_t width = std::min<int64_t>(kColumnPanelValues / rows / kLanes,
+                                          Simd::ColumnGroups(kTokensMost)) *
+                        kLanes;
   alignas(64) float panel[kColumnPanelValues];
   for (int64_t c = p.column_begin; c < p.column_end; c += width) {
     const int64_t end = std::min(c + width, p.column_end);
-    const std::byte* data = p.weight->data + c * Code::kBytes;
-    for (int64_t n = 0; n < rows; ++n) {
-      // The next panel is beside this one.
-      PrefetchBytes(data + width * Code::kBytes, width * Code::kBytes);
-      for (int64_t k = 0; k < end - c; k += kLanes) {
-        Simd::Store(Simd::template Decode<Code>(data + k * Code::kBytes),
-                    panel + n * width + k);
+    DecodeColumns<Simd, Code>(*p.weight, c, end, width, panel);
+    // The next panel is beside this one; fetched as PanelPrefetch does it.
+    const std::byte* next = p.weight->data + end * Code::kBytes;
+    const std::byte* const next_end =
+        next + rows * p.weight->columns * Code::kBytes;
+    const int64_t tiles = (p.tokens + kTokensMost - 1) / kTokensMost;
+    ForTokenTiles<kTokensMost>(p.tokens, [&](int64_t token, auto count) {
+      for (int64_t n = 0; n < rows && next < next_end; n += tiles) {
+        PrefetchBytes(next, width * Code::kBytes);
+        next += p.weight->columns * Code::kBytes;
       }
-      data += p.weight->columns * Code::kBytes;
-    }
-    ColumnTokens<Simd, Fp32Code, Simd::kColumnTokens>(
-        p, reinterpret_cast<const std::byte*>(panel), width * Fp32Code::kBytes,
-        c, end, 0);
+      ColumnTokens<Simd, Fp32Code, decltype(count)::value>(
+          p, reinterpret_cast<const std::byte*>(panel),
+          width * Fp32Code::kBytes, c, end, token);
+    });
   }
 }
 
@@ -120,9 +136,13 @@ void ColumnSumsAll(const ColumnSums& p) {
         return ColumnSumsDecoded<Simd, Code>(p);
       }
     }
-    ColumnTokens<Simd, Code, Simd::kColumnTokens>(
-        p, p.weight->data + p.column_begin * Code::kBytes,
-        p.weight->columns * Code::kBytes, p.column_begin, p.column_end, 0);
+    ForTokenTiles<Simd::kColumnTokens>(
+        p.tokens, [&](int64_t token, auto count) {
+          ColumnTokens<Simd, Code, decltype(count)::value>(
+              p, p.weight->data + p.column_begin * Code::kBytes,
+              p.weight->columns * Code::kBytes, p.column_begin, p.column_end,
+              token);
+        });
   });
 }
 

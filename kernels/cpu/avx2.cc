@@ -3,6 +3,7 @@
 #include "kernels/cpu/dot_kernel.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/mla_attention_kernel.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {

@@ -19,8 +19,10 @@
 namespace invar::cpu {
 namespace {
 
-// A panel of weights as pairs: a share of the first-level cache.
+// A panel of weights as pairs, beside the tokens in the first-level cache; more
+// where a row is so long that kPairRows of them take it.
 constexpr int64_t kPanelPairs = 4096;
+constexpr int64_t kPanelPairsMost = 6 * kPanelPairs;
 constexpr int kPairRows = 4;
 // With four rows, 24 sums, four weights and an input fit in 32 registers.
 constexpr int kPairTokens = 6;
@@ -102,7 +104,7 @@ inline void DecodePairs(__m512i codes, __m512i* first, __m512i* second) {
   *second = _mm512_unpackhi_epi8(low, high);
 }
 
-// Four vectors of a cached row, FP8 by table.
+// Four vectors of FP8 elements, by table.
 template <typename Code>
 struct PairRun {
   static constexpr int kVectors = 4;
@@ -211,18 +213,23 @@ inline void PairTile(const DotProducts& p, const uint32_t* panel, int64_t row,
 
 void DotWithPairs(const DotProducts& p) {
   const int64_t pairs = PairsOf(p.weight->columns);
-  const int64_t panel_rows = std::min<int64_t>(
-      kPanelPairs / pairs / kPairRows * kPairRows, kPanelRows);
-  if (p.pairs == nullptr || panel_rows == 0) return DotAll<Avx512>(p);
-  alignas(64) uint32_t panel[kPanelPairs];
+  if (p.pairs == nullptr || kPairRows * pairs > kPanelPairsMost) {
+    return DotAll<Avx512Bf16>(p);
+  }
+  const int64_t panel_rows = std::clamp<int64_t>(
+      kPanelPairs / pairs / kPairRows * kPairRows, kPairRows, kPanelRows);
+  alignas(64) uint32_t panel[kPanelPairsMost];
   const int64_t whole_end =
       p.row_begin + (p.row_end - p.row_begin) / kPairRows * kPairRows;
   for (int64_t begin = p.row_begin; begin < whole_end; begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, whole_end);
     DecodePairPanel(*p.weight, begin, end, panel);
-    PrefetchPanel(p, end, panel_rows * p.weight->columns);
+    PanelPrefetch prefetch(p, end, panel_rows * p.weight->columns,
+                           (p.tokens + kPairTokens - 1) / kPairTokens *
+                               ((end - begin) / kPairRows));
     ForTokenTiles<kPairTokens>(p.tokens, [&](int64_t token, auto count) {
       for (int64_t row = begin; row < end; row += kPairRows) {
+        prefetch.Tile();
         PairTile<decltype(count)::value>(p, panel + (row - begin) * pairs, row,
                                          token);
       }
@@ -231,14 +238,14 @@ void DotWithPairs(const DotProducts& p) {
   if (whole_end == p.row_end) return;
   DotProducts rest = p;
   rest.row_begin = whole_end;
-  DotAll<Avx512>(rest);
+  DotAll<Avx512Bf16>(rest);
 }
 
 }  // namespace
 
 constexpr IsaKernels kAvx512Bf16Kernels = {
     .dot = DotWithPairs,
-    .column_sums = ColumnSumsAll<Avx512>,
+    .column_sums = ColumnSumsAll<Avx512Bf16>,
     .tile_scores = TileScoresAll<Avx512Bf16>,
     .tile_values = TileValuesAll<Avx512Bf16>,
 };

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
-#include "kernels/cpu/mla_attention_kernel.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {

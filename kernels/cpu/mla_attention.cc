@@ -56,12 +56,6 @@ struct Scratch {
   alignas(32) float scores[kHeadsAtOnce][kAttentionTile];
 };
 
-// Scales by exp(old max - new max); nothing has been added before the first
-// tile, and -inf - -inf is not a number.
-float RescaleFactor(float old_max, float new_max) {
-  return old_max == kNegativeInfinity ? 0.0f : Exp(old_max - new_max);
-}
-
 // One head's scores -> exp(score - max), its maximum and sum brought up to
 // date and what it had so far rescaled.
 void TileSoftmax(int64_t latent, float* scores, Softmax& softmax) {
@@ -70,7 +64,10 @@ void TileSoftmax(int64_t latent, float* scores, Softmax& softmax) {
     tile_max = Max(tile_max, Load(scores + k));
   }
   const float max = std::max(softmax.max, Max(tile_max));
-  softmax.Rescale(RescaleFactor(softmax.max, max), latent);
+  // Nothing has been added before the first tile.
+  if (softmax.max != kNegativeInfinity) {
+    softmax.Rescale(Exp(softmax.max - max), latent);
+  }
   softmax.max = max;
   const Lanes offset = Broadcast(max);
   Lanes sum = Zero();

@@ -2,8 +2,7 @@
 // has sixteen lanes: see dot_kernel.h, whose rules hold here too.
 //
 // Simd, beyond what dot_kernel.h asks for: Broadcast; kTileRows, the rows whose
-// scores share registers; Run<Code>, neighbouring vectors of a row that are
-// decoded together: Vectors below, or what is faster.
+// scores share registers; Run<Code> of run.h.
 #ifndef INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 #define INVAR_KERNELS_CPU_MLA_ATTENTION_KERNEL_H_
 
@@ -14,25 +13,10 @@
 
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/run.h"
 
 namespace invar::cpu {
 namespace {
-
-// kCount vectors of a row, decoded one by one.
-template <typename Simd, typename Code, int kCount>
-struct Vectors {
-  static constexpr int kVectors = kCount;
-  static constexpr int64_t kBytes = Code::kBytes;
-
-  void Load(const std::byte* from) { p = from; }
-  typename Simd::Vector Decode(int i) const {
-    return Simd::template Decode<Code>(p + i * kLanes * kBytes);
-  }
-
-  const std::byte* p;
-};
-template <typename Simd, typename Code>
-using OneVector = Vectors<Simd, Code, 1>;
 
 // How many of the next rows' lines are fetched between this tile's scores; the
 // others between its values, one a row of a run of columns.
@@ -69,7 +53,8 @@ inline void AddScores(const std::byte* keys, int64_t row_bytes,
 
 template <typename Simd, typename Code, int kHeads, int kRows>
 inline void RowScores(const KvTile& tile, const float* query, int64_t row,
-                      float scale, float* scores) {
+                      float scale, const std::byte* next, int64_t next_bytes,
+                      float* scores) {
   using Run = typename Simd::template Run<Code>;
   using One = OneVector<Simd, Code>;
   const int64_t elements = tile.row_elements;
@@ -83,7 +68,8 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
   }
   constexpr int64_t kRun = Run::kVectors * kLanes;
   int64_t k = 0;
-  for (; k + kRun <= elements; k += kRun) {
+  for (; k + kRun <= elements; k += kRun, next += next_bytes) {
+    PrefetchBytes(next, next_bytes);
     AddScores<Simd, Run>(keys, row_bytes, elements, query, k, sum);
   }
   for (; k < elements; k += kLanes) {
@@ -112,19 +98,22 @@ inline void RowScores(const KvTile& tile, const float* query, int64_t row,
 template <typename Simd, typename Code, int kHeads>
 void TileScores(const KvTile& tile, const float* query, float scale,
                 float* scores) {
-  // Half of the next rows, or what the values will not get to.
-  const int64_t lines = LinesWithScores(tile);
-  int64_t line = 0;
+  // Some of the next rows' lines between two runs of each block of rows.
+  constexpr int64_t kRun = Simd::template Run<Code>::kVectors * kLanes;
+  const int64_t runs = std::max<int64_t>(1, tile.row_elements / kRun);
+  const int64_t blocks = std::max<int64_t>(1, tile.rows / Simd::kTileRows);
+  const int64_t bytes = (LinesWithScores(tile) + runs * blocks - 1) /
+                        (runs * blocks) * kCacheLine;
+  const std::byte* next = tile.next;
   int64_t row = 0;
   for (; row + Simd::kTileRows <= tile.rows; row += Simd::kTileRows) {
-    const int64_t end = lines * (row + Simd::kTileRows) / tile.rows;
-    PrefetchBytes(tile.next + line * kCacheLine, (end - line) * kCacheLine);
-    line = end;
     RowScores<Simd, Code, kHeads, Simd::kTileRows>(tile, query, row, scale,
-                                                   scores);
+                                                   next, bytes, scores);
+    next += runs * bytes;
   }
   for (; row < tile.rows; ++row) {
-    RowScores<Simd, Code, kHeads, 1>(tile, query, row, scale, scores);
+    RowScores<Simd, Code, kHeads, 1>(tile, query, row, scale, tile.data, 0,
+                                     scores);
   }
 }
 

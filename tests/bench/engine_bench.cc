@@ -150,6 +150,10 @@ int Main(int argc, char** argv) {
     json[line.first] = median;
     std::printf("%-48s %12.4g\n", line.first.c_str(), median);
   }
+  constexpr char kRatio[] = "decode, batch 64 over batch 1";
+  json[kRatio] = json["decode tokens/s, batch 64"].get<double>() /
+                 json["decode tokens/s, batch 1"].get<double>();
+  std::printf("%-48s %12.4g\n", kRatio, json[kRatio].get<double>());
   if (argc == 3) {
     std::ofstream file(argv[2]);
     file << json.dump(2) << "\n";

@@ -5,7 +5,9 @@
 //   build/bin/model_profile MODEL_FOLDER [SEQUENCES [CONTEXT [THREADS]]]
 //
 // Medians of kSteps steps. An operation's time is that from the one shown
-// before (Model::Observe), so small ones count with the next that is shown.
+// before (Model::Observe), so small ones count with the next that is shown. An
+// observed step is not shared out by sequence: for a thread's share, ask for
+// its sequences on one thread. "step" is not observed.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -182,6 +184,68 @@ class Steps {
   uint64_t state_ = 1;
 };
 
+// Milliseconds of each operation, all layers of a step together.
+struct Times {
+  std::vector<std::string> order;  // of the first step
+  std::map<std::string, std::vector<double>> operations;
+  std::vector<double> steps;  // not observed
+};
+
+// An observed step after each that is not.
+Times Measure(Model& model, Steps& steps) {
+  Times times;
+  std::map<std::string, double> step;
+  Clock::time_point last;
+  const auto count = [&](const std::string& op) {
+    const auto now = Clock::now();
+    if (!times.operations.contains(op) && !step.contains(op)) {
+      times.order.push_back(op);
+    }
+    step[op] += Milliseconds(now - last);
+    last = Clock::now();
+  };
+  for (int i = 0; i < kSteps; ++i) {
+    model.Observe({});
+    const auto start = Clock::now();
+    steps.Run();
+    times.steps.push_back(Milliseconds(Clock::now() - start));
+    model.Observe([&](const OpOutput& out) { count(std::string(out.op)); });
+    step.clear();
+    last = Clock::now();
+    steps.Run();
+    count("(end)");
+    for (const auto& [op, time] : step) times.operations[op].push_back(time);
+  }
+  return times;
+}
+
+void PrintLine(const std::string& op, double ms, double products,
+               double floor) {
+  std::printf("%-16s %9.3f %9.1f %9.3f %8.0f%%\n", op.c_str(), ms,
+              products / 1e6, floor, 100.0 * floor / ms);
+}
+
+// work: of one token; peak: fp32 multiply-adds a millisecond.
+void PrintTable(const Times& times, const std::map<std::string, Work>& work,
+                double tokens, double peak, bool has_pairs) {
+  std::printf("%-16s %9s %9s %9s %9s\n", "operation", "ms", "MMAC", "floor",
+              "share");
+  double floors = 0.0;
+  double all_products = 0.0;
+  for (const std::string& op : times.order) {
+    const auto found = work.find(op);
+    const Work one = found == work.end() ? Work() : found->second;
+    const double products = tokens * (one.fp32 + one.fp8);
+    // Pairs of bf16 multiply twice as fast.
+    const double floor =
+        tokens * (one.fp32 + one.fp8 * (has_pairs ? 0.5 : 1.0)) / peak;
+    PrintLine(op, Median(times.operations.at(op)), products, floor);
+    floors += floor;
+    all_products += products;
+  }
+  PrintLine("step", Median(times.steps), all_products, floors);
+}
+
 int Main(const std::string& folder, int64_t sequences, int64_t context,
          int threads) {
   auto model = Model::Load({.path = folder, .threads = threads});
@@ -201,60 +265,13 @@ int Main(const std::string& folder, int64_t sequences, int64_t context,
   const double peak = PeakRate(pool);
   Steps steps(**model, sequences, context);
   for (int i = 0; i < 10; ++i) steps.Run();
-
-  std::vector<std::string> order;
-  std::map<std::string, std::vector<double>> times;
-  std::vector<double> whole;
-  std::map<std::string, double> step_times;
-  Clock::time_point last;
-  const auto count = [&](const std::string& op) {
-    const auto now = Clock::now();
-    const auto [place, is_new] = step_times.try_emplace(op, 0.0);
-    if (is_new && !times.contains(op)) order.push_back(op);
-    place->second += Milliseconds(now - last);
-    last = Clock::now();
-  };
-  for (int i = 0; i < kSteps; ++i) {
-    (*model)->Observe({});
-    const auto start = Clock::now();
-    steps.Run();
-    whole.push_back(Milliseconds(Clock::now() - start));
-    (*model)->Observe([&](const OpOutput& out) { count(std::string(out.op)); });
-    step_times.clear();
-    last = Clock::now();
-    steps.Run();
-    count("(end)");
-    for (const auto& [op, time] : step_times) times[op].push_back(time);
-  }
-
-  const std::map<std::string, Work> work = WorkOf(config, context + 1);
+  const Times times = Measure(**model, steps);
   std::printf("%lld sequences, context %lld, %d threads, %s, %.0f GMAC/s\n",
               static_cast<long long>(sequences),
               static_cast<long long>(context), pool.threads(),
               cpu::Name(pool.isa()), peak / 1e6);
-  std::printf("%-16s %9s %9s %9s %9s\n", "operation", "ms", "MMAC", "floor",
-              "share");
-  // Pairs of bf16 multiply twice as fast.
-  const double pair_peak =
-      pool.isa() == cpu::Isa::kAvx512Bf16 ? 2.0 * peak : peak;
-  double floors = 0.0;
-  double products = 0.0;
-  const auto line = [](const std::string& op, double ms, double macs,
-                       double floor) {
-    std::printf("%-16s %9.3f %9.1f %9.3f %8.0f%%\n", op.c_str(), ms, macs / 1e6,
-                floor, 100.0 * floor / ms);
-  };
-  for (const std::string& op : order) {
-    const auto found = work.find(op);
-    const Work none;
-    const Work& w = found == work.end() ? none : found->second;
-    const double tokens = static_cast<double>(sequences);
-    const double floor = tokens * (w.fp32 / peak + w.fp8 / pair_peak);
-    floors += floor;
-    products += tokens * (w.fp32 + w.fp8);
-    line(op, Median(times[op]), tokens * (w.fp32 + w.fp8), floor);
-  }
-  line("step", Median(whole), products, floors);
+  PrintTable(times, WorkOf(config, context + 1), static_cast<double>(sequences),
+             peak, pool.isa() == cpu::Isa::kAvx512Bf16);
   return 0;
 }
 
