@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -135,6 +136,16 @@ int64_t PeakBytes() {
   return 0;
 }
 
+// Of all threads of this process.
+double CpuSeconds() {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + t.tv_usec * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
 int Main(const std::string& folder, int rounds) {
   if (!std::filesystem::exists(folder + "/config.json")) {
     const auto start = Clock::now();
@@ -162,6 +173,7 @@ int Main(const std::string& folder, int rounds) {
     malloc_trim(0);
     std::ofstream("/proc/self/clear_refs") << 5;  // resets VmHWM
     const int64_t before = PeakBytes();
+    const double cpu = CpuSeconds();
     const auto start = Clock::now();
     const auto model = Model::Load({.path = folder});
     const double seconds = Since(start);
@@ -172,10 +184,10 @@ int Main(const std::string& folder, int rounds) {
     const double rate = bytes / seconds;
     shares.push_back(rate / std::max(cached, direct));
     std::printf(
-        "storage %.2f GB/s (page cache %.2f, direct %.2f)  load %.2f s, %.2f "
-        "GB/s, %.0f%%  peak %.2f GiB over weights\n",
+        "storage %.2f GB/s (page cache %.2f, direct %.2f)  load %.2f s (%.2f s "
+        "of processors), %.2f GB/s, %.0f%%  peak %.2f GiB over weights\n",
         std::max(cached, direct) / 1e9, cached / 1e9, direct / 1e9, seconds,
-        rate / 1e9, 100 * shares.back(),
+        CpuSeconds() - cpu, rate / 1e9, 100 * shares.back(),
         static_cast<double>(PeakBytes() - before - bytes) / (1 << 30));
     std::fflush(stdout);
   }
