@@ -84,14 +84,18 @@ void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
         from[t] = attended + (t * kv_b.heads + h) * latent;
         to[t] = out + (t * kv_b.heads + h) * kv_b.value;
       }
-      Dot(pool.isa(), {.weight = &v,
-                       .row_begin = 0,
-                       .row_end = kv_b.value,
-                       .leaf = 0,
-                       .input_scale = kv_b.latent_scale,
-                       .x = from.data(),
-                       .out = to.data(),
-                       .tokens = tokens});
+      Dot(pool.isa(),
+          {.weight = &v,
+           .row_begin = 0,
+           .row_end = kv_b.value,
+           .leaf = 0,
+           .input_scale = kv_b.latent_scale,
+           .x = from.data(),
+           .out = to.data(),
+           .tokens = tokens,
+           .next = h + 1 < end ? v.data + (kv_b.nope + kv_b.value) * latent *
+                                              WeightElementBytes(v.dtype)
+                               : nullptr});
     }
   });
 }

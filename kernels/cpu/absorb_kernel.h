@@ -96,6 +96,8 @@ void ColumnSumsDecoded(const ColumnSums& p) {
     const int64_t end = std::min(c + width, p.column_end);
     const std::byte* data = p.weight->data + c * Code::kBytes;
     for (int64_t n = 0; n < rows; ++n) {
+      // The next panel is beside this one.
+      PrefetchBytes(data + width * Code::kBytes, width * Code::kBytes);
       for (int64_t k = 0; k < end - c; k += kLanes) {
         Simd::Store(Simd::template Decode<Code>(data + k * Code::kBytes),
                     panel + n * width + k);

@@ -18,7 +18,8 @@ struct Avx2 {
   static constexpr int kColumnTokens = 3;
   static constexpr int ColumnGroups(int tokens) { return tokens == 1 ? 4 : 2; }
   static constexpr int kTileRows = 1;
-  static constexpr int kTileGroups = 1;
+  template <typename Code>
+  using Run = OneVector<Avx2, Code>;
 
   static Lanes Zero() { return cpu::Zero(); }
   static Lanes Broadcast(float value) { return cpu::Broadcast(value); }

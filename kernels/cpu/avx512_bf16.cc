@@ -1,4 +1,5 @@
-// Compiled for x86-64-v4 with AVX512_BF16: runs only where BestIsa() says so.
+// Compiled for x86-64-v4 with AVX512_BF16 and VBMI: runs only where BestIsa()
+// says so.
 //
 // vdpbf16ps multiplies two bf16 pairs a lane and adds both products, at the
 // rate at which vfmadd does one. It is two fused multiply-adds, the pair's high
@@ -32,104 +33,205 @@ __m512 MultiplyAddPairs(__m512i a, __m512i b, __m512 sum) {
                           reinterpret_cast<__m512bh>(b));
 }
 
-// Rows [begin, end) of e4m3 codes as pairs; behind an odd half, zeros.
-void DecodePairs(const Weight& weight, int64_t begin, int64_t end,
-                 uint32_t* panel) {
+// The bf16 of an FP8 code's magnitude. E4m3's NaN is 480, as in codes.h.
+template <typename Code>
+constexpr uint16_t MagnitudeBits(int magnitude) {
+  constexpr bool kIsE4m3 = std::is_base_of_v<Fp8E4m3Code, Code>;
+  constexpr int kMantissa = kIsE4m3 ? 3 : 2;
+  constexpr int kBias = kIsE4m3 ? 7 : 15;
+  constexpr int kOne = 1 << kMantissa;
+  int exponent = magnitude / kOne;
+  int fraction = magnitude % kOne;
+  if (!kIsE4m3 && exponent == 31) {  // infinity and NaN
+    return static_cast<uint16_t>(0x7f80 | fraction << (7 - kMantissa));
+  }
+  if (magnitude == 0) return 0;
+  if (exponent == 0) {  // subnormal
+    for (exponent = 1; fraction < kOne; --exponent) fraction *= 2;
+  }
+  return static_cast<uint16_t>((exponent - kBias + 127) << 7 |
+                               fraction % kOne << (7 - kMantissa));
+}
+
+// The bytes of a magnitude's bf16, looked up apart.
+struct ByteTables {
+  alignas(64) uint8_t high[128];
+  alignas(64) uint8_t low[128];
+};
+
+template <typename Code>
+constexpr ByteTables MakeByteTables() {
+  ByteTables tables = {};
+  for (int magnitude = 0; magnitude < 128; ++magnitude) {
+    tables.high[magnitude] = MagnitudeBits<Code>(magnitude) >> 8;
+    tables.low[magnitude] = MagnitudeBits<Code>(magnitude) & 0xff;
+  }
+  return tables;
+}
+template <typename Code>
+constexpr ByteTables kByteTables = MakeByteTables<Code>();
+
+// Codes 16 + l and l of the first 32, four such pairs of them in a block of 16
+// bytes, then as many of the second 32.
+struct PairOrder {
+  alignas(64) uint8_t order[64];
+};
+constexpr PairOrder MakePairOrder() {
+  PairOrder order = {};
+  for (int i = 0; i < 64; ++i) {
+    order.order[i] = static_cast<uint8_t>(i % 16 / 8 * 32 + (1 - i % 2) * 16 +
+                                          i / 16 * 4 + i % 8 / 2);
+  }
+  return order;
+}
+constexpr PairOrder kPairOrder = MakePairOrder();
+
+// 64 FP8 codes as kVectorPairs pairs and then as many again.
+template <typename Code>
+inline void DecodePairs(__m512i codes, __m512i* first, __m512i* second) {
+  const ByteTables& tables = kByteTables<Code>;
+  codes = _mm512_permutexvar_epi8(_mm512_load_si512(kPairOrder.order), codes);
+  // The look-up ignores a code's sign: high | (codes & 0x80).
+  const __m512i high = _mm512_ternarylogic_epi32(
+      _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), codes,
+                               _mm512_load_si512(tables.high + 64)),
+      codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+  const __m512i low = _mm512_permutex2var_epi8(
+      _mm512_load_si512(tables.low), codes, _mm512_load_si512(tables.low + 64));
+  *first = _mm512_unpacklo_epi8(low, high);
+  *second = _mm512_unpackhi_epi8(low, high);
+}
+
+// Four vectors of a cached row, FP8 by table.
+template <typename Code>
+struct PairRun {
+  static constexpr int kVectors = 4;
+  static constexpr int64_t kBytes = 1;
+
+  void Load(const std::byte* p) {
+    DecodePairs<Code>(_mm512_loadu_si512(p), &pairs[0], &pairs[1]);
+  }
+  __m512 Decode(int i) const {
+    return _mm512_castsi512_ps(
+        i % 2 == 0 ? _mm512_and_si512(pairs[i / 2], _mm512_set1_epi32(-0x10000))
+                   : _mm512_slli_epi32(pairs[i / 2], 16));
+  }
+
+  __m512i pairs[2];
+};
+
+struct Avx512Bf16 : Avx512 {
+  template <typename Code>
+  using Run = std::conditional_t<std::is_same_v<Code, Fp8E5m2Code> ||
+                                     std::is_same_v<Code, Fp8E4m3Code>,
+                                 PairRun<Code>, Vectors<Avx512, Code, 4>>;
+};
+
+// Rows [begin, end) of e4m3 codes, whole groups of kPairRows, as pairs: vector
+// i of a group's rows behind each other, then vector i + 1 of them.
+void DecodePairPanel(const Weight& weight, int64_t begin, int64_t end,
+                     uint32_t* panel) {
+  constexpr int64_t kStep = kPairRows * kVectorPairs;
   const int64_t columns = weight.columns;
   const std::byte* data = weight.data + begin * columns;
   for (int64_t row = begin; row < end; ++row, data += columns) {
-    for (int64_t k = 0; k < columns; k += 2 * kLanes, panel += kVectorPairs) {
-      const __m512i high =
-          _mm512_castps_si512(Avx512::Decode<Fp8E4m3Code>(data + k));
-      const __m512i low = k + kLanes < columns
-                              ? _mm512_castps_si512(Avx512::Decode<Fp8E4m3Code>(
-                                    data + k + kLanes))
-                              : _mm512_setzero_si512();
-      // The low halves of both are zeros.
-      _mm512_store_si512(panel,
-                         _mm512_or_si512(high, _mm512_srli_epi32(low, 16)));
+    uint32_t* to = panel +
+                   (row - begin) / kPairRows * kPairRows * PairsOf(columns) +
+                   (row - begin) % kPairRows * kVectorPairs;
+    __m512i first;
+    __m512i second;
+    int64_t k = 0;
+    for (; k + 4 * kLanes <= columns; k += 4 * kLanes, to += 2 * kStep) {
+      DecodePairs<Fp8E4m3Code>(_mm512_loadu_si512(data + k), &first, &second);
+      _mm512_store_si512(to, first);
+      _mm512_store_si512(to + kStep, second);
     }
+    if (k == columns) continue;
+    const __mmask64 present = (__mmask64{1} << (columns - k)) - 1;
+    DecodePairs<Fp8E4m3Code>(_mm512_maskz_loadu_epi8(present, data + k), &first,
+                             &second);
+    _mm512_store_si512(to, first);
+    if (columns - k > 2 * kLanes) _mm512_store_si512(to + kStep, second);
   }
 }
 
-// Of a panel's rows, the first of which is row `first` of the weight.
-struct PairPanel {
-  const uint32_t* pairs;
-  int64_t stride;  // pairs a row
-  int64_t first;
-};
-
-// out[token + t][panel.first + row + r], for kRows rows and kTokens tokens.
-template <int kRows, int kTokens>
-void DotPairs(const DotProducts& p, const PairPanel& panel, int64_t row,
-              int64_t token) {
-  const int64_t leaf = p.leaf == 0 ? panel.stride : p.leaf / 2;
-  float sums[kMaxLeaves][kRows * kTokens];
-  int64_t count = 0;
-  for (int64_t begin = 0; begin < panel.stride; begin += leaf, ++count) {
-    const int64_t end = std::min(begin + leaf, panel.stride);
-    __m512 sum[kRows][kTokens];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) sum[r][t] = _mm512_setzero_ps();
-    }
-    for (int64_t k = begin; k < end; k += kVectorPairs) {
-      __m512i w[kRows];
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        w[r] = LoadPairs(panel.pairs + (row + r) * panel.stride + k);
-      }
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const __m512i x = LoadPairs(p.pairs[token + t] + k);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          sum[r][t] = MultiplyAddPairs(w[r], x, sum[r][t]);
-        }
-      }
-    }
-    Avx512::Sums(sum, sums[count]);
-  }
-  FoldLeaves(sums, count);
-  for (int t = 0; t < kTokens; ++t) {
-    const float input_scale =
-        p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t at = panel.first + row + r;
-      p.out[token + t][at] =
-          input_scale * p.weight->RowScale(at) * sums[0][t * kRows + r];
-    }
-  }
-}
-
-// All rows of a panel, for tokens kTokens at a time and the rest in one go.
+// sums[t * kPairRows + r] = the group's row r at `panel` times x[t], over
+// `pairs` pairs.
 template <int kTokens>
-void DotPanel(const DotProducts& p, const PairPanel& panel, int64_t rows,
-              int64_t token) {
-  for (; token + kTokens <= p.tokens; token += kTokens) {
-    int64_t row = 0;
-    for (; row + kPairRows <= rows; row += kPairRows) {
-      DotPairs<kPairRows, kTokens>(p, panel, row, token);
+inline void DotPairs(const uint32_t* panel, const uint32_t* const* x,
+                     int64_t begin, int64_t end, float* sums) {
+  __m512 sum[kPairRows][kTokens];
+#pragma GCC unroll 8
+  for (int r = 0; r < kPairRows; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) sum[r][t] = _mm512_setzero_ps();
+  }
+  panel += begin * kPairRows;
+  for (int64_t k = begin; k < end; k += kVectorPairs) {
+    __m512i w[kPairRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kPairRows; ++r) {
+      w[r] = LoadPairs(panel + r * kVectorPairs);
     }
-    for (; row < rows; ++row) DotPairs<1, kTokens>(p, panel, row, token);
+    panel += kPairRows * kVectorPairs;
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i input = LoadPairs(x[t] + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < kPairRows; ++r) {
+        sum[r][t] = MultiplyAddPairs(w[r], input, sum[r][t]);
+      }
+    }
   }
-  if constexpr (kTokens > 1) {
-    if (token < p.tokens) DotPanel<kTokens - 1>(p, panel, rows, token);
+  Avx512::Sums(sum, sums);
+}
+
+// out[token + t][row + r] of the kPairRows rows at `panel`.
+template <int kTokens>
+inline void PairTile(const DotProducts& p, const uint32_t* panel, int64_t row,
+                     int64_t token) {
+  const int64_t pairs = PairsOf(p.weight->columns);
+  const uint32_t* x[kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) x[t] = p.pairs[token + t];
+  constexpr int kSums = kPairRows * kTokens;
+  alignas(64) float sums[kMaxLeaves][(kSums + 15) / 16 * 16];
+  if (p.leaf == 0) {
+    DotPairs<kTokens>(panel, x, 0, pairs, sums[0]);
+  } else {
+    int64_t count = 0;
+    for (int64_t k = 0; k < pairs; k += p.leaf / 2, ++count) {
+      DotPairs<kTokens>(panel, x, k, std::min(k + p.leaf / 2, pairs),
+                        sums[count]);
+    }
+    FoldLeaves(sums, count);
   }
+  StoreScaled<kPairRows, kTokens>(p, sums[0], row, token);
 }
 
 void DotWithPairs(const DotProducts& p) {
-  const int64_t stride = PairsOf(p.weight->columns);
-  if (p.pairs == nullptr || stride > kPanelPairs) return DotAll<Avx512>(p);
-  const int64_t panel_rows = std::clamp<int64_t>(
-      kPanelPairs / stride / kPairRows * kPairRows, 1, kPanelRows);
-  alignas(64) uint32_t pairs[kPanelPairs];
-  for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
-    const int64_t end = std::min(row + panel_rows, p.row_end);
-    DecodePairs(*p.weight, row, end, pairs);
-    DotPanel<kPairTokens>(p, {pairs, stride, row}, end - row, 0);
+  const int64_t pairs = PairsOf(p.weight->columns);
+  const int64_t panel_rows = std::min<int64_t>(
+      kPanelPairs / pairs / kPairRows * kPairRows, kPanelRows);
+  if (p.pairs == nullptr || panel_rows == 0) return DotAll<Avx512>(p);
+  alignas(64) uint32_t panel[kPanelPairs];
+  const int64_t whole_end =
+      p.row_begin + (p.row_end - p.row_begin) / kPairRows * kPairRows;
+  for (int64_t begin = p.row_begin; begin < whole_end; begin += panel_rows) {
+    const int64_t end = std::min(begin + panel_rows, whole_end);
+    DecodePairPanel(*p.weight, begin, end, panel);
+    PrefetchPanel(p, end, panel_rows * p.weight->columns);
+    ForTokenTiles<kPairTokens>(p.tokens, [&](int64_t token, auto count) {
+      for (int64_t row = begin; row < end; row += kPairRows) {
+        PairTile<decltype(count)::value>(p, panel + (row - begin) * pairs, row,
+                                         token);
+      }
+    });
   }
+  if (whole_end == p.row_end) return;
+  DotProducts rest = p;
+  rest.row_begin = whole_end;
+  DotAll<Avx512>(rest);
 }
 
 }  // namespace
@@ -137,8 +239,8 @@ void DotWithPairs(const DotProducts& p) {
 constexpr IsaKernels kAvx512Bf16Kernels = {
     .dot = DotWithPairs,
     .column_sums = ColumnSumsAll<Avx512>,
-    .tile_scores = TileScoresAll<Avx512>,
-    .tile_values = TileValuesAll<Avx512>,
+    .tile_scores = TileScoresAll<Avx512Bf16>,
+    .tile_values = TileValuesAll<Avx512Bf16>,
 };
 
 bool PairsAreTwoMultiplyAdds() {

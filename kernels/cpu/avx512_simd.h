@@ -9,36 +9,36 @@
 #include <type_traits>
 
 #include "kernels/cpu/codes.h"
+#include "kernels/cpu/mla_attention_kernel.h"
 
 namespace invar::cpu {
 namespace {
 
-// Four sums each of a, b, c and d: as a 4x4 matrix of 128-bit blocks, whose
-// element 4 i + j is the sum of the lanes of the vector that was block i of
-// the j-th argument.
-inline __m512 FoldBlocks(__m512 a, __m512 b, __m512 c, __m512 d) {
-  // Lane j + lane j+2, then + lane j+1.
-  const __m512 ab =
-      _mm512_add_ps(_mm512_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)),
-                    _mm512_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2)));
-  const __m512 cd =
-      _mm512_add_ps(_mm512_shuffle_ps(c, d, _MM_SHUFFLE(1, 0, 1, 0)),
-                    _mm512_shuffle_ps(c, d, _MM_SHUFFLE(3, 2, 3, 2)));
-  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(2, 0, 2, 0)),
-                       _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 1, 3, 1)));
+// The lanes of several vectors are summed together, each step as Sum does it
+// for one: lane j + lane j+8, then j+4, j+2, j+1.
+
+// Eight lanes of a, then eight of b.
+inline __m512 FoldToHalves(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b),
+                       _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 3, 2)));
 }
 
-// Four vectors to four blocks of four lanes each: lane j + lane j+8, then
-// + lane j+4.
-inline __m512 FoldToBlocks(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m512 ab =
-      _mm512_add_ps(_mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 1, 0)),
-                    _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 2, 3, 2)));
-  const __m512 cd =
-      _mm512_add_ps(_mm512_shuffle_f32x4(c, d, _MM_SHUFFLE(1, 0, 1, 0)),
-                    _mm512_shuffle_f32x4(c, d, _MM_SHUFFLE(3, 2, 3, 2)));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, _MM_SHUFFLE(2, 0, 2, 0)),
-                       _mm512_shuffle_f32x4(ab, cd, _MM_SHUFFLE(3, 1, 3, 1)));
+// From halves of two vectors each, four lanes of each vector in order.
+inline __m512 FoldToBlocks(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                       _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+}
+
+// In each block of four lanes, two of a, then two of b.
+inline __m512 FoldToPairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b),
+                       _mm512_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 3, 2)));
+}
+
+// In each block of four lanes, the sums of the two pairs of a, then of b.
+inline __m512 FoldPairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                       _mm512_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
 }
 
 struct Avx512 {
@@ -50,7 +50,8 @@ struct Avx512 {
   static constexpr int kColumnTokens = 6;
   static constexpr int ColumnGroups(int tokens) { return tokens == 1 ? 16 : 4; }
   static constexpr int kTileRows = 4;
-  static constexpr int kTileGroups = 2;
+  template <typename Code>
+  using Run = Vectors<Avx512, Code, 4>;
 
   static __m512 Zero() { return _mm512_setzero_ps(); }
   static __m512 Broadcast(float value) { return _mm512_set1_ps(value); }
@@ -74,30 +75,56 @@ struct Avx512 {
   template <int kRows, int kTokens>
   static void Sums(const __m512 (&sum)[kRows][kTokens], float* sums) {
     if constexpr (kRows == 4) {
+      int t = 0;
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; t += 4) {
-        constexpr int kLast = kTokens - 1;
-        const int t1 = t + 1 < kLast ? t + 1 : kLast;
-        const int t2 = t + 2 < kLast ? t + 2 : kLast;
-        const int t3 = t + 3 < kLast ? t + 3 : kLast;
-        __m512 rows[4];
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          rows[r] = FoldToBlocks(sum[r][t], sum[r][t1], sum[r][t2], sum[r][t3]);
-        }
-        const __m512 all = FoldBlocks(rows[0], rows[1], rows[2], rows[3]);
-        if (kTokens - t >= 4) {
-          _mm512_storeu_ps(sums + 4 * t, all);
-        } else {
-          const __mmask16 kept = (1 << (4 * (kTokens - t))) - 1;
-          _mm512_mask_storeu_ps(sums + 4 * t, kept, all);
-        }
+      for (; t + 4 <= kTokens; t += 4) {
+        _mm512_storeu_ps(sums + 4 * t, SumFourTokens(sum, t));
       }
+      if constexpr (kTokens % 4 == 3) SumTwoTokens(sum, t, sums), t += 2;
+      if constexpr (kTokens % 4 == 2) SumTwoTokens(sum, t, sums);
+      if constexpr (kTokens % 2 == 1) SumOneToken(sum, t, sums);
     } else {
       for (int r = 0; r < kRows; ++r) {
         for (int t = 0; t < kTokens; ++t) sums[t * kRows + r] = Sum(sum[r][t]);
       }
     }
+  }
+  template <int kTokens>
+  static __m512 SumFourTokens(const __m512 (&sum)[4][kTokens], int t) {
+    __m512 rows[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      rows[r] = FoldToBlocks(FoldToHalves(sum[r][t], sum[r][t + 1]),
+                             FoldToHalves(sum[r][t + 2], sum[r][t + 3]));
+    }
+    return FoldPairs(FoldToPairs(rows[0], rows[1]),
+                     FoldToPairs(rows[2], rows[3]));
+  }
+  template <int kTokens>
+  static void SumTwoTokens(const __m512 (&sum)[4][kTokens], int t,
+                           float* sums) {
+    // Blocks: row 0 or 2 of either token, then row 1 or 3 of either.
+    const __m512 low = FoldToBlocks(FoldToHalves(sum[0][t], sum[0][t + 1]),
+                                    FoldToHalves(sum[1][t], sum[1][t + 1]));
+    const __m512 high = FoldToBlocks(FoldToHalves(sum[2][t], sum[2][t + 1]),
+                                     FoldToHalves(sum[3][t], sum[3][t + 1]));
+    const __m512 pairs = FoldToPairs(low, high);
+    const __m512 all = FoldPairs(pairs, pairs);
+    const __m512i order =
+        _mm512_setr_epi32(0, 8, 1, 9, 4, 12, 5, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(sums + 4 * t,
+                     _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all)));
+  }
+  template <int kTokens>
+  static void SumOneToken(const __m512 (&sum)[4][kTokens], int t, float* sums) {
+    const __m512 blocks = FoldToBlocks(FoldToHalves(sum[0][t], sum[1][t]),
+                                       FoldToHalves(sum[2][t], sum[3][t]));
+    const __m512 pairs = FoldToPairs(blocks, blocks);
+    const __m512 all = FoldPairs(pairs, pairs);
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(sums + 4 * t,
+                  _mm512_castps512_ps128(_mm512_permutexvar_ps(order, all)));
   }
   template <typename Code>
   static __m512 Decode(const std::byte* p) {

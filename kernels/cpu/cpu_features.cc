@@ -42,7 +42,9 @@ Isa FindBestIsa() {
       __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!v4) return Isa::kAvx2;
-  return __builtin_cpu_supports("avx512bf16") && PairsAreTwoMultiplyAdds()
+  return __builtin_cpu_supports("avx512bf16") &&
+                 __builtin_cpu_supports("avx512vbmi") &&
+                 PairsAreTwoMultiplyAdds()
              ? Isa::kAvx512Bf16
              : Isa::kAvx512;
 }

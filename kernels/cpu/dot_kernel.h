@@ -42,6 +42,51 @@ void FoldLeaves(float (*leaves)[kSums], int64_t count) {
   }
 }
 
+// out[token + t][row + r] = scale * sums[t * kRows + r]
+template <int kRows, int kTokens>
+inline void StoreScaled(const DotProducts& p, const float* sums, int64_t row,
+                        int64_t token) {
+  float* const* const out = p.out + token;
+  if (kRows == 4 && p.input_scales == nullptr &&
+      p.weight->row_scales == nullptr) {
+    const __m128 scale = _mm_set1_ps(p.input_scale * p.weight->RowScale(row));
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      _mm_storeu_ps(out[t] + row,
+                    _mm_mul_ps(scale, _mm_loadu_ps(sums + t * kRows)));
+    }
+    return;
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    const float input_scale =
+        p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
+    for (int r = 0; r < kRows; ++r) {
+      out[t][row + r] =
+          input_scale * p.weight->RowScale(row + r) * sums[t * kRows + r];
+    }
+  }
+}
+
+// Calls body(token, count), count a constant of at most kMost, for all tokens:
+// as few calls as that takes, of about equal counts.
+template <int kMost, typename Body>
+inline void ForTokenTiles(int64_t tokens, Body body) {
+  const auto call = [&]<int kCount>(auto& self, int64_t token, int64_t count,
+                                    std::integral_constant<int, kCount>) {
+    if (count == kCount) {
+      body(token, std::integral_constant<int, kCount>());
+    } else if constexpr (kCount > 1) {
+      self(self, token, count, std::integral_constant<int, kCount - 1>());
+    }
+  };
+  const int64_t tiles = (tokens + kMost - 1) / kMost;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t token = tokens * i / tiles;
+    call(call, token, tokens * (i + 1) / tiles - token,
+         std::integral_constant<int, kMost>());
+  }
+}
+
 // sums[t * kRows + r] = W[row + r, begin:end] . x[t][begin:end]
 template <typename Simd, typename Code, int kRows, int kTokens>
 inline void DotRange(const std::byte* const* rows,
@@ -104,14 +149,7 @@ void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
     }
     FoldLeaves(sums, count);
   }
-  for (int t = 0; t < kTokens; ++t) {
-    const float input_scale =
-        p.input_scales == nullptr ? p.input_scale : p.input_scales[token + t];
-    for (int r = 0; r < kRows; ++r) {
-      p.out[token + t][row + r] =
-          input_scale * p.weight->RowScale(row + r) * sums[0][t * kRows + r];
-    }
-  }
+  StoreScaled<kRows, kTokens>(p, sums[0], row, token);
 }
 
 // Rows [begin, end), the first at `data`, for tokens [token, token + kTokens).
@@ -129,19 +167,14 @@ void DotRows(const DotProducts& p, const std::byte* data, int64_t begin,
   }
 }
 
-// Rows [begin, end), the first at `data`, for all tokens, kTokens at a time and
-// the rest of them in one go.
-template <typename Simd, typename Code, int kTokens>
+// Rows [begin, end), the first at `data`, for all tokens, up to kMost at a
+// time.
+template <typename Simd, typename Code, int kMost>
 void DotTokens(const DotProducts& p, const std::byte* data, int64_t begin,
-               int64_t end, int64_t token) {
-  for (; token + kTokens <= p.tokens; token += kTokens) {
-    DotRows<Simd, Code, kTokens>(p, data, begin, end, token);
-  }
-  if constexpr (kTokens > 1) {
-    if (token < p.tokens) {
-      DotTokens<Simd, Code, kTokens - 1>(p, data, begin, end, token);
-    }
-  }
+               int64_t end) {
+  ForTokenTiles<kMost>(p.tokens, [&](int64_t token, auto count) {
+    DotRows<Simd, Code, decltype(count)::value>(p, data, begin, end, token);
+  });
 }
 
 // Rows [begin, end) as fp32, blocks' scales applied.
@@ -163,6 +196,17 @@ void DecodePanel(const Weight& weight, int64_t begin, int64_t end,
   }
 }
 
+// Fetches `bytes` of what follows a panel that ends at row `end`.
+[[gnu::always_inline]] inline void PrefetchPanel(const DotProducts& p,
+                                                 int64_t end, int64_t bytes) {
+  const std::byte* next =
+      end == p.row_end
+          ? p.next
+          : p.weight->data +
+                end * p.weight->columns * WeightElementBytes(p.weight->dtype);
+  if (next != nullptr) PrefetchBytes(next, bytes);
+}
+
 // Many tokens: a panel's weights are decoded once for all of them.
 template <typename Simd, typename Code>
 void DotDecoded(const DotProducts& p) {
@@ -173,8 +217,9 @@ void DotDecoded(const DotProducts& p) {
   for (int64_t row = p.row_begin; row < p.row_end; row += panel_rows) {
     const int64_t end = std::min(row + panel_rows, p.row_end);
     DecodePanel<Simd, Code>(*p.weight, row, end, panel);
+    PrefetchPanel(p, end, panel_rows * columns * Code::kBytes);
     DotTokens<Simd, Fp32Code, Simd::kPanelTokens>(
-        p, reinterpret_cast<const std::byte*>(panel), row, end, 0);
+        p, reinterpret_cast<const std::byte*>(panel), row, end);
   }
 }
 
@@ -189,7 +234,7 @@ void DotCode(const DotProducts& p) {
   for (int64_t row = p.row_begin; row < p.row_end; row += kPanelRows) {
     DotTokens<Simd, Code, Simd::kTokens>(
         p, p.weight->data + row * columns * Code::kBytes, row,
-        std::min(row + kPanelRows, p.row_end), 0);
+        std::min(row + kPanelRows, p.row_end));
   }
 }
 

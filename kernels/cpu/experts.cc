@@ -39,54 +39,75 @@ struct Unit {
   float* out;  // (slots, rows)
 };
 
-void AddUnits(const Group& group, const Weight& weight, float* out,
-              std::vector<Unit>& units) {
+void AddUnits(const ThreadPool& pool, const Group& group, const Weight& weight,
+              float* out, std::vector<Unit>& units) {
   const int64_t grain =
-      DotGrain(weight, static_cast<int64_t>(group.slots.size()));
+      pool.threads() == 1
+          ? weight.rows
+          : DotGrain(weight, static_cast<int64_t>(group.slots.size()));
   for (int64_t row = 0; row < weight.rows; row += grain) {
     units.push_back(
         {&group, &weight, row, std::min(row + grain, weight.rows), out});
   }
 }
 
+const std::byte* FirstByte(const Unit& unit) {
+  return unit.weight->data + unit.begin * unit.weight->columns *
+                                 WeightElementBytes(unit.weight->dtype);
+}
+
+// A group's slots as DotProducts has them, and their outputs.
+struct GroupTokens {
+  std::vector<const float*> from;
+  std::vector<const uint32_t*> pairs;
+  std::vector<float> scales;
+  std::vector<float*> to;
+
+  void Gather(const Unit& unit, const QuantizedInput& x,
+              int64_t slots_per_row) {
+    from.clear();
+    pairs.clear();
+    scales.clear();
+    to.clear();
+    const int64_t columns = unit.weight->columns;
+    for (const int64_t slot : unit.group->slots) {
+      const int64_t row = slot / slots_per_row;
+      from.push_back(x.values + row * columns);
+      if (!x.pairs.empty()) {
+        pairs.push_back(x.pairs.data() + row * PairsOf(columns));
+      }
+      if (!x.scales.empty()) scales.push_back(x.scales[row]);
+      to.push_back(unit.out + slot * unit.weight->rows);
+    }
+  }
+};
+
 // out[slot] = W x[slot / slots_per_row] for the slots of each unit.
 void RunUnits(ThreadPool& pool, const std::vector<Unit>& units,
               const QuantizedInput& x, int64_t slots_per_row) {
-  pool.ParallelFor(
-      static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end) {
-        std::vector<const float*> from;
-        std::vector<const uint32_t*> pairs;
-        std::vector<float*> to;
-        std::vector<float> scales;
-        for (int64_t u = begin; u < end; ++u) {
-          const Unit& unit = units[u];
-          from.clear();
-          pairs.clear();
-          to.clear();
-          scales.clear();
-          for (const int64_t slot : unit.group->slots) {
-            const int64_t row = slot / slots_per_row;
-            from.push_back(x.values + row * unit.weight->columns);
-            if (!x.pairs.empty()) {
-              pairs.push_back(x.pairs.data() +
-                              row * PairsOf(unit.weight->columns));
-            }
-            if (!x.scales.empty()) scales.push_back(x.scales[row]);
-            to.push_back(unit.out + slot * unit.weight->rows);
-          }
-          Dot(pool.isa(),
-              {.weight = unit.weight,
-               .row_begin = unit.begin,
-               .row_end = unit.end,
-               .leaf = 0,
-               .input_scales = scales.empty() ? nullptr : scales.data(),
-               .input_scale = x.scale,
-               .x = from.data(),
-               .pairs = pairs.empty() ? nullptr : pairs.data(),
-               .out = to.data(),
-               .tokens = static_cast<int64_t>(from.size())});
-        }
-      });
+  const auto run = [&](int64_t begin, int64_t end) {
+    GroupTokens tokens;
+    for (int64_t u = begin; u < end; ++u) {
+      const Unit& unit = units[u];
+      if (u == begin || unit.weight != units[u - 1].weight) {
+        tokens.Gather(unit, x, slots_per_row);
+      }
+      Dot(pool.isa(),
+          {.weight = unit.weight,
+           .row_begin = unit.begin,
+           .row_end = unit.end,
+           .leaf = 0,
+           .input_scales =
+               tokens.scales.empty() ? nullptr : tokens.scales.data(),
+           .input_scale = x.scale,
+           .x = tokens.from.data(),
+           .pairs = tokens.pairs.empty() ? nullptr : tokens.pairs.data(),
+           .out = tokens.to.data(),
+           .tokens = static_cast<int64_t>(tokens.from.size()),
+           .next = u + 1 < end ? FirstByte(units[u + 1]) : nullptr});
+    }
+  };
+  pool.ParallelFor(static_cast<int64_t>(units.size()), 1, run);
 }
 
 }  // namespace
@@ -102,8 +123,8 @@ void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
   AlignedVector<float> up(count * inner);
   std::vector<Unit> units;
   for (const Group& group : groups) {
-    AddUnits(group, group.expert->gate, gate.data(), units);
-    AddUnits(group, group.expert->up, up.data(), units);
+    AddUnits(pool, group, group.expert->gate, gate.data(), units);
+    AddUnits(pool, group, group.expert->up, up.data(), units);
   }
   RunUnits(pool, units, input, top_k);
   SiluMul(pool, gate.data(), up.data(), count * inner, gate.data());
@@ -111,7 +132,7 @@ void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
       QuantizeInput(pool, experts[0].down, gate.data(), count);
   units.clear();
   for (const Group& group : groups) {
-    AddUnits(group, group.expert->down, slots, units);
+    AddUnits(pool, group, group.expert->down, slots, units);
   }
   RunUnits(pool, units, product, 1);
 }

@@ -8,7 +8,7 @@ namespace invar::cpu {
 enum class Isa {
   kAvx2,    // x86-64-v3
   kAvx512,  // x86-64-v4
-  // And AVX512_BF16, on a processor where its products of pairs have the bits
+  // And AVX512_BF16 and VBMI, where products of pairs have the bits
   // of two fused multiply-adds.
   kAvx512Bf16,
 };

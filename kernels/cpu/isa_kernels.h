@@ -35,6 +35,8 @@ struct DotProducts {
   const uint32_t* const* pairs = nullptr;
   float* const* out = nullptr;  // one pointer a token: (rows)
   int64_t tokens = 0;
+  // What is read after these rows, or null: fetched on the way.
+  const std::byte* next = nullptr;
 };
 
 // Values that bf16 has exactly, two in a word: word 16 i + l has value 32 i + l
@@ -64,9 +66,13 @@ struct KvTile {
   int64_t rows = 0;
   int64_t row_elements = 0;  // L + R
   int64_t latent = 0;        // L
-  // The rows that will be walked after these: tile_values fetches them.
+  // The rows that will be walked after these, which the kernels fetch on the
+  // way: next_lines lines of the cache from `next` on.
   const std::byte* next = nullptr;
+  int64_t next_lines = 0;
 };
+
+inline constexpr int64_t kCacheLine = 64;
 
 struct IsaKernels {
   void (*dot)(const DotProducts& products);

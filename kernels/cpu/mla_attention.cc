@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "kernels/cpu/exp.h"
 #include "kernels/cpu/isa_kernels.h"
@@ -43,9 +44,15 @@ struct Softmax {
   }
 };
 
+// A head's split and what the splits before it came to, which change places.
+struct HeadSoftmax {
+  Softmax both[2];
+  Softmax* split = &both[0];
+  Softmax* total = &both[1];
+};
+
 struct Scratch {
-  Softmax split[kHeadsAtOnce];
-  Softmax total[kHeadsAtOnce];
+  HeadSoftmax heads[kHeadsAtOnce];
   alignas(32) float scores[kHeadsAtOnce][kAttentionTile];
 };
 
@@ -76,13 +83,13 @@ void TileSoftmax(int64_t latent, float* scores, Softmax& softmax) {
 }
 
 // total = total and split over one maximum; the first split is taken as it is.
-void Merge(const Softmax& split, int64_t latent, Softmax& total) {
-  if (total.max == kNegativeInfinity) {
-    total.max = split.max;
-    total.sum = split.sum;
-    std::copy_n(split.latent, latent, total.latent);
+void Merge(int64_t latent, HeadSoftmax& head) {
+  if (head.total->max == kNegativeInfinity) {
+    std::swap(head.split, head.total);
     return;
   }
+  const Softmax& split = *head.split;
+  Softmax& total = *head.total;
   const float max = std::max(total.max, split.max);
   total.Rescale(Exp(total.max - max), latent);
   total.max = max;
@@ -95,54 +102,61 @@ void Merge(const Softmax& split, int64_t latent, Softmax& total) {
   }
 }
 
-const std::byte* BlockRows(const KvLayer& cache, const TokenPlace& place,
-                           int64_t position) {
-  return cache.data + place.block_ids[position / kBlockTokens] * kBlockTokens *
-                          cache.row_elements() * KvElementBytes(cache.dtype);
+// The tile of rows from `start` on that end before `end`.
+KvTile TileAt(const KvLayer& cache, const TokenPlace& place, int64_t start,
+              int64_t end) {
+  static_assert(kAttentionTile == kBlockTokens, "a tile is a block's rows");
+  return {.dtype = cache.dtype,
+          .data = cache.data + place.block_ids[start / kBlockTokens] *
+                                   kBlockTokens * cache.row_elements() *
+                                   KvElementBytes(cache.dtype),
+          .rows = std::min(kAttentionTile, end - start),
+          .row_elements = cache.row_elements(),
+          .latent = cache.latent};
 }
 
-// Up to kHeadsAtOnce heads of one token, `next` being the rows that are walked
+// Up to kHeadsAtOnce heads of one token, `next` being the tile that is walked
 // after this token's. query (heads, L + R) -> out (heads, L)
 void Attend(const IsaKernels& kernels, const TokenPlace& place,
             const float* query, int heads, float scale, const KvLayer& cache,
-            const std::byte* next, Scratch& scratch, float* out) {
+            const KvTile& next, Scratch& scratch, float* out) {
   const int64_t visible = place.position + 1;
-  static_assert(kAttentionTile == kBlockTokens, "a tile is a block's rows");
   float* latents[kHeadsAtOnce];
   for (int h = 0; h < heads; ++h) {
-    latents[h] = scratch.split[h].latent;
-    scratch.total[h].Clear(cache.latent);
+    scratch.heads[h].total->max = kNegativeInfinity;
   }
   for (int64_t split = 0; split < visible; split += kAttentionSplit) {
     const int64_t end = std::min(split + kAttentionSplit, visible);
-    for (int h = 0; h < heads; ++h) scratch.split[h].Clear(cache.latent);
+    for (int h = 0; h < heads; ++h) {
+      scratch.heads[h].split->Clear(cache.latent);
+      latents[h] = scratch.heads[h].split->latent;
+    }
     for (int64_t start = split; start < end; start += kAttentionTile) {
-      const KvTile tile = {
-          .dtype = cache.dtype,
-          .data = BlockRows(cache, place, start),
-          .rows = std::min(kAttentionTile, end - start),
-          .row_elements = cache.row_elements(),
-          .latent = cache.latent,
-          .next = start + kAttentionTile < visible
-                      ? BlockRows(cache, place, start + kAttentionTile)
-                      : next};
+      KvTile tile = TileAt(cache, place, start, end);
+      const KvTile after =
+          start + kAttentionTile < visible
+              ? TileAt(cache, place, start + kAttentionTile, visible)
+              : next;
+      tile.next = after.data;
+      tile.next_lines = after.rows * after.row_elements *
+                        KvElementBytes(after.dtype) / kCacheLine;
       kernels.tile_scores(tile, query, heads, scale, scratch.scores[0]);
       for (int h = 0; h < heads; ++h) {
         std::fill(scratch.scores[h] + tile.rows,
                   scratch.scores[h] + kAttentionTile, kNegativeInfinity);
-        TileSoftmax(cache.latent, scratch.scores[h], scratch.split[h]);
+        TileSoftmax(cache.latent, scratch.scores[h], *scratch.heads[h].split);
       }
       kernels.tile_values(tile, scratch.scores[0], heads, latents);
     }
     for (int h = 0; h < heads; ++h) {
-      Merge(scratch.split[h], cache.latent, scratch.total[h]);
+      Merge(cache.latent, scratch.heads[h]);
     }
   }
   for (int h = 0; h < heads; ++h) {
-    const Lanes sum = Broadcast(scratch.total[h].sum);
+    const Softmax& total = *scratch.heads[h].total;
+    const Lanes sum = Broadcast(total.sum);
     for (int64_t c = 0; c < cache.latent; c += kLanes) {
-      Store(Divide(Load(scratch.total[h].latent + c), sum),
-            out + h * cache.latent + c);
+      Store(Divide(Load(total.latent + c), sum), out + h * cache.latent + c);
     }
   }
 }
@@ -167,7 +181,7 @@ void MlaAttention(ThreadPool& pool, std::span<const TokenPlace> places,
       const int64_t last = std::min((unit % groups + 1) * group, heads);
       int64_t h = unit % groups * group;
       const TokenPlace& after = places[std::min(unit + 1, end - 1) / groups];
-      const std::byte* next = BlockRows(cache, after, 0);
+      const KvTile next = TileAt(cache, after, 0, after.position + 1);
       for (int count = kHeadsAtOnce; count >= 1; count /= 2) {
         for (; h + count <= last; h += count) {
           Attend(kernels, places[t],

@@ -6,14 +6,14 @@
 // Writes a random checkpoint into FOLDER (16 GB in FP8, 31 GB in bf16), unless
 // one is there. Prints medians of decode steps beside the floor: the bytes that
 // must move over the copy bandwidth measured in this process. Experts hit are
-// those expected of uniform routing.
+// counted: what the router chose in a step after the timed ones.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -57,22 +57,20 @@ double CopyBandwidth() {
   return best;
 }
 
-// Bytes of weights and cache that a decode step of `batch` reads.
+// Bytes of weights and cache that a decode step of `batch` reads, which hits
+// `experts` of all layers together.
 double StepBytes(const ModelConfig& c, int64_t batch, int64_t context,
-                 double weight_bytes) {
+                 int64_t experts, double weight_bytes) {
   const double attention =
       c.hidden_size * (c.heads * c.qk_head_dim() + c.kv_row_elements() +
                        c.heads * c.v_head_dim) +
       c.heads * (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank;
   const double expert = 3.0 * c.hidden_size * c.moe_intermediate_size;
-  const double miss =
-      1.0 - static_cast<double>(c.router.top_k) / c.router.experts;
-  const double hit = c.router.experts * (1.0 - std::pow(miss, batch));
   const int64_t sparse = c.layers - c.dense_layers;
   const double weights =
       c.layers * attention +
       c.dense_layers * 3.0 * c.hidden_size * c.intermediate_size +
-      sparse * (c.shared_experts + hit) * expert;
+      (sparse * c.shared_experts + experts) * expert;
   const double head = 2.0 * c.hidden_size * c.vocab_size;
   const double cache =
       static_cast<double>(batch) * context * c.layers * c.kv_row_elements();
@@ -83,6 +81,7 @@ class Bench {
  public:
   Bench(std::unique_ptr<Model> model, double weight_bytes)
       : config_(model->config()),
+        model_(model.get()),
         weight_bytes_(weight_bytes),
         harness_({.kv_blocks = kKvBlocks,
                   .max_running_sequences = 256,
@@ -102,15 +101,18 @@ class Bench {
       harness_.Step();
       seconds.push_back(Since(start));
     }
+    const int64_t experts = ExpertsHit();
     harness_.Drain();
     const double step = Median(seconds);
     const double floor =
-        StepBytes(config_, batch, context, weight_bytes_) / bandwidth;
+        StepBytes(config_, batch, context, experts, weight_bytes_) / bandwidth;
     std::printf(
         "decode B=%-4lld context %-6lld %8.2f ms a step  %9.0f tokens/s  "
-        "floor %6.2f ms  %3.0f%%\n",
+        "floor %6.2f ms (%.1f experts a layer)  %3.0f%%\n",
         static_cast<long long>(batch), static_cast<long long>(context),
-        step * 1e3, batch / step, floor * 1e3, 100 * floor / step);
+        step * 1e3, batch / step, floor * 1e3,
+        static_cast<double>(experts) / (config_.layers - config_.dense_layers),
+        100 * floor / step);
     std::fflush(stdout);
   }
 
@@ -130,6 +132,20 @@ class Bench {
   }
 
  private:
+  // Of all layers together, in one more step.
+  int64_t ExpertsHit() {
+    int64_t hit = 0;
+    model_->Observe([&hit](const OpOutput& output) {
+      if (output.op != "chosen") return;
+      hit += std::set<float>(output.values,
+                             output.values + output.rows * output.row_size)
+                 .size();
+    });
+    harness_.Step();
+    model_->Observe({});
+    return hit;
+  }
+
   // A prompt unlike every earlier one.
   void Submit(int64_t tokens, int32_t max_tokens) {
     std::vector<int32_t> prompt(tokens);
@@ -141,6 +157,7 @@ class Bench {
   }
 
   const ModelConfig config_;
+  Model* const model_;  // the harness's
   const double weight_bytes_;
   EngineHarness harness_;
   uint64_t state_ = 1;

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/types.h"
 #include "worker/kv/kv_cache.h"
@@ -22,9 +24,23 @@ struct Variant {
   std::string name;
   // Why this machine cannot run it. Empty: it can.
   std::string missing;
-  std::function<absl::StatusOr<std::unique_ptr<Model>>(
+  std::function<absl::StatusOr<std::shared_ptr<Model>>(
       const std::string& folder, KvDtype kv_dtype)>
       load;
+};
+
+// How much the cells do. A large model does less of what its size adds nothing
+// to.
+struct Extent {
+  // Different strangers; a batch takes each in turn.
+  int strangers = 72;
+  // Tokens a stranger writes unless it is told to write fewer.
+  int stranger_tokens = 400;
+  std::vector<int> chunks = {1, 7, 64, 512};
+  // With the cells in which the engine writes a whole text.
+  bool texts = true;
+  // With cells that load their model anew.
+  bool restarts = true;
 };
 
 struct Backend {
@@ -33,11 +49,19 @@ struct Backend {
   // The first one computes the references; it must not be missing.
   std::vector<Variant> variants;
   // Fills a new cache with what no sequence wrote, NaNs included, another
-  // content for each seed: stale blocks must not show. May be empty.
+  // content for each seed: stale blocks must not show.
   std::function<void(KvCache& cache, uint64_t seed)> soil;
+  // Copies bytes of a layer's cache, from a block's first row on.
+  std::function<void(const KvCache& cache, int64_t layer, int64_t block,
+                     std::span<std::byte> bytes)>
+      read;
   // Makes the matrix's model one whose sizes the backend computes. May be
   // empty, and leaves the vocabulary alone.
   std::function<void(ModelConfig& config)> resize;
+  // Where there is a checkpoint for each Weights, "bf16" and "fp8", that is run
+  // instead of the matrix's own. Empty: nowhere.
+  std::string checkpoints;
+  Extent extent = {};
 };
 
 }  // namespace invar::contract

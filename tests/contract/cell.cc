@@ -11,7 +11,7 @@
 namespace invar::contract {
 namespace {
 
-constexpr int kChunks[] = {1, 7, 64, 512};
+constexpr int kLanes[] = {64, 256};
 // One cell in so many loads its model anew.
 constexpr int kRestartEvery = 8;
 
@@ -53,10 +53,10 @@ std::vector<Place> AllPlaces() {
   return places;
 }
 
-std::vector<Way> AllWays(int variants) {
+std::vector<Way> AllWays(int variants, const std::vector<int>& chunks) {
   std::vector<Way> ways;
   for (int variant = 0; variant < variants; ++variant) {
-    for (const int chunk : kChunks) {
+    for (const int chunk : chunks) {
       for (int prefix = kScored; prefix <= kMaxPrefixBlocks; ++prefix) {
         for (size_t p = 0; p < std::size(kPreemptionNames); ++p) {
           ways.push_back({variant, chunk, prefix, static_cast<Preemption>(p)});
@@ -67,10 +67,10 @@ std::vector<Way> AllWays(int variants) {
   return ways;
 }
 
-void AddBatchCells(const Setting& setting, int variants, Random& random,
-                   std::vector<Cell>& cells) {
+void AddBatchCells(const Setting& setting, int variants, const Extent& extent,
+                   Random& random, std::vector<Cell>& cells) {
   std::vector<Place> places = AllPlaces();
-  std::vector<Way> ways = AllWays(variants);
+  std::vector<Way> ways = AllWays(variants, extent.chunks);
   random.Shuffle(places);
   random.Shuffle(ways);
   for (size_t i = 0; i < std::max(places.size(), ways.size()); ++i) {
@@ -81,23 +81,29 @@ void AddBatchCells(const Setting& setting, int variants, Random& random,
                              way.preemption == Preemption::kPressure)) {
       way.preemption = Preemption::kOften;
     }
-    cells.push_back({.setting = setting,
-                     .variant = way.variant,
-                     .batch = place.batch,
-                     .slot = place.slot,
-                     .chunk = way.chunk,
-                     .prefix = way.prefix,
-                     .preemption = way.preemption,
-                     .restart = random.Below(kRestartEvery) == 0});
+    cells.push_back(
+        {.setting = setting,
+         .variant = way.variant,
+         .batch = place.batch,
+         .slot = place.slot,
+         .chunk = way.chunk,
+         .prefix = way.prefix,
+         .preemption = way.preemption,
+         .restart = extent.restarts && random.Below(kRestartEvery) == 0});
   }
 }
 
-void AddPositionCells(const Setting& setting, int variants, Random& random,
-                      std::vector<Cell>& cells) {
+int AnyChunk(const Extent& extent, Random& random) {
+  return extent
+      .chunks[random.Below(static_cast<int64_t>(extent.chunks.size()))];
+}
+
+void AddTextCells(const Setting& setting, int variants, const Extent& extent,
+                  Random& random, std::vector<Cell>& cells) {
   for (int variant = 0; variant < variants; ++variant) {
     cells.push_back(
         {.setting = setting, .variant = variant, .kind = Kind::kDecode});
-    for (const int chunk : kChunks) {
+    for (const int chunk : extent.chunks) {
       cells.push_back({.setting = setting,
                        .variant = variant,
                        .kind = Kind::kScore,
@@ -107,8 +113,21 @@ void AddPositionCells(const Setting& setting, int variants, Random& random,
       cells.push_back({.setting = setting,
                        .variant = variant,
                        .kind = Kind::kResume,
-                       .chunk = kChunks[random.Below(std::size(kChunks))],
+                       .chunk = AnyChunk(extent, random),
                        .first_position = first});
+    }
+  }
+}
+
+void AddLaneCells(const Setting& setting, int variants, const Extent& extent,
+                  Random& random, std::vector<Cell>& cells) {
+  for (int variant = 0; variant < variants; ++variant) {
+    for (const int lane : kLanes) {
+      cells.push_back({.setting = setting,
+                       .variant = variant,
+                       .kind = Kind::kLanes,
+                       .chunk = AnyChunk(extent, random),
+                       .lane = lane});
     }
   }
 }
@@ -151,6 +170,12 @@ bool SetDimension(const std::string& key, const std::string& value,
   if (key == "restart") cell.restart = number != 0;
   if (key == "decode") cell.kind = Kind::kDecode;
   if (key == "score") cell.kind = Kind::kScore;
+  if (key == "lanes") {
+    cell.kind = Kind::kLanes;
+    cell.lane = number;
+    return number > 0 && number % kBlockTokens == 0 &&
+           kLanePositions % number == 0;
+  }
   if (key == "resume") {
     cell.kind = Kind::kResume;
     cell.first_position = number;
@@ -188,6 +213,8 @@ std::string CellName(const Cell& cell, const Backend& backend) {
     case Kind::kResume:
       return absl::StrCat(where, "/resume=", cell.first_position,
                           "/chunk=", cell.chunk);
+    case Kind::kLanes:
+      return absl::StrCat(where, "/lanes=", cell.lane, "/chunk=", cell.chunk);
   }
   return where;
 }
@@ -225,8 +252,11 @@ std::vector<Cell> AllCells(const Backend& backend, uint64_t seed) {
       const Setting setting = {kv_dtype, weights};
       Random random(SeedFor(seed, SettingName(setting)));
       std::vector<Cell> own;
-      AddBatchCells(setting, variants, random, own);
-      AddPositionCells(setting, variants, random, own);
+      AddBatchCells(setting, variants, backend.extent, random, own);
+      if (backend.extent.texts) {
+        AddTextCells(setting, variants, backend.extent, random, own);
+      }
+      AddLaneCells(setting, variants, backend.extent, random, own);
       random.Shuffle(own);
       cells.insert(cells.end(), own.begin(), own.end());
     }

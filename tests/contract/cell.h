@@ -28,12 +28,15 @@ inline constexpr int kMaxPrefixBlocks = 8;
 inline constexpr int kPositions = 2048;
 // Positions of one resume cell.
 inline constexpr int kResumeRange = 128;
+// Positions that lanes compare.
+inline constexpr int kLanePositions = 4096;
 
 enum class Kind {
   kBatch,   // A probe among strangers.
   kDecode,  // A text is written, kPositions tokens long.
   kScore,   // That text is prefilled and scored.
   kResume,  // That text is prefilled up to a position, and one token written.
+  kLanes,   // A given text is prefilled, and decoded at every position.
 };
 
 // When the probe, or for kNeighbours a stranger, is preempted. A block is one
@@ -72,6 +75,9 @@ struct Cell {
   bool restart = false;
   // kResume: the first of kResumeRange positions.
   int first_position = 0;
+  // kLanes: how many positions each of the sequences that share the text
+  // decodes.
+  int lane = 0;
 
   friend bool operator==(const Cell&, const Cell&) = default;
 };
@@ -85,8 +91,8 @@ absl::StatusOr<Cell> ParseCell(const std::string& name, const Backend& backend);
 
 // Every setting, and for each of them: every (batch, slot) and every (variant,
 // chunk, prefix, preemption), paired at random by `seed`; every (kDecode,
-// variant), (kScore, variant, chunk) and (kResume, variant, range). In an order
-// in which each Nth cell is a fair sample.
+// variant), (kScore, variant, chunk), (kResume, variant, range) and (kLanes,
+// variant, lane). In an order in which each Nth cell is a fair sample.
 std::vector<Cell> AllCells(const Backend& backend, uint64_t seed);
 
 // Part `index` of `count` (from 1) of the cells.

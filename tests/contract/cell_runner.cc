@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/contract/crowd.h"
+#include "tests/contract/lanes.h"
 #include "tests/contract/random.h"
 #include "tests/contract/requests.h"
 
@@ -24,6 +25,7 @@ std::string SkipReason(const Cell& cell, const Backend& backend) {
 }
 
 Comparison CellRunner::Run(const Cell& cell) {
+  if (cell.kind == Kind::kLanes) return RunLanes(cell);
   const bool batch = cell.kind == Kind::kBatch;
   const int64_t running = batch                        ? cell.batch
                           : cell.kind == Kind::kResume ? kResumeBatch
@@ -49,6 +51,8 @@ Comparison CellRunner::Run(const Cell& cell) {
       return RunScore(cell, **engine);
     case Kind::kResume:
       return RunResume(cell, **engine);
+    case Kind::kLanes:
+      break;
   }
   return {};
 }
@@ -116,6 +120,18 @@ Comparison CellRunner::RunResume(const Cell& cell, EngineHarness& engine) {
     }
   }
   return result;
+}
+
+Comparison CellRunner::RunLanes(const Cell& cell) {
+  const auto model = shelf_.Take(cell.setting, cell.variant);
+  if (!model.ok()) {
+    Comparison failed;
+    failed.findings.push_back(model.status().ToString());
+    return failed;
+  }
+  return CompareLanes(**model, *backend_, cell,
+                      SeedFor(seed_, CellName(cell, *backend_)),
+                      references_->Lanes(cell.setting));
 }
 
 }  // namespace invar::contract

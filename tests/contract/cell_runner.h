@@ -40,6 +40,8 @@ class CellRunner {
   Comparison RunDecode(const Cell& cell, EngineHarness& engine);
   Comparison RunScore(const Cell& cell, EngineHarness& engine);
   Comparison RunResume(const Cell& cell, EngineHarness& engine);
+  // By the model itself.
+  Comparison RunLanes(const Cell& cell);
   // Every token of the setting's Text().
   std::vector<int32_t> TextTokens(const Setting& setting);
 

@@ -33,7 +33,8 @@ TEST(CellTest, EverySettingHasEveryPlaceAndEveryWay) {
   EXPECT_EQ(places.size(), 8u);
   for (const auto& [setting, all] : places) {
     EXPECT_EQ(all.size(), kMaxBatch * (kMaxBatch + 1u) / 2);
-    EXPECT_EQ(ways[setting].size(), backend.variants.size() * 4 * (kMaxPrefixBlocks + 2));
+    EXPECT_EQ(ways[setting].size(),
+              backend.variants.size() * 4 * (kMaxPrefixBlocks + 2));
     EXPECT_EQ(preemptions[setting].size(), 10u);
     EXPECT_EQ(resumed[setting].size(), size_t{kPositions / kResumeRange});
   }

@@ -129,6 +129,7 @@ void CompareToken(const Submit& submit, const Answer& answer, size_t i,
 void Comparison::operator+=(const Comparison& other) {
   log_probs += other.log_probs;
   tokens += other.tokens;
+  cache_rows += other.cache_rows;
   differing += other.differing;
   preemptions += other.preemptions;
   findings.insert(findings.end(), other.findings.begin(), other.findings.end());
@@ -164,6 +165,31 @@ Comparison CompareScores(const std::string& name,
   }
   for (size_t i = 0; i < std::min(scores.size(), expected.size()); ++i) {
     compare.LogProb("the log-probability", i + 1, scores[i], expected[i]);
+  }
+  return compare.result();
+}
+
+Comparison CompareRows(const std::string& name,
+                       const std::vector<RowAnswer>& answers,
+                       const std::vector<RowAnswer>& expected) {
+  Comparer compare(name);
+  const auto token = [&compare](const char* what, int64_t position,
+                                const TokenLogProb& actual,
+                                const TokenLogProb& alone) {
+    compare.Token(what, position, actual.token_id, alone.token_id);
+    compare.LogProb("its log-probability", position, actual.log_prob,
+                    alone.log_prob);
+  };
+  for (size_t i = 0; i < std::min(answers.size(), expected.size()); ++i) {
+    const std::vector<TokenLogProb>& likeliest = answers[i].likeliest;
+    token("the choice", i, answers[i].token, expected[i].token);
+    if (likeliest.size() != expected[i].likeliest.size()) {
+      compare.Wrong("has another number of alternatives than alone");
+      continue;
+    }
+    for (size_t a = 0; a < likeliest.size(); ++a) {
+      token("an alternative", i, likeliest[a], expected[i].likeliest[a]);
+    }
   }
   return compare.result();
 }

@@ -9,14 +9,16 @@
 
 #include "invar/worker/v1/link.pb.h"
 #include "worker/engine/testing/engine_harness.h"
+#include "worker/model/rows.h"
 
 namespace invar::contract {
 
 // What was compared so far, and what of it differed.
 struct Comparison {
-  int64_t log_probs = 0;  // of output tokens, alternatives and prompts
-  int64_t tokens = 0;     // output tokens and alternatives
-  int64_t differing = 0;  // of both
+  int64_t log_probs = 0;   // of output tokens, alternatives and prompts
+  int64_t tokens = 0;      // output tokens and alternatives
+  int64_t cache_rows = 0;  // one a position and layer
+  int64_t differing = 0;   // of all three
   int64_t preemptions = 0;
   // The first difference of each request, and whatever else was wrong.
   std::vector<std::string> findings;
@@ -35,6 +37,11 @@ Comparison Compare(const std::string& name, const worker::v1::Submit& submit,
 Comparison CompareScores(const std::string& name,
                          const std::vector<float>& scores,
                          const std::vector<float>& expected);
+
+// Compares the model's answers to rows of logits, one a position from 0.
+Comparison CompareRows(const std::string& name,
+                       const std::vector<RowAnswer>& answers,
+                       const std::vector<RowAnswer>& expected);
 
 }  // namespace invar::contract
 

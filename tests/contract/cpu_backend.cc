@@ -47,6 +47,10 @@ Backend CpuBackend() {
     }
   }
   backend.soil = Soil;
+  backend.read = [](const KvCache& cache, int64_t layer, int64_t block,
+                    std::span<std::byte> bytes) {
+    std::memcpy(bytes.data(), cache.Block(layer, block), bytes.size());
+  };
   return backend;
 }
 

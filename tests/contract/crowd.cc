@@ -45,7 +45,7 @@ Crowd::Crowd(const Cell& cell, uint64_t draw, EngineHarness* engine,
       random_(draw),
       engine_(engine),
       references_(references),
-      strangers_(kStrangers) {
+      strangers_(references->extent().strangers) {
   std::iota(strangers_.begin(), strangers_.end(), 0);
   random_.Shuffle(strangers_);
 }
@@ -81,7 +81,8 @@ void Crowd::Admit(Request request, const Answer& alone, int64_t id) {
 }
 
 void Crowd::AdmitStranger(bool stays) {
-  Request request = Stranger(strangers_[next_stranger_++ % strangers_.size()]);
+  Request request = Stranger(strangers_[next_stranger_++ % strangers_.size()],
+                             references_->extent().stranger_tokens);
   const Answer& alone = references_->Alone(cell_.setting, request);
   if (!stays) {
     const int64_t tokens = 1 + random_.Below(kShortStay);

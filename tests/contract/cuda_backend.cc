@@ -21,6 +21,13 @@ void Soil(KvCache& cache, uint64_t seed) {
       "soiling a cache");
 }
 
+void Read(const KvCache& cache, int64_t layer, int64_t block,
+          std::span<std::byte> bytes) {
+  cuda::Check(cudaMemcpy(bytes.data(), cache.Block(layer, block), bytes.size(),
+                         cudaMemcpyDeviceToHost),
+              "reading a cache");
+}
+
 void Resize(ModelConfig& config) {
   config.kv_lora_rank = cuda::kLatent;
   config.qk_nope_head_dim = cuda::kNope;
@@ -51,6 +58,7 @@ Backend CudaBackend() {
                       MakeVariant("graphs=on/passes=one", true, 2048),
                       MakeVariant("graphs=on/passes=many", true, 48)};
   backend.soil = Soil;
+  backend.read = Read;
   backend.resize = Resize;
   return backend;
 }

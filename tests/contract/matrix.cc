@@ -38,6 +38,7 @@ struct MatrixOptions {
   std::string shard = "1/1";
   std::string cell;
   std::vector<std::string> match;
+  std::optional<int32_t> sample;
   int32_t jobs = std::max(1u, std::thread::hardware_concurrency());
   bool list = false;
   bool expect_difference = false;
@@ -56,6 +57,8 @@ FlagSet MakeFlags(MatrixOptions* options) {
   flags.Add("match", "TEXT",
             "only cells whose name contains it; repeats narrow further",
             &options->match);
+  flags.Add("sample", "N", "of these, the first N of each kind",
+            &options->sample);
   flags.Add("cell", "NAME", "that cell alone", &options->cell);
   flags.Section("How");
   flags.Add("jobs", "N", "cells that run at once; default: one per core",
@@ -95,6 +98,10 @@ absl::StatusOr<std::vector<Cell>> ChooseCells(const MatrixOptions& options,
                           return absl::StrContains(name, text);
                         });
   });
+  std::map<Kind, int> taken;
+  std::erase_if(cells, [&](const Cell& cell) {
+    return options.sample.has_value() && ++taken[cell.kind] > *options.sample;
+  });
   return cells;
 }
 
@@ -118,6 +125,9 @@ class Matrix {
       threads.emplace_back([this, &references] { Work(&references); });
     }
     for (std::thread& thread : threads) thread.join();
+    for (const std::string& line : references.LaneDigests()) {
+      std::printf("%s\n", line.c_str());
+    }
     return absl::OkStatus();
   }
 
@@ -133,12 +143,14 @@ class Matrix {
     }
     std::printf(
         "%lld cells ran with %lld preemptions, %lld failed; compared %lld "
-        "log-probabilities and %lld token ids, %lld differ; %.0f s\n",
+        "log-probabilities, %lld token ids and %lld rows of caches, %lld "
+        "differ; %.0f s\n",
         static_cast<long long>(ran_),
         static_cast<long long>(total_.preemptions),
         static_cast<long long>(failed_),
         static_cast<long long>(total_.log_probs),
         static_cast<long long>(total_.tokens),
+        static_cast<long long>(total_.cache_rows),
         static_cast<long long>(total_.differing),
         absl::ToDoubleSeconds(duration));
   }
@@ -172,6 +184,7 @@ class Matrix {
     failed_ += result.findings.empty() ? 0 : 1;
     total_.log_probs += result.log_probs;
     total_.tokens += result.tokens;
+    total_.cache_rows += result.cache_rows;
     total_.differing += result.differing;
     total_.preemptions += result.preemptions;
     std::fflush(stdout);

@@ -16,6 +16,10 @@ Checkpoints::~Checkpoints() {
 }
 
 absl::Status Checkpoints::Write(const Backend& backend) {
+  if (!backend.checkpoints.empty()) {
+    given_ = backend.checkpoints;
+    return absl::OkStatus();
+  }
   std::string root =
       std::filesystem::temp_directory_path() / "contract_matrix_XXXXXX";
   if (mkdtemp(root.data()) == nullptr) {
@@ -33,12 +37,13 @@ absl::Status Checkpoints::Write(const Backend& backend) {
 }
 
 std::string Checkpoints::Folder(Weights weights) const {
-  return absl::StrCat(root_, weights == Weights::kFp8 ? "/fp8" : "/bf16");
+  return absl::StrCat(given_.empty() ? root_ : given_,
+                      weights == Weights::kFp8 ? "/fp8" : "/bf16");
 }
 
 std::unique_ptr<KvCache> SharedModel::NewKvCache(int64_t blocks) const {
   std::unique_ptr<KvCache> cache = model_->NewKvCache(blocks);
-  if (soil_seed_.has_value() && backend_->soil) {
+  if (soil_seed_.has_value()) {
     backend_->soil(*cache, *soil_seed_);
   }
   return cache;
@@ -57,11 +62,8 @@ absl::StatusOr<std::shared_ptr<Model>> ModelShelf::Take(const Setting& setting,
 
 absl::StatusOr<std::shared_ptr<Model>> ModelShelf::LoadAnew(
     const Setting& setting, int variant) const {
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      backend_->variants[variant].load(checkpoints_->Folder(setting.weights),
-                                       setting.kv_dtype);
-  if (!model.ok()) return model.status();
-  return std::shared_ptr<Model>(*std::move(model));
+  return backend_->variants[variant].load(checkpoints_->Folder(setting.weights),
+                                          setting.kv_dtype);
 }
 
 }  // namespace invar::contract

@@ -17,7 +17,8 @@
 
 namespace invar::contract {
 
-// A folder of its own with one checkpoint for each Weights, removed at the end.
+// One checkpoint for each Weights: the backend's, or in a folder of its own,
+// removed at the end.
 class Checkpoints {
  public:
   Checkpoints() = default;
@@ -30,11 +31,12 @@ class Checkpoints {
 
  private:
   std::string root_;
+  std::string given_;
 };
 
 // What an engine is given instead of a model: forwards to one that others use
 // too, and soils new caches if it has a seed for that.
-class SharedModel final : public Model {
+class SharedModel : public Model {
  public:
   SharedModel(std::shared_ptr<Model> model, const Backend* backend,
               std::optional<uint64_t> soil_seed)

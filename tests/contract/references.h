@@ -6,10 +6,12 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "tests/contract/backend.h"
+#include "tests/contract/lanes.h"
 #include "tests/contract/model_shelf.h"
 #include "tests/contract/requests.h"
 #include "worker/engine/testing/engine_harness.h"
@@ -32,6 +34,15 @@ class References {
   // The answer in full. Aborts if there is none: there is no matrix without it.
   const Answer& Alone(const Setting& setting, const Request& request);
 
+  // LaneText(), prefilled.
+  const LaneRows& Lanes(const Setting& setting);
+
+  // A line for each setting whose Lanes() were asked for, with a digest of all
+  // their bits: two processes must print the same.
+  std::vector<std::string> LaneDigests();
+
+  const Extent& extent() const { return backend_->extent; }
+
  private:
   const Backend* const backend_;
   absl::Mutex mutex_;
@@ -39,6 +50,7 @@ class References {
   // Nodes never move.
   std::map<std::pair<Setting, std::string>, Answer> answers_
       ABSL_GUARDED_BY(mutex_);
+  std::map<Setting, LaneRows> lanes_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace invar::contract

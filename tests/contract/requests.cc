@@ -14,6 +14,7 @@ namespace {
 constexpr int kProbeTokens = 60;
 constexpr uint64_t kProbeSeed = 100;
 constexpr uint64_t kTextSeed = 101;
+constexpr uint64_t kLaneSeed = 102;
 constexpr uint64_t kStrangerSeed = 1000;
 
 std::vector<int32_t> RandomIds(int64_t count, uint64_t seed) {
@@ -68,14 +69,13 @@ Request ProbePrefix(const Cell& cell) {
   return {"prefix", MakeSubmit(0, RandomIds(tokens, kProbeSeed), 1)};
 }
 
-Request Stranger(int index) {
+Request Stranger(int index, int tokens) {
   Random random(kStrangerSeed + index);
   // Mostly short; some longer than two blocks.
-  const int64_t tokens = 1 + random.Below(random.Below(6) == 0 ? 140 : 30);
+  const int64_t prompt = 1 + random.Below(random.Below(6) == 0 ? 140 : 30);
   Request stranger;
   stranger.name = absl::StrCat("stranger ", index);
-  stranger.submit =
-      MakeSubmit(0, RandomIds(tokens, random.Next()), kStrangerTokens);
+  stranger.submit = MakeSubmit(0, RandomIds(prompt, random.Next()), tokens);
   SetSampling(random, stranger.submit.mutable_sampling());
   stranger.submit.set_seed(random.Next());
   stranger.submit.set_logprobs(true);
@@ -114,6 +114,8 @@ Request ResumeAt(const std::vector<int32_t>& text, int position) {
   submit.set_prompt_logprobs(false);
   return resume;
 }
+
+std::vector<int32_t> LaneText() { return RandomIds(kLanePositions, kLaneSeed); }
 
 Request InFull(Request request) {
   worker::v1::Submit& submit = request.submit;

@@ -15,10 +15,6 @@ namespace invar::contract {
 inline constexpr int kPaddingIds = 3;
 // Alternatives that a request may ask for.
 inline constexpr int kTopLogprobs = 5;
-// Different strangers; a batch takes each at most once at a time.
-inline constexpr int kStrangers = 72;
-// Tokens a stranger writes unless it is told to write fewer.
-inline constexpr int kStrangerTokens = 400;
 
 // The name tells two requests apart whose bits differ.
 struct Request {
@@ -32,8 +28,9 @@ Request Probe(const Cell& cell);
 // What fills the prefix cache before that probe: its first `prefix` blocks.
 Request ProbePrefix(const Cell& cell);
 
-// A stranger, with sampling parameters, seed and output of its own.
-Request Stranger(int index);
+// A stranger, with sampling parameters, seed and output of its own, of so many
+// tokens.
+Request Stranger(int index, int tokens);
 
 // Writes a text of kPositions + 1 tokens from a short prompt.
 Request Text();
@@ -44,6 +41,9 @@ inline constexpr int kTextPrompt = 8;
 Request ScoreOf(const std::vector<int32_t>& text);
 // Text() interrupted before `position`: one token to write.
 Request ResumeAt(const std::vector<int32_t>& text, int position);
+
+// What lanes prefill and decode: kLanePositions ids.
+std::vector<int32_t> LaneText();
 
 // Asks for all that can be asked for, and stops at nothing.
 Request InFull(Request request);

@@ -63,8 +63,9 @@ class Process:
 class Deployment:
     """A scheduler and its workers."""
 
-    def __init__(self, folder, model=MODEL, config="", kv_dtype="FP8_E5M2"):
+    def __init__(self, folder, model=MODEL, config="", kv_dtype="FP8_E5M2", device="cpu"):
         self.folder = pathlib.Path(folder)
+        self.device = device
         api, link, admin, metrics = free_ports(4)
         self.address = f"127.0.0.1:{api}"
         self.admin = f"127.0.0.1:{admin}"
@@ -90,7 +91,7 @@ class Deployment:
     def start_worker(self, name="w1", *flags, binary=BIN / "invar-worker"):
         self.workers[name] = Process(
             self.folder / f"{name}.log",
-            binary, "--scheduler", self.link, "--device", "cpu",
+            binary, "--scheduler", self.link, "--device", self.device,
             "--worker-id", name, "--metrics", "", *flags,
         )
         return self.workers[name]

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -67,12 +68,20 @@ class KvCache {
  private:
   // The system's own zero pages, which cost neither time nor memory before the
   // first write: a cache is sized for the worst case, and most of it is not
-  // touched in the first minutes, if ever.
+  // touched in the first minutes, if ever. Begins at a cache line, as then do
+  // the rows of published models; calloc's own pointer is kept in front.
   static Storage Zeros(int64_t bytes) {
-    void* const p = std::calloc(bytes > 0 ? bytes : 1, 1);
+    constexpr int64_t kLine = 64;
+    auto* const p = static_cast<std::byte*>(std::calloc(bytes + kLine, 1));
     if (p == nullptr) throw std::bad_alloc();
-    return Storage(static_cast<std::byte*>(p),
-                   [](std::byte* bytes) { std::free(bytes); });
+    std::byte* const line = p + kLine - reinterpret_cast<uintptr_t>(p) % kLine;
+    static_assert(alignof(std::max_align_t) >= sizeof(p));
+    std::memcpy(line - sizeof(p), &p, sizeof(p));
+    return Storage(line, [](std::byte* line) {
+      void* p;
+      std::memcpy(&p, line - sizeof(p), sizeof(p));
+      std::free(p);
+    });
   }
 
   KvDtype dtype_;

@@ -23,8 +23,8 @@ class DefaultFloatingPoint {
 
 }  // namespace
 
-void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices) {
-  Step& s = step_;
+void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices,
+                           Step& s) const {
   s.ids.clear();
   s.positions.clear();
   s.places.clear();
@@ -60,98 +60,97 @@ void DeepseekV2::BeginStep(std::span<const SequenceSlice> slices) {
   s.slots.resize(tokens * c.router.top_k * c.hidden_size);
 }
 
-void DeepseekV2::Attention(const LayerWeights& layer,
-                           const cpu::KvLayer& cache) {
+void DeepseekV2::Attention(const LayerWeights& layer, const cpu::KvLayer& cache,
+                           Step& s) const {
   const ModelConfig& c = config_;
-  const int64_t tokens = step_.tokens();
-  Step& s = step_;
-  cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size, layer.input_norm.data(),
+  const int64_t tokens = s.tokens();
+  cpu::RmsNorm(*s.pool, s.hidden.data(), c.hidden_size, layer.input_norm.data(),
                c.rms_norm_eps, tokens, c.hidden_size, s.normed.data(),
                c.hidden_size);
   Show("input_norm", tokens, c.hidden_size, s.normed.data());
   if (c.q_lora_rank == 0) {
-    cpu::Linear(pool_, layer.q, s.normed.data(), tokens, s.q.data());
+    cpu::Linear(*s.pool, layer.q, s.normed.data(), tokens, s.q.data());
   } else {
-    cpu::Linear(pool_, layer.q_a, s.normed.data(), tokens, s.q_a.data());
-    cpu::RmsNorm(pool_, s.q_a.data(), c.q_lora_rank, layer.q_norm.data(),
+    cpu::Linear(*s.pool, layer.q_a, s.normed.data(), tokens, s.q_a.data());
+    cpu::RmsNorm(*s.pool, s.q_a.data(), c.q_lora_rank, layer.q_norm.data(),
                  c.rms_norm_eps, tokens, c.q_lora_rank, s.q_a.data(),
                  c.q_lora_rank);
-    cpu::Linear(pool_, layer.q_b, s.q_a.data(), tokens, s.q.data());
+    cpu::Linear(*s.pool, layer.q_b, s.q_a.data(), tokens, s.q.data());
   }
-  cpu::RopeApply(pool_, s.cosines.data(), s.sines.data(), tokens, c.heads,
+  cpu::RopeApply(*s.pool, s.cosines.data(), s.sines.data(), tokens, c.heads,
                  c.qk_rope_head_dim, s.q.data() + c.qk_nope_head_dim,
                  c.heads * c.qk_head_dim(), c.qk_head_dim());
   Show("q", tokens, c.heads * c.qk_head_dim(), s.q.data());
 
-  cpu::Linear(pool_, layer.kv_a, s.normed.data(), tokens, s.kv_a.data());
+  cpu::Linear(*s.pool, layer.kv_a, s.normed.data(), tokens, s.kv_a.data());
   float* k_pe = s.kv_a.data() + c.kv_lora_rank;
-  cpu::RopeApply(pool_, s.cosines.data(), s.sines.data(), tokens, /*heads=*/1,
+  cpu::RopeApply(*s.pool, s.cosines.data(), s.sines.data(), tokens, /*heads=*/1,
                  c.qk_rope_head_dim, k_pe, c.kv_row_elements(), 0);
-  cpu::RmsNorm(pool_, s.kv_a.data(), c.kv_row_elements(),
+  cpu::RmsNorm(*s.pool, s.kv_a.data(), c.kv_row_elements(),
                layer.latent_norm.data(), c.rms_norm_eps, tokens, c.kv_lora_rank,
                s.latent.data(), c.kv_lora_rank);
   Show("kv_a", tokens, c.kv_row_elements(), s.kv_a.data());
   Show("latent", tokens, c.kv_lora_rank, s.latent.data());
   // Every token of the step is in the cache before any token attends, and is
   // read back from it: the same path for a chunk's own tokens and for older.
-  cpu::KvAppend(pool_, s.places, s.latent.data(), k_pe, c.kv_row_elements(),
+  cpu::KvAppend(*s.pool, s.places, s.latent.data(), k_pe, c.kv_row_elements(),
                 cache, s.finite.data());
 
-  cpu::AbsorbQuery(pool_, layer.kv_b, s.q.data(), tokens, s.query.data());
+  cpu::AbsorbQuery(*s.pool, layer.kv_b, s.q.data(), tokens, s.query.data());
   Show("absorb_query", tokens, c.heads * c.kv_row_elements(), s.query.data());
-  cpu::MlaAttention(pool_, s.places, s.query.data(), c.heads,
+  cpu::MlaAttention(*s.pool, s.places, s.query.data(), c.heads,
                     attention_scale_ * layer.kv_scale, cache,
                     s.attended.data());
   Show("mla_attention", tokens, c.heads * c.kv_lora_rank, s.attended.data());
-  cpu::AbsorbValue(pool_, layer.kv_b, s.attended.data(), tokens,
+  cpu::AbsorbValue(*s.pool, layer.kv_b, s.attended.data(), tokens,
                    s.values.data());
   Show("absorb_value", tokens, c.heads * c.v_head_dim, s.values.data());
-  cpu::LinearRowParallel(pool_, layer.o, s.values.data(), tokens,
+  cpu::LinearRowParallel(*s.pool, layer.o, s.values.data(), tokens,
                          s.projected.data());
   Show("o", tokens, c.hidden_size, s.projected.data());
-  cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
+  cpu::AddInto(*s.pool, s.projected.data(), tokens * c.hidden_size,
                s.hidden.data());
 }
 
-void DeepseekV2::RunMlp(const MlpWeights& mlp, const float* x, float* out) {
-  const int64_t tokens = step_.tokens();
-  cpu::Linear(pool_, mlp.gate, x, tokens, step_.gate.data());
-  cpu::Linear(pool_, mlp.up, x, tokens, step_.up.data());
-  cpu::SiluMul(pool_, step_.gate.data(), step_.up.data(),
-               tokens * mlp.gate.rows, step_.gate.data());
-  cpu::LinearRowParallel(pool_, mlp.down, step_.gate.data(), tokens, out);
+void DeepseekV2::RunMlp(const MlpWeights& mlp, const float* x, Step& s,
+                        float* out) const {
+  const int64_t tokens = s.tokens();
+  cpu::Linear(*s.pool, mlp.gate, x, tokens, s.gate.data());
+  cpu::Linear(*s.pool, mlp.up, x, tokens, s.up.data());
+  cpu::SiluMul(*s.pool, s.gate.data(), s.up.data(), tokens * mlp.gate.rows,
+               s.gate.data());
+  cpu::LinearRowParallel(*s.pool, mlp.down, s.gate.data(), tokens, out);
 }
 
-void DeepseekV2::FeedForward(const LayerWeights& layer) {
+void DeepseekV2::FeedForward(const LayerWeights& layer, Step& s) const {
   const ModelConfig& c = config_;
-  const int64_t tokens = step_.tokens();
-  Step& s = step_;
-  cpu::RmsNorm(pool_, s.hidden.data(), c.hidden_size,
+  const int64_t tokens = s.tokens();
+  cpu::RmsNorm(*s.pool, s.hidden.data(), c.hidden_size,
                layer.attention_norm.data(), c.rms_norm_eps, tokens,
                c.hidden_size, s.normed.data(), c.hidden_size);
   Show("attention_norm", tokens, c.hidden_size, s.normed.data());
-  RunMlp(layer.mlp, s.normed.data(), s.projected.data());
+  RunMlp(layer.mlp, s.normed.data(), s, s.projected.data());
   Show("mlp", tokens, c.hidden_size, s.projected.data());
   if (layer.experts.empty()) {
-    cpu::AddInto(pool_, s.projected.data(), tokens * c.hidden_size,
+    cpu::AddInto(*s.pool, s.projected.data(), tokens * c.hidden_size,
                  s.hidden.data());
     return;
   }
-  cpu::Router(pool_, c.router, layer.router,
+  cpu::Router(*s.pool, c.router, layer.router,
               layer.correction.empty() ? nullptr : layer.correction.data(),
               s.normed.data(), tokens, s.expert_ids.data(),
               s.expert_weights.data());
   Show("router", tokens, c.router.top_k, s.expert_weights.data());
-  cpu::Experts(pool_, layer.experts, s.normed.data(), tokens,
+  cpu::Experts(*s.pool, layer.experts, s.normed.data(), tokens,
                s.expert_ids.data(), c.router.top_k, s.slots.data());
   Show("experts", tokens, c.router.top_k * c.hidden_size, s.slots.data());
-  cpu::Combine(pool_, s.projected.data(), s.slots.data(),
+  cpu::Combine(*s.pool, s.projected.data(), s.slots.data(),
                s.expert_weights.data(), tokens, c.router.top_k, c.hidden_size,
                s.hidden.data());
 }
 
-void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
-                        std::span<float> logits) {
+void DeepseekV2::Logits(std::span<const SequenceSlice> slices, Step& s,
+                        std::span<float> logits) const {
   const int64_t hidden = config_.hidden_size;
   int64_t rows = 0;
   int64_t end = 0;  // of the slice's tokens among the step's
@@ -159,16 +158,61 @@ void DeepseekV2::Logits(std::span<const SequenceSlice> slices,
     end += static_cast<int64_t>(slice.token_ids.size());
     for (int64_t t = end - slice.logit_rows; t < end; ++t, ++rows) {
       // Rows only move down: those above have been read.
-      std::copy_n(&step_.hidden[t * hidden], hidden,
-                  &step_.hidden[rows * hidden]);
+      std::copy_n(&s.hidden[t * hidden], hidden, &s.hidden[rows * hidden]);
     }
   }
   if (rows == 0) return;
-  cpu::RmsNorm(pool_, step_.hidden.data(), hidden, weights_.final_norm.data(),
-               config_.rms_norm_eps, rows, hidden, step_.normed.data(), hidden);
-  cpu::Linear(pool_, weights_.lm_head, step_.normed.data(), rows,
-              logits.data());
+  cpu::RmsNorm(*s.pool, s.hidden.data(), hidden, weights_.final_norm.data(),
+               config_.rms_norm_eps, rows, hidden, s.normed.data(), hidden);
+  cpu::Linear(*s.pool, weights_.lm_head, s.normed.data(), rows, logits.data());
   Show("lm_head", rows, config_.vocab_size, logits.data());
+}
+
+std::vector<SliceHealth> DeepseekV2::Compute(
+    std::span<const SequenceSlice> slices, KvCache& cache, Step& s,
+    std::span<float> logits) {
+  BeginStep(slices, s);
+  cpu::RopeAngles(rope_, s.positions, s.cosines.data(), s.sines.data());
+  cpu::Embedding(weights_.embedding, s.ids, s.hidden.data());
+  if (observer_) shown_layer_ = -1;
+  Show("embedding", s.tokens(), config_.hidden_size, s.hidden.data());
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    if (observer_) shown_layer_ = static_cast<int64_t>(i);
+    const LayerWeights& layer = weights_.layers[i];
+    Attention(layer,
+              {.dtype = kv_dtype_,
+               .data = cache.Block(static_cast<int64_t>(i), 0),
+               .latent = config_.kv_lora_rank,
+               .rope = config_.qk_rope_head_dim,
+               .scale = layer.kv_scale},
+              s);
+    FeedForward(layer, s);
+    Show("hidden", s.tokens(), config_.hidden_size, s.hidden.data());
+  }
+  if (observer_) shown_layer_ = config_.layers;
+  Logits(slices, s, logits);
+  return Health(slices, s.finite, FiniteRows(config_, logits));
+}
+
+std::vector<std::span<const SequenceSlice>> DeepseekV2::Shares(
+    std::span<const SequenceSlice> slices) const {
+  // Each share decodes all weights for its tokens: worth it for so many, and
+  // where weights are read from a cache.
+  constexpr int64_t kTokensLeast = 16;
+  constexpr int64_t kWeightBytesMost = int64_t{24} << 20;
+  // A token's products with weights over those with one position's row, as
+  // order of magnitude: V2-Lite has 1,000, the embedded model 500.
+  constexpr int64_t kTokenCost = 500;
+  if (observer_ || pool_.threads() == 1 ||
+      checkpoint_.bytes() > kWeightBytesMost) {
+    return {};
+  }
+  int64_t tokens = 0;
+  for (const SequenceSlice& slice : slices) {
+    tokens += static_cast<int64_t>(slice.token_ids.size());
+  }
+  if (tokens < kTokensLeast * pool_.threads()) return {};
+  return CutEvenly(slices, pool_.threads(), kTokenCost);
 }
 
 std::vector<SliceHealth> DeepseekV2::Forward(
@@ -178,26 +222,28 @@ std::vector<SliceHealth> DeepseekV2::Forward(
   const DefaultFloatingPoint floating_point;
   CheckSlices(config_, kv_dtype_, slices, cache,
               static_cast<int64_t>(logits.size()));
-  BeginStep(slices);
-  cpu::RopeAngles(rope_, step_.positions, step_.cosines.data(),
-                  step_.sines.data());
-  cpu::Embedding(weights_.embedding, step_.ids, step_.hidden.data());
-  shown_layer_ = -1;
-  Show("embedding", step_.tokens(), config_.hidden_size, step_.hidden.data());
-  for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    shown_layer_ = static_cast<int64_t>(i);
-    const LayerWeights& layer = weights_.layers[i];
-    Attention(layer, {.dtype = kv_dtype_,
-                      .data = cache.Block(static_cast<int64_t>(i), 0),
-                      .latent = config_.kv_lora_rank,
-                      .rope = config_.qk_rope_head_dim,
-                      .scale = layer.kv_scale});
-    FeedForward(layer);
-    Show("hidden", step_.tokens(), config_.hidden_size, step_.hidden.data());
+  const std::vector<std::span<const SequenceSlice>> shares = Shares(slices);
+  if (shares.empty()) return Compute(slices, cache, step_, logits);
+  std::vector<std::span<float>> share_logits;
+  for (const std::span<const SequenceSlice> share : shares) {
+    int64_t rows = 0;
+    for (const SequenceSlice& slice : share) rows += slice.logit_rows;
+    share_logits.push_back(logits.first(rows * config_.vocab_size));
+    logits = logits.subspan(rows * config_.vocab_size);
   }
-  shown_layer_ = config_.layers;
-  Logits(slices, logits);
-  return Health(slices, step_.finite, FiniteRows(config_, logits));
+  std::vector<std::vector<SliceHealth>> parts(shares.size());
+  pool_.ParallelFor(
+      static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          parts[i] =
+              Compute(shares[i], cache, share_steps_[i], share_logits[i]);
+        }
+      });
+  std::vector<SliceHealth> health;
+  for (const std::vector<SliceHealth>& part : parts) {
+    health.insert(health.end(), part.begin(), part.end());
+  }
+  return health;
 }
 
 }  // namespace invar

@@ -44,6 +44,7 @@ class DeepseekV2 final : public Model {
   struct Step {
     using Floats = cpu::AlignedVector<float>;
 
+    cpu::ThreadPool* pool = nullptr;      // what computes it
     std::vector<int32_t> ids;             // (T)
     std::vector<int64_t> positions;       // (T)
     std::vector<cpu::TokenPlace> places;  // (T)
@@ -67,19 +68,29 @@ class DeepseekV2 final : public Model {
     int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
   };
 
-  void BeginStep(std::span<const SequenceSlice> slices);
+  // One share of the slices a thread, where that is faster than all threads
+  // on each operation; else none.
+  std::vector<std::span<const SequenceSlice>> Shares(
+      std::span<const SequenceSlice> slices) const;
+  // Forward on s.pool alone.
+  std::vector<SliceHealth> Compute(std::span<const SequenceSlice> slices,
+                                   KvCache& cache, Step& s,
+                                   std::span<float> logits);
+  void BeginStep(std::span<const SequenceSlice> slices, Step& s) const;
   // Shows an operation's (rows, row_size) to the observer, if there is one.
   void Show(std::string_view op, int64_t rows, int64_t row_size,
             const float* values) const {
     if (observer_) observer_({shown_layer_, op, rows, row_size, values});
   }
   // hidden += attention(norm(hidden))
-  void Attention(const LayerWeights& layer, const cpu::KvLayer& cache);
+  void Attention(const LayerWeights& layer, const cpu::KvLayer& cache,
+                 Step& s) const;
   // hidden += mlp(norm(hidden))
-  void FeedForward(const LayerWeights& layer);
+  void FeedForward(const LayerWeights& layer, Step& s) const;
   // out = down(silu(gate(x)) * up(x)), x and out (T, hidden)
-  void RunMlp(const MlpWeights& mlp, const float* x, float* out);
-  void Logits(std::span<const SequenceSlice> slices, std::span<float> logits);
+  void RunMlp(const MlpWeights& mlp, const float* x, Step& s, float* out) const;
+  void Logits(std::span<const SequenceSlice> slices, Step& s,
+              std::span<float> logits) const;
 
   ModelConfig config_;
   Checkpoint checkpoint_;
@@ -87,8 +98,10 @@ class DeepseekV2 final : public Model {
   cpu::RopeTable rope_;
   float attention_scale_;
   ModelWeights weights_;
-  mutable cpu::ThreadPool pool_;
+  cpu::ThreadPool pool_;
+  cpu::ThreadPool alone_;  // without helpers: what computes a share
   Step step_;
+  std::vector<Step> share_steps_;  // one a thread of pool_
   OpObserver observer_;
   int64_t shown_layer_ = -1;
 };

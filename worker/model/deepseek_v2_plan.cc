@@ -14,7 +14,12 @@ DeepseekV2::DeepseekV2(ModelConfig config, Checkpoint checkpoint,
                                config_.rope_scaling)),
       attention_scale_(AttentionScale(config_, rope_)),
       weights_(ReadWeights(config_, checkpoint_, kv_dtype_)),
-      pool_(threads, isa) {}
+      pool_(threads, isa),
+      alone_(1, isa),
+      share_steps_(pool_.threads()) {
+  step_.pool = &pool_;
+  for (Step& step : share_steps_) step.pool = &alone_;
+}
 
 std::unique_ptr<KvCache> DeepseekV2::NewKvCache(int64_t blocks) const {
   return std::make_unique<KvCache>(kv_dtype_, config_.layers, blocks,

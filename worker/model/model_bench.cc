@@ -4,15 +4,21 @@
 //   build/bin/model_bench --benchmark_repetitions=5
 //
 // `bytes` is what a step must read of the weights, counting the experts hit
-// (at batch 1 exactly, else their expected number); `bandwidth` that over the
-// read bandwidth which as many threads reach over 1 GiB in the same process.
+// (at batch 1 exactly, else their expected number); `bandwidth` is the rate of
+// that over `read`, the bytes a second which as many threads read of another
+// buffer between the steps: medians of both, so that a noisy machine moves
+// both. The embedded shape stays in caches that such reading would empty: no
+// share.
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -40,7 +46,7 @@ ModelConfig Config(Shape shape) {
   config.moe_intermediate_size = 1408;
   config.router.experts = 64;
   config.router.top_k = 6;
-  if (shape == kLiteBf16) config.quantization = Quantization::kNone;
+  if (shape == kLiteBf16) config.quantization = {};
   return config;
 }
 
@@ -83,47 +89,88 @@ double WeightBytes(const ModelConfig& config, int64_t tokens) {
   return bytes;
 }
 
-// Bytes a second that `threads` threads read, the best of five sweeps.
-double ReadBandwidth(int threads) {
-  constexpr int64_t kBytes = int64_t{1} << 30;
-  constexpr int64_t kChunk = int64_t{1} << 20;
-  cpu::ThreadPool pool(threads);
-  const std::unique_ptr<uint64_t, void (*)(void*)> buffer(
-      static_cast<uint64_t*>(std::aligned_alloc(2 << 20, kBytes)), &std::free);
-  madvise(buffer.get(), kBytes, MADV_HUGEPAGE);
-  std::fill_n(buffer.get(), kBytes / 8, 1);
-  std::vector<uint64_t> sums(kBytes / kChunk);
-  double best = 0.0;
-  for (int sweep = 0; sweep < 5; ++sweep) {
-    const auto start = std::chrono::steady_clock::now();
-    pool.ParallelFor(kBytes / kChunk, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const uint64_t* words = buffer.get() + chunk * kChunk / 8;
-        uint64_t sum[16] = {};
-        for (int64_t i = 0; i < kChunk / 8; i += 16) {
-          for (int j = 0; j < 16; ++j) sum[j] += words[i + j];
-        }
-        sums[chunk] = std::accumulate(sum, sum + 16, uint64_t{0});
-      }
-    });
-    const std::chrono::duration<double> seconds =
-        std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(kBytes) / seconds.count());
-  }
-  benchmark::DoNotOptimize(sums.data());
-  return best;
+double Seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+      .count();
 }
 
-void Report(benchmark::State& state, const ModelConfig& config, int threads,
-            int64_t tokens) {
-  static std::map<int, double> bandwidths;
-  double& bandwidth = bandwidths[threads];
-  if (bandwidth == 0.0) bandwidth = ReadBandwidth(threads);
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2,
+                   values.end());
+  return values[values.size() / 2];
+}
+
+// The sum of `bytes` bytes as words, as fast as the processor reads them.
+__attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t Sum(
+    const std::byte* data, int64_t bytes) {
+  using Words [[gnu::vector_size(64)]] = uint64_t;
+  constexpr int kStreams = 8;
+  Words sums[kStreams] = {};
+  const auto* words = reinterpret_cast<const Words*>(data);
+  for (int64_t i = 0; i < bytes / 64; i += kStreams) {
+    for (int j = 0; j < kStreams; ++j) sums[j] += words[i + j];
+  }
+  uint64_t sum = 0;
+  for (const Words& stream : sums) {
+    for (int j = 0; j < 8; ++j) sum += stream[j];
+  }
+  return sum;
+}
+
+// Reads memory in turns with what is measured.
+class ReadProbe {
+ public:
+  explicit ReadProbe(int threads)
+      : pool_(threads),
+        buffer_(static_cast<std::byte*>(std::aligned_alloc(2 << 20, kBytes)),
+                &std::free) {
+    madvise(buffer_.get(), kBytes, MADV_HUGEPAGE);
+    std::fill_n(buffer_.get(), kBytes, std::byte{1});
+  }
+
+  // Bytes a second of the buffer's next kTurn bytes.
+  double Read() {
+    const std::byte* const turn = buffer_.get() + next_;
+    next_ = (next_ + kTurn) % kBytes;
+    std::vector<uint64_t> sums(kTurn / kChunk);
+    return static_cast<double>(kTurn) / Seconds([&] {
+             pool_.ParallelFor(kTurn / kChunk, 1, [&](int64_t b, int64_t e) {
+               for (; b < e; ++b) sums[b] = Sum(turn + b * kChunk, kChunk);
+             });
+             benchmark::DoNotOptimize(sums.data());
+           });
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t{1} << 30;
+  static constexpr int64_t kTurn = int64_t{1} << 28;
+  static constexpr int64_t kChunk = int64_t{1} << 20;
+
+  cpu::ThreadPool pool_;
+  const std::unique_ptr<std::byte, void (*)(void*)> buffer_;
+  int64_t next_ = 0;
+};
+
+// Times `step`, of `tokens` tokens, and reads between its runs.
+void Measure(benchmark::State& state, Shape shape, const ModelConfig& config,
+             int threads, int64_t tokens, const std::function<void()>& step) {
+  std::unique_ptr<ReadProbe> probe;
+  if (shape != kEmbeddedFp8) probe = std::make_unique<ReadProbe>(threads);
+  std::vector<double> steps;
+  std::vector<double> reads;
+  for (auto _ : state) {
+    steps.push_back(Seconds(step));
+    state.SetIterationTime(steps.back());
+    if (probe != nullptr) reads.push_back(probe->Read());
+  }
   const double bytes = WeightBytes(config, tokens);
   state.SetItemsProcessed(state.iterations() * tokens);
   state.counters["bytes"] = bytes;
-  state.counters["bandwidth"] = benchmark::Counter(
-      bytes / bandwidth, benchmark::Counter::kIsIterationInvariantRate);
+  if (probe == nullptr) return;
+  state.counters["read"] = Median(reads);
+  state.counters["bandwidth"] = bytes / Median(steps) / Median(reads);
 }
 
 // One decode step of `sequences` sequences at `context` tokens each, whose
@@ -150,7 +197,7 @@ void BM_Decode(benchmark::State& state) {
   }
   std::vector<float> logits(sequences * model->config().vocab_size);
   int64_t step = 0;
-  for (auto _ : state) {
+  const auto decode = [&] {
     std::vector<SequenceSlice> slices;
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t id = (++step * 37) % model->config().vocab_size;
@@ -160,14 +207,14 @@ void BM_Decode(benchmark::State& state) {
                         .logit_rows = 1});
     }
     model->Forward(slices, *cache, logits);
-  }
-  Report(state, model->config(), threads, sequences);
+  };
+  Measure(state, shape, model->config(), threads, sequences, decode);
 }
 BENCHMARK(BM_Decode)
     ->ArgNames({"shape", "sequences", "threads"})
     ->ArgsProduct({{kEmbeddedFp8}, {1, 8, 64}, {1, 2}})
     ->ArgsProduct({{kLiteBf16, kLiteFp8}, {1, 8, 64}, {2}})
-    ->UseRealTime()
+    ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
 // A prompt of `tokens` tokens at once.
@@ -186,14 +233,15 @@ void BM_Prefill(benchmark::State& state) {
   const SequenceSlice prompt = {
       .token_ids = ids, .block_ids = table, .logit_rows = 1};
   std::vector<float> logits(model->config().vocab_size);
-  for (auto _ : state) model->Forward({&prompt, 1}, *cache, logits);
-  Report(state, model->config(), threads, tokens);
+  Measure(state, shape, model->config(), threads, tokens, [&] {
+    model->Forward({&prompt, 1}, *cache, logits);
+  });
 }
 BENCHMARK(BM_Prefill)
     ->ArgNames({"shape", "tokens", "threads"})
     ->ArgsProduct({{kEmbeddedFp8}, {128, 1024}, {1, 2}})
     ->ArgsProduct({{kLiteBf16, kLiteFp8}, {128}, {2}})
-    ->UseRealTime()
+    ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
 }  // namespace

@@ -72,4 +72,33 @@ std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
   return health;
 }
 
+std::vector<std::span<const SequenceSlice>> CutEvenly(
+    std::span<const SequenceSlice> slices, int64_t parts, int64_t token_cost) {
+  std::vector<int64_t> ends;  // what the slices up to here cost
+  int64_t total = 0;
+  for (const SequenceSlice& slice : slices) {
+    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
+    total += size * (token_cost + slice.first_position + size / 2);
+    ends.push_back(total);
+  }
+  std::vector<std::span<const SequenceSlice>> runs;
+  size_t begin = 0;
+  int64_t spent = 0;
+  for (int64_t part = 1; part <= parts; ++part) {
+    // Up to the slice whose middle is past the cut.
+    size_t end = begin;
+    while (end < slices.size()) {
+      const int64_t before = end == 0 ? 0 : ends[end - 1];
+      if ((before + ends[end]) / 2 >= total * part / parts) break;
+      ++end;
+    }
+    const int64_t cost = (end == 0 ? 0 : ends[end - 1]) - spent;
+    if (end == begin || cost > total / parts + total / parts / 8) return {};
+    runs.push_back(slices.subspan(begin, end - begin));
+    begin = end;
+    spent += cost;
+  }
+  return runs;
+}
+
 }  // namespace invar

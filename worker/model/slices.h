@@ -25,6 +25,12 @@ std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
                                 std::span<const uint8_t> finite_tokens,
                                 std::span<const uint8_t> finite_rows);
 
+// `slices` in `parts` runs of about equal cost, in order; empty where one would
+// cost over an eighth more than its share. A token at position p costs
+// token_cost + p: what it multiplies with weights, and with the cache.
+std::vector<std::span<const SequenceSlice>> CutEvenly(
+    std::span<const SequenceSlice> slices, int64_t parts, int64_t token_cost);
+
 }  // namespace invar
 
 #endif  // INVAR_WORKER_MODEL_SLICES_H_

@@ -287,4 +287,10 @@ absl::StatusOr<Checkpoint> Checkpoint::Load(
   return checkpoint;
 }
 
+int64_t Checkpoint::bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors_) bytes += tensor.bytes;
+  return bytes;
+}
+
 }  // namespace invar

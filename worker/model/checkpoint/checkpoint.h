@@ -75,6 +75,8 @@ class Checkpoint {
     return tensor_digests_;
   }
 
+  int64_t bytes() const;
+
  private:
   TensorMemory memory_;
   std::map<std::string, LoadedTensor, std::less<>> tensors_;

@@ -196,6 +196,18 @@ void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
   observer_({shown_layer_, op, rows, row_size, host.data()});
 }
 
+void CudaModel::ShowChoices(int64_t tokens) {
+  if (!observer_) return;
+  const int64_t top_k = config_.router.top_k;
+  std::vector<int32_t> ids(tokens * top_k);
+  stream_.Synchronize();
+  Check(cudaMemcpy(ids.data(), step_.expert_ids.data(),
+                   ids.size() * sizeof(int32_t), cudaMemcpyDeviceToHost),
+        "showing an operation");
+  const std::vector<float> shown(ids.begin(), ids.end());
+  observer_({shown_layer_, "chosen", tokens, top_k, shown.data()});
+}
+
 void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
                      float* normed, const InputSink& first,
                      const InputSink& second) {
@@ -320,6 +332,7 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
          step_.expert_weights.data(), step_.plan(), launch_, /*tile=*/0,
          experts.correction.data());
   Show("router", tokens, top_k, step_.expert_weights.data());
+  ShowChoices(tokens);
   Produce(step_.expert_inputs, experts.down.input, tokens * top_k,
           experts.grouped.inner, [&](const InputSink& sink) {
             ExpertsGateUp(experts.grouped,

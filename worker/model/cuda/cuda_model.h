@@ -48,6 +48,8 @@ class CudaModel final : public Model {
                                   KvCache& cache, int64_t limit,
                                   std::span<const RowRequest> requests,
                                   std::span<RowAnswer> answers) override;
+  // Options::graphs from the next step on.
+  void UseGraphs(bool graphs) { options_.graphs = graphs; }
   void Observe(OpObserver observer) override {
     observer_ = std::move(observer);
   }
@@ -106,6 +108,8 @@ class CudaModel final : public Model {
   void EndPass(const Pass& pass, std::vector<uint8_t>* finite);
   void Show(std::string_view op, int64_t rows, int64_t row_size,
             const float* values);
+  // The experts' ids, as "chosen".
+  void ShowChoices(int64_t tokens);
 
   // Answer's parts.
   void StageRequests(const Pass& pass, std::span<const RowRequest> requests);
@@ -118,7 +122,7 @@ class CudaModel final : public Model {
   const ModelConfig config_;
   const std::string weights_digest_;
   const KvDtype kv_dtype_;
-  const Options options_;
+  Options options_;
   cpu::RopeTable rope_;
   float attention_scale_;
   Stream stream_;

@@ -206,6 +206,10 @@ ModelConfig V2LiteModelConfig(int64_t layers) {
   config.shared_experts = 2;
   config.router.experts = 64;
   config.router.top_k = 6;
+  config.rope_scaling = {.factor = 40,
+                         .original_max_positions = 4096,
+                         .mscale = 0.707,
+                         .mscale_all_dim = 0.707};
   return config;
 }
 

@@ -1,0 +1,43 @@
+// Planted: the attention walks to the end of the last block instead of to the
+// token, over rows of later tokens and of whoever had the block before.
+#define MlaAttention MlaAttentionUpTo
+#include "kernels/cuda/mla_attention.cu"
+#undef MlaAttention
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kMostTokens = 8192;
+__device__ int32_t block_ends[kMostTokens];
+
+__global__ void BlockEnds(const int32_t* positions, int tokens) {
+  for (int t = threadIdx.x; t < tokens; t += blockDim.x) {
+    block_ends[t] = (positions[t] / kTile + 1) * kTile - 1;
+  }
+}
+
+}  // namespace
+
+void MlaAttention(cudaStream_t stream, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out) {
+  if (places.tokens > kMostTokens) {
+    std::fprintf(stderr, "the planted attention has no room\n");
+    std::abort();
+  }
+  void* ends = nullptr;
+  Check(cudaGetSymbolAddress(&ends, block_ends), "a planted defect");
+  BlockEnds<<<1, 256, 0, stream>>>(places.positions,
+                                   static_cast<int>(places.tokens));
+  CheckLaunch("a planted defect");
+  TokenPlaces up_to = places;
+  up_to.positions = static_cast<const int32_t*>(ends);
+  MlaAttentionUpTo(stream, up_to, (max_position / kTile + 1) * kTile - 1, query,
+                   heads, scale, cache, workspace, out);
+}
+
+}  // namespace invar::cuda

@@ -1,0 +1,3 @@
+#include "tests/contract/planted/unordered_combine.cuh"
+//
+#include "kernels/cuda/combine.cu"

@@ -1,0 +1,33 @@
+// Planted: a token's experts are added in the order in which they finish, as
+// atomic adds do: the order depends on what else is in the step. Here it turns
+// with the token's place in it. In the place of kernels/cuda/combine.h.
+#ifndef INVAR_KERNELS_CUDA_COMBINE_H_
+#define INVAR_KERNELS_CUDA_COMBINE_H_
+
+#include "kernels/cuda/ops_linear.h"
+
+namespace invar::cuda {
+
+__device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
+                                 int64_t k) {
+  float sum = a.shared[token * size + k];
+  if (a.slots == nullptr) return sum;
+  for (int64_t i = 0; i < a.top_k; ++i) {
+    const int64_t slot = token * a.top_k + (i + token) % a.top_k;
+    sum = fmaf(a.weights[slot], a.slots[slot * size + k], sum);
+  }
+  return sum;
+}
+
+template <int kPerThread, int kThreads>
+__device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
+                                   float (&sum)[kPerThread]) {
+  for (int i = 0; i < kPerThread; ++i) {
+    const int k = threadIdx.x + i * kThreads;
+    sum[i] = k < size ? Combined(a, token, size, k) : 0.0f;
+  }
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_COMBINE_H_

@@ -1,0 +1,92 @@
+"""The experiment of the README: is an evaluation's score a function of the model?
+
+    python3 tests/gpu/flaky_evaluation.py [--modes DETERMINISTIC,FAST] [--device cuda:0]
+
+Evaluates the embedded model so many times in each mode, at mixed concurrency,
+and counts the distinct transcripts of whole runs, the questions that got
+several answers, and those whose log-probabilities differ in a bit: a model as
+sure of itself as this one seldom changes a token.
+With --workers 2 the answers come from two workers on the device. Prints a table
+in Markdown; exit code 1 if runs of mode DETERMINISTIC differ. Needs the build
+(INVAR_BIN_DIR, default build/bin) and pytest, whose fixtures start processes.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "integration"))
+from conftest import Deployment  # noqa: E402
+
+CONCURRENCY = [64, 4, 250, 16, 128]
+
+
+def evaluate(one, runs):
+    """The JSON of each run; each question's answers, and their log-probabilities."""
+    results = []
+    texts = collections.defaultdict(set)
+    log_probs = collections.defaultdict(set)
+    for run in range(runs):
+        records = one.folder / f"run{run}.jsonl"
+        result = one.json("eval", "mgsm", "--concurrency",
+                          CONCURRENCY[run % len(CONCURRENCY)], "--receipts", records)
+        results.append(result)
+        for line in records.read_text().splitlines():
+            answer = json.loads(line)["response"]["answers"][0]
+            question = answer["completion"]["receipt"]["prompt_digest"]
+            texts[question].add(tuple(answer["token_ids"]))
+            log_probs[question].add(tuple(answer["logprobs"]))
+        print(f"  concurrency {CONCURRENCY[run % len(CONCURRENCY)]:3}: score "
+              f"{result['score']:.4f}, digest {result['digest'][:16]}", flush=True)
+    return results, texts, log_probs
+
+
+def run_mode(mode, options):
+    with tempfile.TemporaryDirectory() as folder:
+        one = Deployment(folder, config=f"determinism {{ mode: {mode} }}\n",
+                         kv_dtype=options.kv, device=options.device)
+        try:
+            one.start_scheduler()
+            for i in range(options.workers):
+                one.start_worker(f"w{i + 1}")
+            one.wait_ready()
+            print(f"{mode} on {options.device}, {options.workers} workers", flush=True)
+            return evaluate(one, options.runs)
+        finally:
+            one.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--modes", default="DETERMINISTIC,FAST")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--kv", default="FP8_E5M2")
+    options = parser.parse_args()
+    rows, failed = [], False
+    for mode in options.modes.split(","):
+        results, texts, log_probs = run_mode(mode, options)
+        scores = sorted(result["score"] for result in results)
+        digests = {result["digest"] for result in results}
+        unstable, bits = [sum(len(of_one) > 1 for of_one in several.values())
+                          for several in (texts, log_probs)]
+        failed |= mode == "DETERMINISTIC" and (len(digests) > 1 or bits > 0)
+        rows.append(f"| {mode} | {scores[0]:.3f} to {scores[-1]:.3f} | "
+                    f"{len(digests)} of {len(results)} | {unstable} of "
+                    f"{len(texts)} | {bits} of {len(texts)} |")
+        print(json.dumps({"mode": mode, "scores": [r["score"] for r in results],
+                          "digests": sorted(digests),
+                          "fingerprint": results[0]["fingerprint"]}))
+    print("\n| mode | scores | distinct runs | questions with several answers | with several log-probabilities |")
+    print("|---|---|---|---|---|")
+    print("\n".join(rows))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
