@@ -25,13 +25,13 @@ WeightDtype ToWeightDtype(TensorDtype dtype) {
 
 Weight ToWeight(const LoadedTensor& tensor) {
   return {.dtype = ToWeightDtype(tensor.dtype),
-          .data = tensor.data.get(),
+          .data = tensor.data,
           .rows = tensor.shape[0],
           .columns = tensor.shape[1]};
 }
 
 const float* Scales(const LoadedTensor& tensor) {
-  return reinterpret_cast<const float*>(tensor.data.get());
+  return reinterpret_cast<const float*>(tensor.data);
 }
 
 // Reads modules by their names in the checkpoint.
@@ -97,7 +97,7 @@ std::vector<float> Reader::Vector(const std::string& name) const {
   std::vector<float> values(padded);
   const std::array<int32_t, 1> first_row = {0};
   const Weight row = {.dtype = ToWeightDtype(tensor.dtype),
-                      .data = tensor.data.get(),
+                      .data = tensor.data,
                       .rows = 1,
                       .columns = padded};
   cpu::Embedding(row, first_row, values.data());

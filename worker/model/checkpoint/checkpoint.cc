@@ -4,9 +4,10 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,20 +18,8 @@
 namespace invar {
 namespace {
 
-constexpr size_t kAlignment = 64;
 // Read, hashed and checked while it is in the second-level cache.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
-
-absl::Status Allocate(int64_t bytes, LoadedTensor& tensor) {
-  const size_t capacity =
-      (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-  tensor.bytes = bytes;
-  tensor.data.reset(
-      static_cast<std::byte*>(std::aligned_alloc(kAlignment, capacity)));
-  if (tensor.data != nullptr) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("needs ", bytes, " bytes that memory does not have"));
-}
 
 float HalfValue(uint16_t half) {
   const int exponent = half >> 10 & 0x1f;
@@ -44,48 +33,90 @@ float HalfValue(uint16_t half) {
                                             exponent - 25));
 }
 
-// A scale's elements become fp32, and are checked.
-absl::Status ConvertScales(LoadedTensor& tensor) {
-  if (tensor.dtype != TensorDtype::kF32) {
-    LoadedTensor wide;
-    wide.dtype = TensorDtype::kF32;
-    wide.shape = tensor.shape;
-    if (auto s = Allocate(tensor.bytes * 2, wide); !s.ok()) return s;
-    for (int64_t i = 0; i < tensor.bytes / 2; ++i) {
-      uint16_t code;
-      std::memcpy(&code, tensor.data.get() + 2 * i, sizeof(code));
-      const float value =
-          tensor.dtype == TensorDtype::kF16
-              ? HalfValue(code)
-              : std::bit_cast<float>(static_cast<uint32_t>(code) << 16);
-      std::memcpy(wide.data.get() + 4 * i, &value, sizeof(value));
-    }
-    tensor = std::move(wide);
+// One tensor's way into memory.
+struct Task {
+  const TensorSpec* spec;
+  Shards::Place place;
+  int64_t begin = 0;  // in the checkpoint's memory
+  LoadedTensor loaded = {};
+  std::string digest = {};  // SHA-256 (hex) of the file's bytes
+  absl::Status status = {};
+
+  // Scales become fp32.
+  int64_t LoadedBytes() const {
+    const Tensor& tensor = *place.tensor;
+    return spec->kind == TensorKind::kScale
+               ? tensor.bytes / TensorElementBytes(tensor.dtype) * 4
+               : tensor.bytes;
   }
+};
+
+// A scale's elements, the last `bytes` of its memory, become fp32 where they
+// are not, and are checked.
+absl::Status ConvertScales(int64_t bytes, LoadedTensor& tensor) {
+  const std::byte* from = tensor.data + tensor.bytes - bytes;
   for (int64_t i = 0; i < tensor.bytes / 4; ++i) {
     float scale;
-    std::memcpy(&scale, tensor.data.get() + 4 * i, sizeof(scale));
+    if (tensor.dtype == TensorDtype::kF32) {
+      std::memcpy(&scale, tensor.data + 4 * i, sizeof(scale));
+    } else {
+      // Ahead of what is written, up to the last.
+      uint16_t code;
+      std::memcpy(&code, from + 2 * i, sizeof(code));
+      scale = tensor.dtype == TensorDtype::kF16
+                  ? HalfValue(code)
+                  : std::bit_cast<float>(static_cast<uint32_t>(code) << 16);
+      std::memcpy(tensor.data + 4 * i, &scale, sizeof(scale));
+    }
     if (!(scale > 0.0f) || !std::isfinite(scale)) {
       return absl::InvalidArgumentError(
           absl::StrCat("has ", scale, ", a scale is finite and above 0"));
     }
   }
+  tensor.dtype = TensorDtype::kF32;
   return absl::OkStatus();
 }
 
-// One tensor's way into memory.
-struct Task {
-  const TensorSpec* spec;
-  Shards::Place place;
-  LoadedTensor loaded = {};
-  std::string digest = {};  // SHA-256 (hex) of the file's bytes
-  absl::Status status = {};
+// Has the storage read what the loading threads come to next: its requests
+// then are long and in order, whatever the threads ask for.
+class ReadAhead {
+ public:
+  explicit ReadAhead(const std::vector<Task>& tasks) : tasks_(tasks) {}
+
+  // With `done` bytes loaded. Returns at once where another thread is at it.
+  void Advance(int64_t done) {
+    if (!mutex_.try_lock()) return;
+    while (task_ < tasks_.size() && asked_ < done + kAheadBytes) {
+      const Shards::Place& place = tasks_[task_].place;
+      const int64_t left = place.tensor->bytes - offset_;
+      const int64_t size = std::min(kPieceBytes, left);
+      place.file->WillNeed(place.tensor->offset + offset_, size);
+      asked_ += size;
+      offset_ += size;
+      if (size < left) continue;
+      offset_ = 0;
+      ++task_;
+    }
+    mutex_.unlock();
+  }
+
+ private:
+  // In the page cache, beside the weights.
+  static constexpr int64_t kAheadBytes = int64_t{128} << 20;
+  static constexpr int64_t kPieceBytes = int64_t{8} << 20;
+
+  const std::vector<Task>& tasks_;
+  std::mutex mutex_;
+  size_t task_ = 0;
+  int64_t offset_ = 0;  // in the task's tensor
+  int64_t asked_ = 0;
 };
 
 class Loader {
  public:
-  Loader(std::vector<Task>& tasks, const Checkpoint::Options& options)
-      : tasks_(tasks), options_(options) {
+  Loader(std::vector<Task>& tasks, const TensorMemory& memory,
+         const Checkpoint::Options& options)
+      : tasks_(tasks), memory_(memory), options_(options), read_ahead_(tasks) {
     for (const Task& task : tasks_) total_ += task.place.tensor->bytes;
   }
 
@@ -124,15 +155,19 @@ class Loader {
 
   absl::Status Load(Task& task) {
     const Tensor& tensor = *task.place.tensor;
-    task.loaded.dtype = tensor.dtype;
-    task.loaded.shape = tensor.shape;
-    if (auto s = Allocate(tensor.bytes, task.loaded); !s.ok()) return s;
+    task.loaded = {.dtype = tensor.dtype,
+                   .shape = tensor.shape,
+                   .data = memory_.data() + task.begin,
+                   .bytes = task.LoadedBytes()};
+    char* to = reinterpret_cast<char*>(task.loaded.data) + task.loaded.bytes -
+               tensor.bytes;
     // What is hashed and checked is the copy: it is what will be used.
     Sha256 digest;
     int64_t nans = 0;
     for (int64_t begin = 0; begin < tensor.bytes; begin += kChunkBytes) {
       const int64_t size = std::min(kChunkBytes, tensor.bytes - begin);
-      char* chunk = reinterpret_cast<char*>(task.loaded.data.get()) + begin;
+      char* chunk = to + begin;
+      read_ahead_.Advance(done_);
       absl::Status read =
           task.place.file->Read(tensor.offset + begin, size, chunk);
       if (!read.ok()) return read;
@@ -155,24 +190,64 @@ class Loader {
       if (!same.ok()) return same;
     }
     if (task.spec->kind == TensorKind::kScale) {
-      absl::Status converted = ConvertScales(task.loaded);
+      absl::Status converted = ConvertScales(tensor.bytes, task.loaded);
       if (!converted.ok()) return converted;
     }
-    if (options_.discard) task.loaded = {};
+    if (options_.discard) {
+      memory_.Release(task.begin, task.begin + task.loaded.bytes);
+    }
     return absl::OkStatus();
   }
 
   std::vector<Task>& tasks_;
+  const TensorMemory& memory_;
   const Checkpoint::Options& options_;
+  ReadAhead read_ahead_;
   int64_t total_ = 0;
   std::atomic<int64_t> done_{0};
   std::atomic<size_t> next_{0};
   std::atomic<bool> failed_{false};
 };
 
-}  // namespace
+// In the order in which they are loaded: that of the storage, but the largest
+// first, so that no thread is left with one of them at the end.
+std::vector<Task> MakeTasks(const Shards& shards,
+                            const std::vector<TensorSpec>& expected) {
+  constexpr int64_t kLargeBytes = int64_t{64} << 20;
+  std::vector<Task> tasks;
+  for (const TensorSpec& spec : expected) {
+    const auto it = shards.tensors.find(spec.name);
+    if (it == shards.tensors.end()) continue;  // optional
+    tasks.push_back({.spec = &spec, .place = it->second});
+  }
+  std::sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+    const auto key = [](const Task& task) {
+      const Tensor& tensor = *task.place.tensor;
+      return std::tuple<bool, const std::string&, int64_t>(
+          tensor.bytes < kLargeBytes, task.place.file->path(), tensor.offset);
+    };
+    return key(a) < key(b);
+  });
+  return tasks;
+}
 
-void LoadedTensor::Free::operator()(std::byte* p) const { std::free(p); }
+// Gives each task its place, in the order of the tasks.
+absl::StatusOr<TensorMemory> Place(std::vector<Task>& tasks) {
+  int64_t bytes = 0;
+  for (Task& task : tasks) {
+    task.begin = bytes;
+    // A tensor's bytes are in a file, so that padding does not overflow.
+    if (__builtin_add_overflow(bytes, TensorMemory::Padded(task.LoadedBytes()),
+                               &bytes)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(task.place.file->path(), ": tensor ", task.spec->name,
+                       " is more than an address can reach"));
+    }
+  }
+  return TensorMemory::Allocate(bytes);
+}
+
+}  // namespace
 
 absl::StatusOr<Checkpoint> Checkpoint::Load(
     const std::string& folder, const std::vector<TensorSpec>& expected,
@@ -185,23 +260,13 @@ absl::StatusOr<Checkpoint> Checkpoint::Load(
     absl::Status same = CheckFiles(*options.manifest, folder, *shards);
     if (!same.ok()) return same;
   }
-  std::vector<Task> tasks;
-  for (const TensorSpec& spec : expected) {
-    const auto it = shards->tensors.find(spec.name);
-    if (it == shards->tensors.end()) continue;  // optional
-    tasks.push_back({.spec = &spec, .place = it->second});
-  }
-  // In the order of the storage.
-  std::sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
-    const auto key = [](const Task& task) {
-      return std::pair<const std::string&, int64_t>(task.place.file->path(),
-                                                    task.place.tensor->offset);
-    };
-    return key(a) < key(b);
-  });
-  if (auto s = Loader(tasks, options).Run(); !s.ok()) return s;
+  std::vector<Task> tasks = MakeTasks(*shards, expected);
+  absl::StatusOr<TensorMemory> memory = Place(tasks);
+  if (!memory.ok()) return memory.status();
+  if (auto s = Loader(tasks, *memory, options).Run(); !s.ok()) return s;
 
   Checkpoint checkpoint;
+  checkpoint.memory_ = *std::move(memory);
   std::map<std::string, std::string> lines;
   for (Task& task : tasks) {
     const Tensor& tensor = *task.place.tensor;

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,20 +13,19 @@
 #include "absl/status/statusor.h"
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/safetensors.h"
+#include "worker/model/checkpoint/tensor_memory.h"
 #include "worker/model/checkpoint/text_file.h"
 
 namespace invar {
 
-// A copy of a tensor, aligned to a cache line. A copy and no mapping: a file
-// that changes under a running server must not change answers.
+// A copy of a tensor, aligned to a cache line and padded to whole ones. A copy
+// and no mapping: a file that changes under a running server must not change
+// answers.
 struct LoadedTensor {
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
   // As in the file; scales are F32, whatever the file has.
   TensorDtype dtype = TensorDtype::kF32;
   std::vector<int64_t> shape;
-  std::unique_ptr<std::byte[], Free> data;
+  std::byte* data = nullptr;  // in the checkpoint's memory
   int64_t bytes = 0;
 };
 
@@ -44,7 +42,7 @@ class Checkpoint {
     LoadProgressCallback progress = nullptr;
     // What files, tensors and digest must be; none: whatever they are.
     const Manifest* manifest = nullptr;
-    // Frees each tensor once it is checked: for the digests alone.
+    // Gives each tensor's memory back once it is checked: for digests alone.
     bool discard = false;
   };
 
@@ -80,6 +78,7 @@ class Checkpoint {
   int64_t bytes() const;
 
  private:
+  TensorMemory memory_;
   std::map<std::string, LoadedTensor, std::less<>> tensors_;
   std::map<std::string, std::string> tensor_digests_;
   std::string digest_;

@@ -1,8 +1,10 @@
 #include "worker/model/checkpoint/inspection.h"
 
 #include <filesystem>
+#include <optional>
 
 #include "absl/strings/match.h"
+#include "worker/model/checkpoint/manifest.h"
 #include "worker/model/checkpoint/shards.h"
 #include "worker/model/checkpoint/text_file.h"
 
@@ -23,6 +25,16 @@ absl::StatusOr<Inspection> Inspect(const std::string& folder) {
     inspection.config = *config;
     inspection.problems =
         CheckTable(*shards, ArchitectureTensors(*config), kMostTensors);
+  }
+  absl::StatusOr<std::optional<Manifest>> manifest = ReadManifest(folder);
+  if (!manifest.ok()) {
+    inspection.problems.push_back(manifest.status());
+  } else if (manifest->has_value()) {
+    inspection.pinned_digest = (*manifest)->weights_digest;
+    for (const absl::Status& same : {CheckConfig(**manifest, folder, *text),
+                                     CheckFiles(**manifest, folder, *shards)}) {
+      if (!same.ok()) inspection.problems.push_back(same);
+    }
   }
   inspection.files = static_cast<int64_t>(shards->files.size());
   inspection.tensors = static_cast<int64_t>(shards->tensors.size());

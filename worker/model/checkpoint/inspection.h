@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/types.h"
 #include "worker/model/checkpoint/config.h"
 
 namespace invar {
@@ -24,9 +25,17 @@ struct Inspection {
   // weights, at most 20 tensors among it; empty: it would load them.
   std::vector<absl::Status> problems;
 
-  // Of one token in all layers, in a cache of so many bytes an element.
-  int64_t KvBytesPerToken(int64_t element_bytes) const {
-    return config.layers * config.kv_row_elements() * element_bytes;
+  // That a manifest beside the checkpoint pins; empty without one.
+  std::string pinned_digest;
+
+  // Of one token in all layers.
+  int64_t KvBytesPerToken(KvDtype dtype) const {
+    return config.layers * config.kv_row_elements() * KvElementBytes(dtype);
+  }
+  // Of so many sequences of `context` tokens, in whole blocks.
+  int64_t KvBytes(KvDtype dtype, int64_t context, int64_t sequences) const {
+    const int64_t blocks = (context + kBlockTokens - 1) / kBlockTokens;
+    return sequences * blocks * kBlockTokens * KvBytesPerToken(dtype);
   }
 };
 

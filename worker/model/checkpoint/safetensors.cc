@@ -271,6 +271,10 @@ absl::Status SafetensorsFile::Read(int64_t offset, int64_t size,
   return absl::OkStatus();
 }
 
+void SafetensorsFile::WillNeed(int64_t offset, int64_t size) const {
+  posix_fadvise(descriptor_, offset, size, POSIX_FADV_WILLNEED);
+}
+
 absl::StatusOr<std::string> SafetensorsFile::ReadTensor(
     const Tensor& tensor) const {
   std::string bytes(tensor.bytes, '\0');

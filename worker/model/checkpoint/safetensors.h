@@ -82,6 +82,8 @@ class SafetensorsFile {
   // Bytes [offset, offset + size) of the file. INVALID_ARGUMENT if it has
   // become shorter. Thread-safe.
   absl::Status Read(int64_t offset, int64_t size, void* out) const;
+  // Has the storage begin to read them; only advice. Thread-safe.
+  void WillNeed(int64_t offset, int64_t size) const;
   absl::StatusOr<std::string> ReadTensor(const Tensor& tensor) const;
 
  private:

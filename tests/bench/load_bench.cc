@@ -1,0 +1,209 @@
+// How fast a checkpoint loads against how fast its storage reads, and what
+// memory that takes.
+//
+//   load_bench FOLDER [ROUNDS]
+//
+// Writes a checkpoint of V2-Lite's shape with 4 layers (4.5 GB) into FOLDER,
+// where none is, and leaves it there. In each round, with the files' pages
+// dropped from the page cache (posix_fadvise, counted with mincore): a
+// sequential read of every shard by one thread, through the page cache and past
+// it (O_DIRECT), and a load. The storage's rate is the faster of the two.
+// Memory is the peak of the resident set (VmHWM, reset before the load). The
+// loader maps no file, so the page cache is not in it.
+#include <fcntl.h>
+#include <malloc.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "worker/model/model.h"
+#include "worker/model/testing/large_checkpoint.h"
+
+namespace invar {
+namespace {
+
+constexpr int64_t kBlockBytes = int64_t{8} << 20;
+
+using Clock = std::chrono::steady_clock;
+double Since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+[[noreturn]] void Die(const std::string& what) {
+  std::perror(what.c_str());
+  std::exit(1);
+}
+
+class Shard {
+ public:
+  Shard(std::string path, int flags) : path_(std::move(path)) {
+    descriptor_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC | flags);
+    struct stat status;
+    if (descriptor_ < 0 || fstat(descriptor_, &status) != 0) Die(path_);
+    bytes_ = status.st_size;
+  }
+  ~Shard() { close(descriptor_); }
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
+
+  int64_t bytes() const { return bytes_; }
+
+  // Bytes that the page cache still holds afterwards.
+  int64_t DropPages() {
+    fsync(descriptor_);
+    posix_fadvise(descriptor_, 0, 0, POSIX_FADV_DONTNEED);
+    void* map = mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, descriptor_, 0);
+    if (map == MAP_FAILED) Die(path_);
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    std::vector<unsigned char> resident((bytes_ + page - 1) / page);
+    if (mincore(map, bytes_, resident.data()) != 0) Die(path_);
+    munmap(map, bytes_);
+    return page * std::count_if(resident.begin(), resident.end(),
+                                [](unsigned char r) { return r & 1; });
+  }
+
+  void ReadAll(void* block) {
+    for (int64_t at = 0; at < bytes_;) {
+      const ssize_t got = pread(descriptor_, block, kBlockBytes, at);
+      if (got <= 0) Die(path_);
+      at += got;
+    }
+  }
+
+ private:
+  std::string path_;
+  int descriptor_;
+  int64_t bytes_ = 0;
+};
+
+std::vector<std::string> ShardPaths(const std::string& folder) {
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") {
+      paths.push_back(entry.path());
+    }
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+void DropPages(const std::vector<std::string>& paths) {
+  int64_t resident = 0;
+  for (const std::string& path : paths) {
+    resident += Shard(path, 0).DropPages();
+  }
+  if (resident > 0) {
+    std::printf("  %lld bytes stayed in the page cache\n",
+                static_cast<long long>(resident));
+  }
+}
+
+// Bytes a second.
+double SequentialRate(const std::vector<std::string>& paths, int flags) {
+  const std::unique_ptr<void, decltype(&std::free)> block(
+      std::aligned_alloc(4096, kBlockBytes), &std::free);
+  int64_t bytes = 0;
+  const auto start = Clock::now();
+  for (const std::string& path : paths) {
+    Shard shard(path, flags);
+    shard.ReadAll(block.get());
+    bytes += shard.bytes();
+  }
+  return bytes / Since(start);
+}
+
+int64_t PeakBytes() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    if (word != "VmHWM:") continue;
+    int64_t kib = 0;
+    status >> kib;
+    return kib << 10;
+  }
+  return 0;
+}
+
+// Of all threads of this process.
+double CpuSeconds() {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + t.tv_usec * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+int Main(const std::string& folder, int rounds) {
+  if (!std::filesystem::exists(folder + "/config.json")) {
+    const auto start = Clock::now();
+    const absl::Status status = testing::WriteLargeCheckpoint(
+        folder, testing::V2LiteModelConfig(/*layers=*/4), 1);
+    if (!status.ok()) {
+      std::fprintf(stderr, "%s\n", status.ToString().c_str());
+      return 1;
+    }
+    std::printf("checkpoint written in %.1f s\n", Since(start));
+  }
+  const std::vector<std::string> paths = ShardPaths(folder);
+  int64_t bytes = 0;
+  for (const std::string& path : paths) {
+    bytes += static_cast<int64_t>(std::filesystem::file_size(path));
+  }
+  std::printf("%.2f GB in %zu shards\n", bytes / 1e9, paths.size());
+  std::vector<double> shares;
+  for (int round = 0; round < rounds; ++round) {
+    DropPages(paths);
+    const double cached = SequentialRate(paths, 0);
+    DropPages(paths);
+    const double direct = SequentialRate(paths, O_DIRECT);
+    DropPages(paths);
+    malloc_trim(0);
+    std::ofstream("/proc/self/clear_refs") << 5;  // resets VmHWM
+    const int64_t before = PeakBytes();
+    const double cpu = CpuSeconds();
+    const auto start = Clock::now();
+    const auto model = Model::Load({.path = folder});
+    const double seconds = Since(start);
+    if (!model.ok()) {
+      std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
+      return 1;
+    }
+    const double rate = bytes / seconds;
+    shares.push_back(rate / std::max(cached, direct));
+    std::printf(
+        "storage %.2f GB/s (page cache %.2f, direct %.2f)  load %.2f s (%.2f s "
+        "of processors), %.2f GB/s, %.0f%%  peak %.2f GiB over weights\n",
+        std::max(cached, direct) / 1e9, cached / 1e9, direct / 1e9, seconds,
+        CpuSeconds() - cpu, rate / 1e9, 100 * shares.back(),
+        static_cast<double>(PeakBytes() - before - bytes) / (1 << 30));
+    std::fflush(stdout);
+  }
+  std::sort(shares.begin(), shares.end());
+  std::printf("median: %.0f%% of the storage's sequential rate\n",
+              100 * shares[shares.size() / 2]);
+  return 0;
+}
+
+}  // namespace
+}  // namespace invar
+
+int main(int argc, char** argv) {
+  if (argc < 2 || argc > 3) {
+    std::fprintf(stderr, "usage: load_bench FOLDER [ROUNDS]\n");
+    return 2;
+  }
+  return invar::Main(argv[1], argc < 3 ? 5 : std::max(1, std::atoi(argv[2])));
+}
