@@ -169,7 +169,8 @@ void DotBlock(const DotProducts& p, const std::byte* data, int64_t row,
               int64_t token) {
   const int64_t columns = p.weight->columns;
   const int64_t row_bytes = columns * Code::kBytes;
-  RowBlock<Code, kRows> block = {.row_bytes = row_bytes};
+  RowBlock<Code, kRows> block;
+  block.row_bytes = row_bytes;
   for (int r = 0; r < kRows; ++r) {
     block.rows[r] = data + r * row_bytes;
     if constexpr (kHasBlocks<Code>) {
