@@ -1,5 +1,8 @@
 // The digest of a checkpoint's tokenizer: part of the fingerprint, computed
 // alike by the scheduler, which tokenizes, and by the worker, which does not.
+// Of the files alone, not of this code nor of PCRE2: an answer's bits follow
+// from its token ids, which its receipt's prompt digest covers, so that another
+// reading of a text shows there.
 #ifndef INVAR_COMMON_TOKENIZER_DIGEST_H_
 #define INVAR_COMMON_TOKENIZER_DIGEST_H_
 
