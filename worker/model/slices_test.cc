@@ -11,7 +11,8 @@ namespace {
 struct Batch {
   void Add(int64_t tokens, int64_t first_position) {
     slices.push_back({.token_ids = std::span(ids).first(tokens),
-                      .first_position = first_position});
+                      .first_position = first_position,
+                      .block_ids = {}});
   }
   // How many slices each run has.
   std::vector<size_t> Cut(int64_t parts) const {
