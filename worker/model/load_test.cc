@@ -182,6 +182,25 @@ TEST_F(LoadTest, OverlapAndGap) {
   ExpectInvalid({"tensor b", "after a gap"});
 }
 
+// No gap and no rest, each of the length of its shape: but one tensor's values
+// are another's.
+TEST_F(LoadTest, SharedBytes) {
+  WriteRaw(R"({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+               "b": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+               "c": {"dtype": "U8", "shape": [1], "data_offsets": [2, 3]}})",
+           "xyz");
+  ExpectInvalid({"tensor b", "inside the one before"});
+}
+
+TEST_F(LoadTest, SwappedShards) {
+  WriteSharded();
+  const std::string first = Read(kShard);
+  const std::string second = "/model-00002-of-00002.safetensors";
+  Write(kShard, Read(second));
+  Write(second, first);
+  ExpectInvalid({kIndex + 1, "says that tensor", "does not have it"});
+}
+
 TEST_F(LoadTest, LyingIndex) {
   WriteSharded();
   const std::string index = Read(kIndex);
@@ -222,6 +241,23 @@ TEST_F(LoadTest, MissingLeftOverOrMisshapenTensor) {
     Find(tensors, kQ).bytes.resize(96 * 32);
   });
   ExpectInvalid({kQ, "BF16, F16 or F32"});
+}
+
+TEST_F(LoadTest, TransposedBlockScales) {
+  config_.quantization = {.format = CheckpointFormat::kBlockFp8,
+                          .weights = WeightScaling::kBlock,
+                          .inputs = InputScaling::kGroup,
+                          .ignored = {"lm_head"}};
+  config_.intermediate_size = 256;
+  WriteChanged([](auto&) {});
+  ASSERT_TRUE(Load().ok()) << Load();
+  const std::string scales = "model.layers.0.mlp.gate_proj.weight_scale_inv";
+  WriteChanged([&scales](auto& tensors) {
+    RawTensor& tensor = Find(tensors, scales);
+    ASSERT_EQ(tensor.shape, (std::vector<int64_t>{2, 1}));
+    std::swap(tensor.shape[0], tensor.shape[1]);
+  });
+  ExpectInvalid({scales, "F32 [1, 2]", "[2, 1]"});
 }
 
 TEST_F(LoadTest, BadScalesAndCodes) {
