@@ -47,7 +47,7 @@ class Mutator {
   Mutation Apply() {
     shard_ = &files_[Draw(2) == 0 ? kFirst : kSecond];
     std::memcpy(&header_bytes_, shard_->data(), sizeof(header_bytes_));
-    switch (Draw(12)) {
+    switch (Draw(13)) {
       case 0:
         FlipBit(*shard_, 0, 8 + header_bytes_);
         return {"a bit of a header"};
@@ -76,6 +76,8 @@ class Mutator {
         const size_t at = FlipBit(*shard_, 8 + header_bytes_, shard_->size());
         return {"a bit of the weights", TensorAt(at), true};
       }
+      case 11:
+        return ShareBytes();
       default:
         FlipBit(files_[kConfigFile], 0, files_[kConfigFile].size());
         return {"a bit of config.json"};
@@ -176,8 +178,40 @@ class Mutator {
       SetHeader(header);
       return {"a tensor without its name"};
     }
-    const auto begin = entry["data_offsets"][0].get<uint64_t>();
-    const auto end = entry["data_offsets"][1].get<uint64_t>();
+    EraseBytes(entry["data_offsets"], header);
+    SetHeader(header);
+    if (Draw(2) == 0) {
+      json index = json::parse(files_[kShardIndex]);
+      index["weight_map"].erase(tensor);
+      files_[kShardIndex] = index.dump();
+    }
+    return {"a missing tensor", tensor};
+  }
+
+  // One tensor's bytes go, and it points to another's of its size.
+  Mutation ShareBytes() {
+    json header = Header();
+    const std::string tensor = AnyTensor(header);
+    const json bytes = header[tensor]["data_offsets"];
+    const auto size = [](const json& offsets) {
+      return offsets[1].get<uint64_t>() - offsets[0].get<uint64_t>();
+    };
+    for (const auto& [name, other] : header.items()) {
+      if (name == tensor || size(other["data_offsets"]) != size(bytes)) {
+        continue;
+      }
+      EraseBytes(bytes, header);
+      header[tensor]["data_offsets"] = header[name]["data_offsets"];
+      break;
+    }
+    SetHeader(header);
+    return {"two tensors of the same bytes"};
+  }
+
+  // Those between `offsets`, and no other tensor's.
+  void EraseBytes(const json& offsets, json& header) {
+    const auto begin = offsets[0].get<uint64_t>();
+    const auto end = offsets[1].get<uint64_t>();
     for (auto& [name, other] : header.items()) {
       for (json& offset : other["data_offsets"]) {
         if (offset.get<uint64_t>() >= end) {
@@ -186,13 +220,6 @@ class Mutator {
       }
     }
     shard_->erase(8 + header_bytes_ + begin, end - begin);
-    SetHeader(header);
-    if (Draw(2) == 0) {
-      json index = json::parse(files_[kShardIndex]);
-      index["weight_map"].erase(tensor);
-      files_[kShardIndex] = index.dump();
-    }
-    return {"a missing tensor", tensor};
   }
 
   Mutation Lie() {
