@@ -8,8 +8,15 @@
 // dropped from the page cache (posix_fadvise, counted with mincore): a
 // sequential read of every shard by one thread, through the page cache and past
 // it (O_DIRECT), and a load. The storage's rate is the faster of the two.
-// Memory is the peak of the resident set (VmHWM, reset before the load). The
-// loader maps no file, so the page cache is not in it.
+//
+// A virtual machine's host takes free memory back within seconds and gives it
+// again, zeroed, where it is first touched, which can take longer than to read
+// as much. So before each of the three the weights' size of memory is touched
+// and freed: each then has memory of the same kind. What the first of these
+// touches took is printed, since a load on a fresh machine pays it.
+//
+// Peak memory is that of the resident set (VmHWM, reset before the load); the
+// loader reads through no mapping, so no file is in it.
 #include <fcntl.h>
 #include <malloc.h>
 #include <sys/mman.h>
@@ -26,6 +33,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "worker/model/model.h"
@@ -124,6 +132,29 @@ double SequentialRate(const std::vector<std::string>& paths, int flags) {
   return bytes / Since(start);
 }
 
+// Bytes a second at which all processors touch new memory, which is freed.
+double TouchMemory(int64_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) Die("memory");
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  const auto start = Clock::now();
+  std::vector<std::thread> threads;
+  const int64_t count = std::max(1u, std::thread::hardware_concurrency());
+  for (int64_t i = 0; i < count; ++i) {
+    threads.emplace_back([=] {
+      constexpr int64_t kPage = 4096;
+      volatile char* data = static_cast<char*>(memory);
+      const int64_t end = bytes * (i + 1) / count;
+      for (int64_t at = bytes * i / count; at < end; at += kPage) data[at] = 1;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const double seconds = Since(start);
+  munmap(memory, bytes);
+  return bytes / seconds;
+}
+
 int64_t PeakBytes() {
   std::ifstream status("/proc/self/status");
   std::string word;
@@ -166,10 +197,13 @@ int Main(const std::string& folder, int rounds) {
   std::vector<double> shares;
   for (int round = 0; round < rounds; ++round) {
     DropPages(paths);
-    const double cached = SequentialRate(paths, 0);
-    DropPages(paths);
+    const double touch = TouchMemory(bytes);
     const double direct = SequentialRate(paths, O_DIRECT);
     DropPages(paths);
+    TouchMemory(bytes);
+    const double cached = SequentialRate(paths, 0);
+    DropPages(paths);
+    TouchMemory(bytes);
     malloc_trim(0);
     std::ofstream("/proc/self/clear_refs") << 5;  // resets VmHWM
     const int64_t before = PeakBytes();
@@ -185,10 +219,12 @@ int Main(const std::string& folder, int rounds) {
     shares.push_back(rate / std::max(cached, direct));
     std::printf(
         "storage %.2f GB/s (page cache %.2f, direct %.2f)  load %.2f s (%.2f s "
-        "of processors), %.2f GB/s, %.0f%%  peak %.2f GiB over weights\n",
+        "of processors), %.2f GB/s, %.0f%%  peak %.2f GiB over weights  first "
+        "touch %.2f GB/s\n",
         std::max(cached, direct) / 1e9, cached / 1e9, direct / 1e9, seconds,
         CpuSeconds() - cpu, rate / 1e9, 100 * shares.back(),
-        static_cast<double>(PeakBytes() - before - bytes) / (1 << 30));
+        static_cast<double>(PeakBytes() - before - bytes) / (1 << 30),
+        touch / 1e9);
     std::fflush(stdout);
   }
   std::sort(shares.begin(), shares.end());

@@ -18,8 +18,10 @@
 namespace invar {
 namespace {
 
-// Read, hashed and checked while it is in the second-level cache.
+// Read, then hashed and checked while it is in the second-level cache. A tensor
+// of at least as many bytes is read in the file's blocks.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
+static_assert(kChunkBytes % FileReader::kBlockBytes == 0);
 
 float HalfValue(uint16_t half) {
   const int exponent = half >> 10 & 0x1f;
@@ -48,6 +50,14 @@ struct Task {
     return spec->kind == TensorKind::kScale
                ? tensor.bytes / TensorElementBytes(tensor.dtype) * 4
                : tensor.bytes;
+  }
+  bool InBlocks() const {
+    return LoadedBytes() == place.tensor->bytes &&
+           place.tensor->bytes >= kChunkBytes;
+  }
+  // Of its first byte in the file's block.
+  int64_t InBlock() const {
+    return place.tensor->offset % FileReader::kBlockBytes;
   }
 };
 
@@ -90,7 +100,7 @@ class ReadAhead {
       const Shards::Place& place = tasks_[task_].place;
       const int64_t left = place.tensor->bytes - offset_;
       const int64_t size = std::min(kPieceBytes, left);
-      place.file->WillNeed(place.tensor->offset + offset_, size);
+      place.file->reader().WillNeed(place.tensor->offset + offset_, size);
       asked_ += size;
       offset_ += size;
       if (size < left) continue;
@@ -125,7 +135,7 @@ class Loader {
     const int threads =
         options_.threads > 0
             ? options_.threads
-            : std::max(4,
+            : std::max(kMinThreads,
                        static_cast<int>(std::thread::hardware_concurrency()));
     std::vector<std::thread> helpers;
     for (int i = 1; i < threads; ++i) {
@@ -144,6 +154,9 @@ class Loader {
   }
 
  private:
+  // Of so many, some wait for the storage while others hash.
+  static constexpr int kMinThreads = 8;
+
   void Work() {
     while (!failed_) {
       const size_t index = next_++;
@@ -164,20 +177,24 @@ class Loader {
     // What is hashed and checked is the copy: it is what will be used.
     Sha256 digest;
     int64_t nans = 0;
-    for (int64_t begin = 0; begin < tensor.bytes; begin += kChunkBytes) {
-      const int64_t size = std::min(kChunkBytes, tensor.bytes - begin);
+    for (int64_t begin = 0; begin < tensor.bytes;) {
+      const int64_t size = ChunkBytes(task, begin);
       char* chunk = to + begin;
       read_ahead_.Advance(done_);
-      absl::Status read =
-          task.place.file->Read(tensor.offset + begin, size, chunk);
+      absl::Status read = ReadChunk(task, begin, size, chunk);
       if (!read.ok()) return read;
       digest.Update({chunk, static_cast<size_t>(size)});
       if (task.spec->kind == TensorKind::kFp8) {
         nans += std::count_if(chunk, chunk + size,
                               [](char code) { return (code & 0x7f) == 0x7f; });
       }
+      begin += size;
       done_ += size;
       if (options_.progress) options_.progress(done_, total_);
+    }
+    if (task.InBlocks()) {  // what the last block had beyond the tensor
+      std::fill(to + tensor.bytes, to + TensorMemory::Padded(tensor.bytes),
+                '\0');
     }
     if (nans != 0) {
       return absl::InvalidArgumentError(
@@ -197,6 +214,28 @@ class Loader {
       memory_.Release(task.begin, task.begin + task.loaded.bytes);
     }
     return absl::OkStatus();
+  }
+
+  // Of the chunk that begins at byte `begin` of the tensor. In blocks, all but
+  // the last end where a block does.
+  static int64_t ChunkBytes(const Task& task, int64_t begin) {
+    const int64_t size =
+        task.InBlocks() ? kChunkBytes - (task.InBlock() + begin) % kChunkBytes
+                        : kChunkBytes;
+    return std::min(size, task.place.tensor->bytes - begin);
+  }
+
+  static absl::Status ReadChunk(const Task& task, int64_t begin, int64_t size,
+                                char* chunk) {
+    const FileReader& reader = task.place.file->reader();
+    const int64_t offset = task.place.tensor->offset + begin;
+    if (!task.InBlocks()) return reader.Read(offset, size, chunk);
+    // Blocks come to lie where a block of memory begins, and go on to where a
+    // cache line does: into the place of bytes that have gone on before.
+    char* block = chunk + task.InBlock() % TensorMemory::kAlignment;
+    absl::Status read = reader.ReadBlocks(offset, size, block);
+    if (read.ok() && block != chunk) std::memmove(chunk, block, size);
+    return read;
   }
 
   std::vector<Task>& tasks_;
@@ -231,14 +270,26 @@ std::vector<Task> MakeTasks(const Shards& shards,
   return tasks;
 }
 
-// Gives each task its place, in the order of the tasks.
+// Gives each task its place, in the order of the tasks. What is read in blocks
+// has whole blocks of memory, and lies in the first one as it does in the
+// file's, but at a cache line.
 absl::StatusOr<TensorMemory> Place(std::vector<Task>& tasks) {
+  constexpr int64_t kBlock = FileReader::kBlockBytes;
   int64_t bytes = 0;
   for (Task& task : tasks) {
+    int64_t size = TensorMemory::Padded(task.LoadedBytes());
     task.begin = bytes;
-    // A tensor's bytes are in a file, so that padding does not overflow.
-    if (__builtin_add_overflow(bytes, TensorMemory::Padded(task.LoadedBytes()),
-                               &bytes)) {
+    if (task.InBlocks()) {
+      const int64_t in_block = task.InBlock();
+      const int64_t aligned = (bytes + kBlock - 1) / kBlock * kBlock;
+      task.begin = aligned + in_block / TensorMemory::kAlignment *
+                                 TensorMemory::kAlignment;
+      size = aligned - bytes +
+             (in_block + task.LoadedBytes() + kBlock - 1) / kBlock * kBlock;
+    }
+    // A tensor's bytes are in a file, so that its own size does not overflow.
+    if (__builtin_add_overflow(bytes, size, &bytes) ||
+        bytes > INT64_MAX - kBlock) {
       return absl::InvalidArgumentError(
           absl::StrCat(task.place.file->path(), ": tensor ", task.spec->name,
                        " is more than an address can reach"));

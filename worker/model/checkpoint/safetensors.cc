@@ -1,13 +1,8 @@
 #include "worker/model/checkpoint/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <tuple>
@@ -177,42 +172,37 @@ bool IsPlainName(std::string_view name) {
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(
     const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  }
-  std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, descriptor));
+  absl::StatusOr<std::unique_ptr<FileReader>> reader = FileReader::Open(path);
+  if (!reader.ok()) return reader.status();
+  std::unique_ptr<SafetensorsFile> file(
+      new SafetensorsFile(*std::move(reader)));
   if (absl::Status read = file->ReadHeader(); !read.ok()) return read;
   return file;
 }
 
-SafetensorsFile::~SafetensorsFile() { close(descriptor_); }
-
 absl::Status SafetensorsFile::ReadHeader() {
-  struct stat status;
-  const bool regular =
-      fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode);
-  const int64_t file_bytes = regular ? status.st_size : 0;
+  const int64_t file_bytes = reader_->bytes();
   if (file_bytes < kSafetensorsPrefix) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path_, ": is no safetensors file, it has ", file_bytes,
+        absl::StrCat(path(), ": is no safetensors file, it has ", file_bytes,
                      " bytes; download it again"));
   }
   uint64_t header_bytes;
-  absl::Status read = Read(0, kSafetensorsPrefix, &header_bytes);
+  absl::Status read = reader_->Read(0, kSafetensorsPrefix,
+                                    reinterpret_cast<char*>(&header_bytes));
   if (!read.ok()) return read;
   if (header_bytes > kMaxHeaderBytes ||
       header_bytes > static_cast<uint64_t>(file_bytes - kSafetensorsPrefix)) {
     return absl::InvalidArgumentError(absl::StrCat(
-        path_, ": its header claims ", header_bytes, " bytes of a file of ",
+        path(), ": its header claims ", header_bytes, " bytes of a file of ",
         file_bytes, "; the file is cut short or no safetensors file"));
   }
   std::string begin(kSafetensorsPrefix + header_bytes, '\0');
-  read = Read(0, static_cast<int64_t>(begin.size()), begin.data());
+  read = reader_->Read(0, static_cast<int64_t>(begin.size()), begin.data());
   if (!read.ok()) return read;
   header_digest_ = Sha256Hex(begin);
   absl::StatusOr<Tensors> tensors = ParseHeader(
-      std::string_view(begin).substr(kSafetensorsPrefix), file_bytes, path_);
+      std::string_view(begin).substr(kSafetensorsPrefix), file_bytes, path());
   if (!tensors.ok()) return tensors.status();
   tensors_ = *std::move(tensors);
   return absl::OkStatus();
@@ -251,34 +241,10 @@ absl::StatusOr<SafetensorsFile::Tensors> SafetensorsFile::ParseHeader(
   return tensors;
 }
 
-absl::Status SafetensorsFile::Read(int64_t offset, int64_t size,
-                                   void* out) const {
-  char* to = static_cast<char*>(out);
-  while (size > 0) {
-    const ssize_t got = pread(descriptor_, to, size, offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path_));
-    }
-    if (got == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path_, ": became shorter while it was read"));
-    }
-    to += got;
-    offset += got;
-    size -= got;
-  }
-  return absl::OkStatus();
-}
-
-void SafetensorsFile::WillNeed(int64_t offset, int64_t size) const {
-  posix_fadvise(descriptor_, offset, size, POSIX_FADV_WILLNEED);
-}
-
 absl::StatusOr<std::string> SafetensorsFile::ReadTensor(
     const Tensor& tensor) const {
   std::string bytes(tensor.bytes, '\0');
-  absl::Status read = Read(tensor.offset, tensor.bytes, bytes.data());
+  absl::Status read = reader_->Read(tensor.offset, tensor.bytes, bytes.data());
   if (!read.ok()) return read;
   return bytes;
 }

@@ -11,9 +11,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "worker/model/checkpoint/file_reader.h"
 
 namespace invar {
 
@@ -64,9 +66,6 @@ class SafetensorsFile {
   // file and tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(
       const std::string& path);
-  ~SafetensorsFile();
-  SafetensorsFile(const SafetensorsFile&) = delete;
-  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
   // The tensors of a header's text, which begins at byte kSafetensorsPrefix of
   // a file of `file_bytes`. `path` is for messages.
@@ -74,26 +73,21 @@ class SafetensorsFile {
                                              int64_t file_bytes,
                                              const std::string& path);
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return reader_->path(); }
+  const FileReader& reader() const { return *reader_; }
   const Tensors& tensors() const { return tensors_; }
   // SHA-256 (hex) of all that stands before the data.
   const std::string& header_digest() const { return header_digest_; }
 
-  // Bytes [offset, offset + size) of the file. INVALID_ARGUMENT if it has
-  // become shorter. Thread-safe.
-  absl::Status Read(int64_t offset, int64_t size, void* out) const;
-  // Has the storage begin to read them; only advice. Thread-safe.
-  void WillNeed(int64_t offset, int64_t size) const;
   absl::StatusOr<std::string> ReadTensor(const Tensor& tensor) const;
 
  private:
-  SafetensorsFile(std::string path, int descriptor)
-      : path_(std::move(path)), descriptor_(descriptor) {}
+  explicit SafetensorsFile(std::unique_ptr<FileReader> reader)
+      : reader_(std::move(reader)) {}
 
   absl::Status ReadHeader();
 
-  std::string path_;
-  int descriptor_;
+  std::unique_ptr<FileReader> reader_;
   std::string header_digest_;
   Tensors tensors_;
 };
