@@ -11,9 +11,9 @@
 //
 // A virtual machine's host takes free memory back within seconds and gives it
 // again, zeroed, where it is first touched, which can take longer than to read
-// as much. So before each of the three the weights' size of memory is touched
-// and freed: each then has memory of the same kind. What the first of these
-// touches took is printed, since a load on a fresh machine pays it.
+// as much. So before each of the three most of the free memory is touched and
+// freed: each then has memory of the same kind. What the first of these touches
+// took is printed, since a load on a fresh machine pays it.
 //
 // Peak memory is that of the resident set (VmHWM, reset before the load); the
 // loader reads through no mapping, so no file is in it.
@@ -132,8 +132,23 @@ double SequentialRate(const std::vector<std::string>& paths, int flags) {
   return bytes / Since(start);
 }
 
-// Bytes a second at which all processors touch new memory, which is freed.
-double TouchMemory(int64_t bytes) {
+// The number after `field` in a file of /proc, in KiB there; bytes.
+int64_t ProcBytes(const std::string& path, const std::string& field) {
+  std::ifstream file(path);
+  std::string word;
+  while (file >> word) {
+    if (word != field) continue;
+    int64_t kib = 0;
+    file >> kib;
+    return kib << 10;
+  }
+  return 0;
+}
+
+// Bytes a second at which all processors touch three quarters of the memory
+// that is free, and free it.
+double TouchFreeMemory() {
+  const int64_t bytes = ProcBytes("/proc/meminfo", "MemFree:") / 4 * 3;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) Die("memory");
@@ -155,17 +170,7 @@ double TouchMemory(int64_t bytes) {
   return bytes / seconds;
 }
 
-int64_t PeakBytes() {
-  std::ifstream status("/proc/self/status");
-  std::string word;
-  while (status >> word) {
-    if (word != "VmHWM:") continue;
-    int64_t kib = 0;
-    status >> kib;
-    return kib << 10;
-  }
-  return 0;
-}
+int64_t PeakBytes() { return ProcBytes("/proc/self/status", "VmHWM:"); }
 
 // Of all threads of this process.
 double CpuSeconds() {
@@ -197,13 +202,13 @@ int Main(const std::string& folder, int rounds) {
   std::vector<double> shares;
   for (int round = 0; round < rounds; ++round) {
     DropPages(paths);
-    const double touch = TouchMemory(bytes);
+    const double touch = TouchFreeMemory();
     const double direct = SequentialRate(paths, O_DIRECT);
     DropPages(paths);
-    TouchMemory(bytes);
+    TouchFreeMemory();
     const double cached = SequentialRate(paths, 0);
     DropPages(paths);
-    TouchMemory(bytes);
+    TouchFreeMemory();
     malloc_trim(0);
     std::ofstream("/proc/self/clear_refs") << 5;  // resets VmHWM
     const int64_t before = PeakBytes();

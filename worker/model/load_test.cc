@@ -1,7 +1,10 @@
 // What the loader refuses, and how it says so.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
@@ -92,6 +97,15 @@ RawTensor& Find(std::vector<RawTensor>& tensors, const std::string& name) {
       [&name](const RawTensor& tensor) { return tensor.name == name; });
 }
 
+// From the page cache.
+void DropPages(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(descriptor, 0);
+  EXPECT_EQ(fsync(descriptor), 0);
+  EXPECT_EQ(posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0);
+  close(descriptor);
+}
+
 constexpr char kQ[] = "model.layers.0.self_attn.q_proj.weight";
 constexpr char kScale[] = "model.layers.1.mlp.experts.5.down_proj.input_scale";
 
@@ -111,6 +125,39 @@ TEST_F(LoadTest, DigestAndAnswersDoNotDependOnSharding) {
   const auto changed = Model::Load({.path = folder_, .threads = 1});
   ASSERT_TRUE(changed.ok()) << changed.status();
   EXPECT_NE((*changed)->weights_digest(), (*single)->weights_digest());
+}
+
+// Tensors that are read in blocks, from the page cache and past it: each byte
+// comes to its place, at any offset in the file, with zeros behind.
+TEST_F(LoadTest, LargeTensorsAreReadWhole) {
+  config_.vocab_size = 40'001;  // embedding and lm_head: 2.56 MB
+  for (const int64_t shift : {0, 2, 8, 66, 4094}) {
+    const auto tensors = testing::RandomTensors(config_, 1);
+    std::vector<RawTensor> shifted = tensors;
+    shifted.insert(shifted.begin(),
+                   {"shift", "BF16", {shift / 2}, std::string(shift, 'x')});
+    ASSERT_TRUE(testing::WriteCheckpoint(folder_, config_, shifted).ok());
+    auto expected = ArchitectureTensors(config_);
+    expected.push_back({"shift", {shift / 2}});
+    for (const bool cached : {true, false}) {
+      SCOPED_TRACE(absl::StrCat(shift, cached ? " cached" : ""));
+      if (!cached) DropPages(folder_ + "/model.safetensors");
+      const auto checkpoint = Checkpoint::Load(folder_, expected);
+      ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+      for (const RawTensor& tensor : tensors) {
+        const LoadedTensor& loaded = checkpoint->tensor(tensor.name);
+        const char* bytes = reinterpret_cast<const char*>(loaded.data);
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes) % 64, 0u) << tensor.name;
+        ASSERT_EQ(static_cast<size_t>(loaded.bytes), tensor.bytes.size());
+        EXPECT_EQ(std::memcmp(bytes, tensor.bytes.data(), loaded.bytes), 0)
+            << tensor.name;
+        EXPECT_EQ(std::count(bytes + loaded.bytes,
+                             bytes + (loaded.bytes + 63) / 64 * 64, '\0'),
+                  (64 - loaded.bytes % 64) % 64)
+            << tensor.name;
+      }
+    }
+  }
 }
 
 TEST_F(LoadTest, AcceptsScalesOfShapeOne) {

@@ -83,3 +83,8 @@ invar_planted_load(
   shape checkpoint/shards.cc
   [[ShapeFits(spec, tensor->shape)]] [[true]]
   LoadTest.MissingLeftOverOrMisshapenTensor)
+# What is read in blocks stays where the blocks are.
+invar_planted_load(
+  unmoved checkpoint/checkpoint.cc
+  [[read.ok() && block != chunk]] [[false]]
+  LoadTest.LargeTensorsAreReadWhole)
