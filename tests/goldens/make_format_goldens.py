@@ -9,9 +9,15 @@ k_pe passed through the KV dtype (e4m3 where the checkpoint has a k_scale, fp32
 elsewhere). Before it is used, it is compared with transformers on the bf16
 checkpoint of each architecture.
 
-`reversed` is the relative change of the logits when every Linear's
+golden.safetensors has the logits. `reversed` is the relative change of the logits when every Linear's
 sum runs backwards: the yardstick of an FP8 comparison, in which one rounding
 that falls to the other side moves everything after it.
+
+layers.safetensors has, of the first TOKENS ids under an FP8 checkpoint, what
+worker/model/layer_golden_test.cc feeds to each operation and compares with its
+output. A Linear has its input's codes and scales and its output; an expert
+those of the tokens that chose it. Beside them: the inputs before they are
+quantised, and the latent and k_pe with their codes in both dtypes of a cache.
 """
 
 import json
@@ -24,6 +30,7 @@ import torch.nn.functional as F
 HERE = pathlib.Path(__file__).resolve().parent
 BLOCK = 128
 FP8 = torch.float8_e4m3fn
+TOKENS = 8  # of layers.safetensors
 
 COMMON = dict(
     vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
@@ -179,6 +186,7 @@ class Reference:
     def __init__(self, directory: pathlib.Path, form: str):
         self.c = json.loads((directory / "config.json").read_text())
         self.form, self.backwards = form, False
+        self.seen = None  # name -> tensor, where what is computed is kept
         self.t = safetensors.torch.load_file(directory / "model.safetensors")
         for i in range(self.c["first_k_dense_replace"],
                        self.c["num_hidden_layers"]):
@@ -199,23 +207,26 @@ class Reference:
         scale = self.t.get(f"{module}.weight_scale")
         return w if scale is None else w * scale.float()
 
-    def inputs(self, module: str, x: torch.Tensor) -> torch.Tensor:
-        if f"{module}.input_scale" in self.t:
-            s = self.t[f"{module}.input_scale"].float()
-            return (x / s).clamp(-448, 448).to(FP8).float() * s
-        if self.form == "channel":
-            s = x.abs().amax(-1, keepdim=True) / 448
-            s = torch.where(s > 0, s, 1.0)
-            return (x / s).clamp(-448, 448).to(FP8).float() * s
-        if self.form == "block":
-            return torch.cat([self._token(g) for g in x.split(BLOCK, -1)], -1)
+    def see(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if self.seen is not None:
+            self.seen[name] = x
         return x
 
-    @staticmethod
-    def _token(x: torch.Tensor) -> torch.Tensor:
-        s = x.abs().amax(-1, keepdim=True) / 448
-        s = torch.where(s > 0, s, 1.0)
-        return (x / s).clamp(-448, 448).to(FP8).float() * s
+    def inputs(self, module: str, x: torch.Tensor) -> tuple:
+        """Codes of x, and their scales: one, one a row, or one a group."""
+        if f"{module}.input_scale" in self.t:
+            s = self.t[f"{module}.input_scale"].float().reshape(1)
+            wide = s
+        else:
+            groups = x.split(BLOCK if self.form == "block" else x.shape[-1], -1)
+            s = torch.stack([g.abs().amax(-1) / 448 for g in groups], -1)
+            s = torch.where(s > 0, s, 1.0)
+            wide = torch.cat([s[:, i, None].expand_as(g)
+                              for i, g in enumerate(groups)], -1)
+        codes = (x / wide).clamp(-448, 448).to(FP8)
+        self.see(f"{module}.codes", codes.view(torch.uint8))
+        self.see(f"{module}.scales", s)
+        return codes.float() * wide
 
     def product(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         if self.backwards:
@@ -228,7 +239,7 @@ class Reference:
             f"{module}.weight_scale_inv" in self.t)
         if quantise and not module.endswith("kv_b_proj"):
             x = self.inputs(module, x)
-        return self.product(x, w)
+        return self.see(f"{module}.output", self.product(x, w))
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
@@ -251,20 +262,32 @@ class Reference:
         scale = scale.float()
         return (x / scale).clamp(-448, 448).to(FP8).float() * scale
 
+    def see_cache(self, m: str, latent: torch.Tensor,
+                  k_pe: torch.Tensor) -> None:
+        scale = self.t.get(f"{m}.k_scale", torch.ones(1)).float()
+        row = self.see(f"{m}.row", torch.cat((latent, k_pe), -1)) / scale
+        for name, dtype in (("e4m3", FP8), ("e5m2", torch.float8_e5m2)):
+            most = torch.finfo(dtype).max
+            self.see(f"{m}.{name}",
+                     row.clamp(-most, most).to(dtype).view(torch.uint8))
+
     def attention(self, m: str, x: torch.Tensor) -> torch.Tensor:
         c, n = self.c, len(x)
         heads, nope, rope = (c["num_attention_heads"], c["qk_nope_head_dim"],
                              c["qk_rope_head_dim"])
         if c["q_lora_rank"]:
-            q = self.linear(f"{m}.q_b_proj", self.norm(
-                f"{m}.q_a_layernorm", self.linear(f"{m}.q_a_proj", x)))
+            q_a = self.norm(f"{m}.q_a_layernorm",
+                            self.linear(f"{m}.q_a_proj", x))
+            q = self.linear(f"{m}.q_b_proj", self.see(f"{m}.q_a", q_a))
         else:
             q = self.linear(f"{m}.q_proj", x)
         q_nope, q_rope = q.view(n, heads, -1).split((nope, rope), -1)
         latent, k_pe = self.linear(f"{m}.kv_a_proj_with_mqa", x).split(
             (c["kv_lora_rank"], rope), -1)
-        latent = self.cached(m, self.norm(f"{m}.kv_a_layernorm", latent))
-        k_pe = self.cached(m, self.rotate(k_pe))
+        latent = self.norm(f"{m}.kv_a_layernorm", latent)
+        k_pe = self.rotate(k_pe)
+        self.see_cache(m, latent, k_pe)
+        latent, k_pe = self.cached(m, latent), self.cached(m, k_pe)
         k_nope, v = self.linear(f"{m}.kv_b_proj", latent).view(
             n, heads, -1).split((nope, c["v_head_dim"]), -1)
         scores = (torch.einsum("qhd,khd->hqk", q_nope, k_nope)
@@ -272,13 +295,13 @@ class Reference:
         scores = scores * (nope + rope) ** -0.5
         future = torch.ones(n, n, dtype=torch.bool).triu(1)
         p = scores.masked_fill(future, -torch.inf).softmax(-1)
-        return self.linear(f"{m}.o_proj",
-                           torch.einsum("hqk,khd->qhd", p, v).reshape(n, -1))
+        values = torch.einsum("hqk,khd->qhd", p, v).reshape(n, -1)
+        return self.linear(f"{m}.o_proj", self.see(f"{m}.values", values))
 
     def mlp(self, m: str, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(f"{m}.down_proj",
-                           F.silu(self.linear(f"{m}.gate_proj", x))
-                           * self.linear(f"{m}.up_proj", x))
+        inner = (F.silu(self.linear(f"{m}.gate_proj", x))
+                 * self.linear(f"{m}.up_proj", x))
+        return self.linear(f"{m}.down_proj", self.see(f"{m}.inner", inner))
 
     def route(self, m: str, x: torch.Tensor) -> torch.Tensor:
         """Weights (positions, experts), 0 for those not chosen."""
@@ -301,8 +324,10 @@ class Reference:
         picked = scores.gather(1, ids)
         if c["norm_topk_prob"]:
             picked = picked / (picked.sum(-1, keepdim=True) + 1e-20)
-        return torch.zeros_like(scores).scatter(
-            1, ids, picked * c["routed_scaling_factor"])
+        picked = picked * c["routed_scaling_factor"]
+        self.see(f"{m}.expert_ids", ids.int())
+        self.see(f"{m}.expert_weights", picked)
+        return torch.zeros_like(scores).scatter(1, ids, picked)
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, backwards: bool = False) -> torch.Tensor:
@@ -310,9 +335,13 @@ class Reference:
         x = self.t["model.embed_tokens.weight"].float()[ids]
         for i in range(c["num_hidden_layers"]):
             layer = f"model.layers.{i}"
-            x = x + self.attention(f"{layer}.self_attn",
-                                   self.norm(f"{layer}.input_layernorm", x))
-            y = self.norm(f"{layer}.post_attention_layernorm", x)
+            a = f"{layer}.self_attn"
+            y = self.norm(f"{layer}.input_layernorm",
+                          self.see(f"{a}.hidden", x))
+            x = x + self.attention(a, self.see(f"{a}.input", y))
+            y = self.norm(f"{layer}.post_attention_layernorm",
+                          self.see(f"{layer}.mlp.hidden", x))
+            self.see(f"{layer}.mlp.input", y)
             if i < c["first_k_dense_replace"]:
                 x = x + self.mlp(f"{layer}.mlp", y)
                 continue
@@ -323,6 +352,23 @@ class Reference:
                     f"{layer}.mlp.experts.{e}", y)
             x = x + out
         return self.linear("lm_head", self.norm("model.norm", x))
+
+    def layers(self, ids: torch.Tensor) -> dict:
+        """What is seen on the way; of an expert, the rows that chose it."""
+        self.seen = {}
+        self.logits(ids)
+        seen, self.seen = self.seen, None
+        out = {}
+        for name, x in seen.items():
+            if "kv_b_proj" in name or name.startswith("lm_head"):
+                continue
+            mlp, _, rest = name.partition(".experts.")
+            if rest and len(x) == len(ids):
+                expert = int(rest.partition(".")[0])
+                x = x[(seen[f"{mlp}.expert_ids"] == expert).any(-1)]
+            if len(x) > 0:
+                out[name] = x.clone().contiguous()
+        return out
 
 
 def write(directory: pathlib.Path, arch: str, form: str, seed: int) -> dict:
@@ -395,6 +441,9 @@ def main() -> None:
                 {"input_ids": ids.int(), "logits": logits[-24:].contiguous(),
                  "reversed": torch.tensor([change])},
                 directory / "golden.safetensors")
+            if FORMATS[form]:
+                safetensors.torch.save_file(reference.layers(ids[:TOKENS]),
+                                            directory / "layers.safetensors")
             for file in directory.iterdir():
                 file.chmod(0o644)
 

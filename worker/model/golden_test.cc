@@ -1,10 +1,11 @@
 // Logits against transformers' DeepseekV2ForCausalLM in fp32, on small random
 // models; tests/goldens has them and the script that made them.
+#include "worker/model/testing/golden.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <span>
 #include <string>
@@ -16,13 +17,7 @@
 namespace invar {
 namespace {
 
-template <typename T>
-std::vector<T> Values(const SafetensorsFile& file, const std::string& name) {
-  const std::string bytes = file.ReadTensor(file.tensors().at(name)).value();
-  std::vector<T> values(bytes.size() / sizeof(T));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
-}
+using testing::Values;
 
 // Every position's logits, (ids, vocab), as one prompt.
 std::vector<float> Score(Model& model, const std::vector<int32_t>& ids) {
