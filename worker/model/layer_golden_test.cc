@@ -37,6 +37,8 @@ using Codes = std::vector<uint8_t>;
 
 constexpr double kErrorMost = 1e-5;
 constexpr double kOtherCodesMost = 1e-3;
+// Of the cache that the reference attends to.
+constexpr KvDtype kCacheDtype = KvDtype::kFp8E4m3;
 
 // What an e4m3 or e5m2 code without its sign stands for.
 template <int kMantissa>
@@ -97,7 +99,7 @@ class LayerGoldenTest : public ::testing::TestWithParam<std::string> {
     auto checked = LoadChecked(folder);
     ASSERT_TRUE(checked.ok()) << checked.status();
     model_.emplace(*std::move(checked));
-    weights_ = ReadWeights(model_->config, model_->checkpoint, CacheDtype());
+    weights_ = ReadWeights(model_->config, model_->checkpoint, kCacheDtype);
     const ModelConfig& c = model_->config;
     rope_ =
         cpu::MakeRopeTable(c.qk_rope_head_dim, c.rope_theta, c.rope_scaling);
@@ -119,11 +121,6 @@ class LayerGoldenTest : public ::testing::TestWithParam<std::string> {
     return absl::StrCat("model.layers.", layer, ".mlp");
   }
 
-  // The reference's where it attends.
-  KvDtype CacheDtype() const {
-    return model_->config.quantization.kv_scales ? KvDtype::kFp8E4m3
-                                                 : KvDtype::kFp32;
-  }
   Floats Seen(const std::string& name) const {
     return testing::Values<float>(*golden_, name);
   }
@@ -326,7 +323,7 @@ void LayerGoldenTest::CheckAttended(int64_t index) {
   const ModelConfig& c = model_->config;
   const LayerWeights& layer = weights_.layers[index];
   const std::string module = Attention(index);
-  KvCache memory(CacheDtype(), 1, 1, c.kv_row_elements());
+  KvCache memory(kCacheDtype, 1, 1, c.kv_row_elements());
   const cpu::KvLayer cache = Append(layer, Seen(module + ".row"), memory);
 
   Floats q =
