@@ -214,8 +214,8 @@ class Reference:
             self.seen[name] = x
         return x
 
-    def inputs(self, module: str, x: torch.Tensor) -> tuple:
-        """Codes of x, and their scales: one, one a row, or one a group."""
+    def inputs(self, module: str, x: torch.Tensor) -> torch.Tensor:
+        """x through its codes, by one scale, one a row or one a group."""
         if f"{module}.input_scale" in self.t:
             s = self.t[f"{module}.input_scale"].float().reshape(1)
             wide = s
