@@ -67,7 +67,7 @@ void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
       seconds, moved, 2.0 * tokens * rows * columns);
 }
 
-void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
+void Experts(Bench& bench, WeightDtype dtype, int64_t tokens, int tile = 0) {
   const int64_t size = WeightElementBytes(dtype);
   const int64_t gate_up_bytes = kExperts * 2 * kInner * kHidden * size;
   const int64_t down_bytes = gate_up_bytes / 2;
@@ -97,7 +97,7 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   const LaunchOptions launch = {bench.stream(), /*overlap=*/true};
   const double router_seconds = bench.Seconds(20, [&](int) {
     Router(options, WeightDtype::kFp32, router.data(), kHidden, x_values.data(),
-           tokens, ids.data(), chosen.data(), plan, launch);
+           tokens, ids.data(), chosen.data(), plan, launch, tile);
   });
   const std::vector<int32_t> all = ids.Download();
   std::vector<bool> hit(kExperts);
@@ -105,7 +105,8 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   const double share =
       static_cast<double>(std::count(hit.begin(), hit.end(), true)) / kExperts;
   const std::string suffix =
-      std::string(" ") + Name(dtype) + " T=" + std::to_string(tokens);
+      std::string(" ") + Name(dtype) + " T=" + std::to_string(tokens) +
+      (tile > 0 ? " tile " + std::to_string(tile) : "");
   bench.Report("router" + suffix, router_seconds,
                kExperts * kHidden * 4.0 + tokens * kHidden * 4.0);
   std::vector<GroupedWeights> weights(copies);
@@ -134,14 +135,14 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
                    {in_order.data(), kHidden * size}, launch);
     }
     ExpertsGateUp(weights[i % copies], gathers ? gathered : x, plan, tokens,
-                  kTopK, {act.data(), dtype, 1.0f}, launch, 0, gathers);
+                  kTopK, {act.data(), dtype, 1.0f}, launch, tile, gathers);
   });
   bench.Report("experts gate+up" + suffix, up_seconds,
                share * gate_up_bytes + slots * (kInner + kHidden) * size,
                2.0 * slots * 2 * kInner * kHidden);
   const double down_seconds = bench.Seconds(copies * 4, [&](int i) {
     ExpertsDown(weights[i % copies], act_input, plan, tokens, kTopK, out.data(),
-                launch);
+                launch, tile);
   });
   bench.Report("experts down" + suffix, down_seconds,
                share * down_bytes + slots * (kInner * size + kHidden * 4),
@@ -197,7 +198,26 @@ void Run(Bench& bench) {
   for (const int64_t t : {1, 8, 32, 128, 256}) Norm(bench, t);
 }
 
+void RunPrefill(Bench& bench) {
+  constexpr int64_t kTokens = 8192;
+  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
+    const auto dense = [&](const char* name, int64_t rows, int64_t columns,
+                           int64_t leaf) {
+      Dense(bench, name, dtype, rows, columns, leaf, leaf == 0, kTokens);
+    };
+    dense("q_proj 3072x2048", 3072, 2048, ColumnParallelLeaf(3072, 2048));
+    dense("kv_a 576x2048", 576, 2048, ColumnParallelLeaf(576, 2048));
+    dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048));
+    dense("shared gate+up 5632x2048", 5632, 2048, 0);
+    dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816));
+    for (const int tile : {64, 128, 256}) {
+      Experts(bench, dtype, kTokens, tile);
+    }
+  }
+}
+
 const BenchEntry entry("linear", Run);
+const BenchEntry prefill_entry("prefill", RunPrefill);
 
 }  // namespace
 }  // namespace invar::cuda::testing

@@ -49,6 +49,7 @@ struct GemmInput {
   int64_t columns = 0;
   CUtensorMap map = {};      // boxes of 8 rows by 128 bytes
   CUtensorMap row_map = {};  // boxes of 1 row, for gathering tokens
+  CUtensorMap wide_map = {};  // boxes of 64 rows, for many tokens
   // What InputSink::scales wrote: kToken, which multiply the sums, or kGroup,
   // which do so every kScaleBlock of K. Null: GemmWeight::scale has it all.
   const float* scales = nullptr;

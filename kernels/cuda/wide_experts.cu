@@ -1,0 +1,309 @@
+// The experts' products, and dense gate and up, with many tokens.
+//
+// What such a product ends with costs as much as a third of its arithmetic, so
+// each scale is read once, and the tile leaves through shared memory in runs.
+#include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/silu_mul.h"
+#include "kernels/cuda/wide_tile.h"
+
+namespace invar::cuda {
+namespace {
+
+// Gate and up, or two neighbouring row blocks of down, by 128 tokens.
+using TileType = WideTile<kWideExpertTile, 2, 4>;
+constexpr int kTokens = TileType::kTokens;
+constexpr int kValues = TileType::kValues;
+
+// Named barriers; 0 is the block's own.
+constexpr int kMultipliersBarrier = 1;
+constexpr int kGroupBarrier = 2;  // and the next: of each group
+
+__device__ void BarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Block `rank`'s part of an entry of the work; count below 1: none.
+struct Part {
+  ExpertWork work;
+  bool paired;  // the other block of the cluster has the entry's other half
+};
+
+__device__ Part FindPart(const ExpertArguments& a, int tile, int rank) {
+  ExpertWork work;
+  const int item = blockIdx.y;
+  if (a.work == nullptr) {
+    work = {0, item * tile, min(tile, a.tokens - item * tile), 0};
+  } else {
+    WaitForPriorKernel();
+    if (item >= *a.work_count) return {{0, 0, 0, 0}, false};
+    work = a.work[item];
+  }
+  const bool paired = work.count > kTokens;
+  work.first += rank * kTokens;
+  work.count = min(work.count - rank * kTokens, kTokens);
+  return {work, paired};
+}
+
+// What the tile's end reads of its tokens.
+struct Ends {
+  float scale[kTokens];
+  int64_t row[kTokens];  // of the output
+};
+
+template <bool kGateUp>
+__device__ void FindEnds(const ExpertArguments& a, const ExpertWork& work,
+                         Ends& ends) {
+  for (int t = threadIdx.x; t < kTokens; t += TileType::kThreads) {
+    if (t >= work.count) {
+      ends.scale[t] = 0.0f;
+      continue;
+    }
+    const int place = work.first + t;
+    ends.row[t] = kGateUp ? place : a.order[place];
+    ends.scale[t] = a.token_scales == nullptr ? 1.0f : a.token_scales[place];
+  }
+}
+
+// x / divisor, rounded to nearest, where that is in the range of e4m3: what is
+// smaller or larger goes the same way. inverse is the nearest of 1 / divisor.
+__device__ float Divide(float x, float divisor, float inverse) {
+  const float nearly = x * inverse;
+  float quotient = fmaf(fmaf(-divisor, nearly, x), inverse, nearly);
+  quotient = fmaf(fmaf(-divisor, quotient, x), inverse, quotient);
+  return nearly != 0.0f && fabsf(nearly) < 0x1p100f ? quotient : nearly;
+}
+
+// How a value leaves, as kBytes of it. StoreInput's roundings.
+struct ToE4m3 {
+  using Element = __nv_fp8_storage_t;
+  float scale;
+  float inverse;
+  __device__ Element operator()(float x) const {
+    return __nv_cvt_float_to_fp8(Divide(x, scale, inverse), __NV_SATFINITE,
+                                 __NV_E4M3);
+  }
+};
+struct ToBf16 {
+  using Element = __nv_bfloat16;
+  __device__ Element operator()(float x) const {
+    return __float2bfloat16_rn(x);
+  }
+};
+struct ToFp16 {
+  using Element = __half;
+  __device__ Element operator()(float x) const { return __float2half_rn(x); }
+};
+struct ToFp32 {
+  using Element = float;
+  __device__ Element operator()(float x) const { return x; }
+};
+
+// The group's tile, kUsed row blocks from first_row by its tokens, to
+// out[row of the token * rows + row], through shared memory of its own.
+template <int kUsed, typename Convert>
+__device__ void StoreTile(const Convert& convert, const Ends& ends, int count,
+                          int rows, int first_row, std::byte* staging,
+                          typename Convert::Element* out,
+                          const float (&sum)[2][kValues]) {
+  using Element = typename Convert::Element;
+  constexpr int kRows = kUsed * kProductRows;
+  constexpr int kBytes = static_cast<int>(sizeof(Element));
+  constexpr int kPitch = kRows * kBytes + 16;  // banks differ by token
+  const int thread = threadIdx.x % 128;
+  std::byte* const mine = staging + FragmentToken(thread, 0) * kPitch +
+                          FragmentRow(thread, 0) * kBytes;
+#pragma unroll
+  for (int m = 0; m < kUsed; ++m) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      // FragmentToken and FragmentRow of i, less those of 0.
+      const int token = 8 * (i / 4) + i % 2;
+      const int row = 8 * (i / 2 % 2) + m * kProductRows;
+      *reinterpret_cast<Element*>(mine + token * kPitch + row * kBytes) =
+          convert(sum[m][i]);
+    }
+  }
+  BarrierSync(kGroupBarrier + threadIdx.x / 128, 128);
+  constexpr int kChunks = kRows * kBytes / 16;  // of a token
+#pragma unroll 4
+  for (int i = thread; i < count * kChunks; i += 128) {
+    const int token = i / kChunks;
+    const int row = first_row + i % kChunks * (16 / kBytes);
+    if (row < rows) {
+      *reinterpret_cast<uint4*>(out + ends.row[token] * rows + row) =
+          *reinterpret_cast<const uint4*>(staging + token * kPitch +
+                                          i % kChunks * 16);
+    }
+  }
+}
+
+// Both row blocks' sums, times their scales, in place; of gate and up the first
+// becomes their SwiGLU.
+template <bool kGateUp>
+__device__ void FinishSums(const ExpertArguments& a, const ExpertWork& work,
+                           int first_row, const Ends& ends,
+                           float (&sum)[2][kValues]) {
+  const int thread = threadIdx.x % 128;
+  float factor[2][2];  // of row block m, and of its rows g and g + 8
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const bool up = kGateUp && m == 1;
+    const float* scales = up ? a.up_scales : a.scales;
+    const float own = up ? a.up_scale : a.scale;
+    const float scale = scales == nullptr ? own : own * scales[work.expert];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = min(first_row + FragmentRow(thread, 2 * h) +
+                              (kGateUp ? 0 : m * kProductRows),
+                          a.rows - 1);
+      const int64_t at =
+          static_cast<int64_t>(work.expert) * a.rows * (kGateUp ? 2 : 1) +
+          (up ? a.rows : 0) + row;
+      factor[m][h] =
+          scale * (a.row_scales == nullptr ? 1.0f : a.row_scales[at]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    const float token_scale = ends.scale[FragmentToken(thread, i)];
+    const int h = i / 2 % 2;
+    const float first = sum[0][i] * (factor[0][h] * token_scale);
+    const float second = sum[1][i] * (factor[1][h] * token_scale);
+    sum[0][i] = kGateUp ? SwiGlu(first, second) : first;
+    sum[1][i] = second;
+  }
+}
+
+template <bool kGateUp>
+__device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
+                          int first_row, const Ends& ends, std::byte* staging,
+                          float (&sum)[2][kValues]) {
+  FinishSums<kGateUp>(a, work, first_row, ends, sum);
+  const auto store = [&]<typename Convert>(const Convert& convert, void* out) {
+    StoreTile<kGateUp ? 1 : 2>(
+        convert, ends, work.count, a.rows, first_row, staging,
+        static_cast<typename Convert::Element*>(out), sum);
+  };
+  if constexpr (!kGateUp) {
+    store(ToFp32(), a.slots);
+  } else {
+    const InputSink& sink = a.activated;
+    switch (sink.dtype) {
+      case WeightDtype::kFp8E4m3:
+        return store(ToE4m3{sink.scale, 1.0f / sink.scale}, sink.data);
+      case WeightDtype::kFp16:
+        return store(ToFp16(), sink.data);
+      case WeightDtype::kBf16:
+        return store(ToBf16(), sink.data);
+      case WeightDtype::kFp32:
+        return store(ToFp32(), sink.data);
+    }
+  }
+}
+
+// grid (row tiles * blocks that share an entry, entries)
+template <typename Format, bool kGateUp>
+__global__ void __launch_bounds__(TileType::kThreads, 1)
+    WideExpertKernel(const __grid_constant__ CUtensorMap weights,
+                     const __grid_constant__ CUtensorMap x,
+                     const __grid_constant__ ExpertArguments a) {
+  // Rows of the output that a group makes.
+  constexpr int kGroupRows = (kGateUp ? 1 : 2) * kProductRows;
+  extern __shared__ std::byte shared[];
+  __shared__ Ends ends;
+  AllowNextKernel();
+  const int rank = a.parts == 1 ? 0 : static_cast<int>(ClusterRank());
+  const auto [work, paired] = FindPart(a, a.parts * kTokens, rank);
+  if (work.count <= 0) return;
+  const WideRing<TileType> ring(shared, paired);
+  if (threadIdx.x == 0) WideRing<TileType>(ring).Init();
+  if (paired) {
+    ClusterSync();
+  } else {
+    __syncthreads();
+  }
+  const int row = blockIdx.x / a.parts * (TileType::kGroups * kGroupRows);
+  const int group = threadIdx.x / 128;
+  WaitForPriorKernel();
+  FindEnds<kGateUp>(a, work, ends);
+  __syncthreads();
+  if (group == TileType::kGroups) {
+    ReduceRegisters<TileType::kProducerRegisters>();
+    if (threadIdx.x % 128 < 32) {
+      const int first = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
+      ProduceWide<TileType>(
+          ring, rank, &weights,
+          [&](int i) {
+            return first + (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
+                                    : i * kProductRows);
+          },
+          &x, work.first, a.k_blocks);
+    }
+    if (paired) {
+      ClusterArrive();
+      ClusterWait();
+    }
+    return;
+  }
+  RaiseRegisters<TileType::kMultiplierRegisters>();
+  float sum[2][kValues];
+  MultiplyChain<Format, TileType>(ring, group, a.k_blocks, sum);
+  if (paired) ClusterArrive();  // it has read what the other one sent
+  BarrierSync(kMultipliersBarrier, TileType::kMultipliers);
+  std::byte* const staging = ring.stages + group * (2 * TileType::kStageBytes);
+  StoreSums<kGateUp>(a, work, row + group * kGroupRows, ends, staging, sum);
+  if (paired) ClusterWait();  // no block leaves while it is being told
+}
+
+template <typename Format, bool kGateUp>
+void Run(const CUtensorMap& weights, const CUtensorMap& x, ExpertArguments a,
+         int tile, int64_t items, const LaunchOptions& options) {
+  constexpr int kRows = TileType::kRowBlocks * kProductRows / (kGateUp ? 2 : 1);
+  a.parts = tile / kTokens;
+  const int row_tiles = (a.rows + kRows - 1) / kRows;
+  const LaunchShape shape = {
+      .grid = dim3(row_tiles * a.parts, static_cast<unsigned>(items)),
+      .threads = TileType::kThreads,
+      .shared_bytes = Ring<TileType, TileType::kStages>::kSharedBytes,
+      .cluster = a.parts};
+  Launch(WideExpertKernel<Format, kGateUp>, shape, options,
+         kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
+}
+
+template <typename Format>
+void RunFormat(bool gate_up, const CUtensorMap& weights, const CUtensorMap& x,
+               const ExpertArguments& a, int tile, int64_t items,
+               const LaunchOptions& options) {
+  return gate_up ? Run<Format, true>(weights, x, a, tile, items, options)
+                 : Run<Format, false>(weights, x, a, tile, items, options);
+}
+
+}  // namespace
+
+bool WideExpertsTake(WeightDtype dtype, const ExpertArguments& a,
+                     bool gate_up) {
+  // Rows leave in pieces of 16 bytes.
+  return a.block_scales == nullptr && a.rows % 16 == 0 &&
+         (!gate_up || a.work == nullptr || a.gathered) &&
+         (dtype == WeightDtype::kFp8E4m3 || dtype == WeightDtype::kFp16 ||
+          dtype == WeightDtype::kBf16);
+}
+
+void WideExperts(WeightDtype dtype, bool gate_up, const CUtensorMap& weights,
+                 const CUtensorMap& x, const ExpertArguments& a, int tile,
+                 int64_t items, const LaunchOptions& options) {
+  switch (dtype) {
+    case WeightDtype::kFp8E4m3:
+      return RunFormat<E4m3Format>(gate_up, weights, x, a, tile, items,
+                                   options);
+    case WeightDtype::kFp16:
+      return RunFormat<Fp16Format>(gate_up, weights, x, a, tile, items,
+                                   options);
+    default:
+      return RunFormat<Bf16Format>(gate_up, weights, x, a, tile, items,
+                                   options);
+  }
+}
+
+}  // namespace invar::cuda
