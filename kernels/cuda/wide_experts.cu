@@ -5,7 +5,7 @@
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/silu_mul.h"
-#include "kernels/cuda/wide_tile.h"
+#include "kernels/cuda/wide_store.cuh"
 
 namespace invar::cuda {
 namespace {
@@ -14,14 +14,6 @@ namespace {
 using TileType = WideTile<kWideExpertTile, 2, 4>;
 constexpr int kTokens = TileType::kTokens;
 constexpr int kValues = TileType::kValues;
-
-// Named barriers; 0 is the block's own.
-constexpr int kMultipliersBarrier = 1;
-constexpr int kGroupBarrier = 2;  // and the next: of each group
-
-__device__ void BarrierSync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
 
 // Block `rank`'s part of an entry of the work; count below 1: none.
 struct Part {
@@ -74,7 +66,7 @@ __device__ float Divide(float x, float divisor, float inverse) {
   return nearly != 0.0f && fabsf(nearly) < 0x1p100f ? quotient : nearly;
 }
 
-// How a value leaves, as kBytes of it. StoreInput's roundings.
+// StoreInput's roundings, as those of wide_store.cuh.
 struct ToE4m3 {
   using Element = __nv_fp8_storage_t;
   float scale;
@@ -84,60 +76,6 @@ struct ToE4m3 {
                                  __NV_E4M3);
   }
 };
-struct ToBf16 {
-  using Element = __nv_bfloat16;
-  __device__ Element operator()(float x) const {
-    return __float2bfloat16_rn(x);
-  }
-};
-struct ToFp16 {
-  using Element = __half;
-  __device__ Element operator()(float x) const { return __float2half_rn(x); }
-};
-struct ToFp32 {
-  using Element = float;
-  __device__ Element operator()(float x) const { return x; }
-};
-
-// The group's tile, kUsed row blocks from first_row by its tokens, to
-// out[row of the token * rows + row], through shared memory of its own.
-template <int kUsed, typename Convert>
-__device__ void StoreTile(const Convert& convert, const Ends& ends, int count,
-                          int rows, int first_row, std::byte* staging,
-                          typename Convert::Element* out,
-                          const float (&sum)[2][kValues]) {
-  using Element = typename Convert::Element;
-  constexpr int kRows = kUsed * kProductRows;
-  constexpr int kBytes = static_cast<int>(sizeof(Element));
-  constexpr int kPitch = kRows * kBytes + 16;  // banks differ by token
-  const int thread = threadIdx.x % 128;
-  std::byte* const mine = staging + FragmentToken(thread, 0) * kPitch +
-                          FragmentRow(thread, 0) * kBytes;
-#pragma unroll
-  for (int m = 0; m < kUsed; ++m) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      // FragmentToken and FragmentRow of i, less those of 0.
-      const int token = 8 * (i / 4) + i % 2;
-      const int row = 8 * (i / 2 % 2) + m * kProductRows;
-      *reinterpret_cast<Element*>(mine + token * kPitch + row * kBytes) =
-          convert(sum[m][i]);
-    }
-  }
-  BarrierSync(kGroupBarrier + threadIdx.x / 128, 128);
-  constexpr int kChunks = kRows * kBytes / 16;  // of a token
-#pragma unroll 4
-  for (int i = thread; i < count * kChunks; i += 128) {
-    const int token = i / kChunks;
-    const int row = first_row + i % kChunks * (16 / kBytes);
-    if (row < rows) {
-      *reinterpret_cast<uint4*>(out + ends.row[token] * rows + row) =
-          *reinterpret_cast<const uint4*>(staging + token * kPitch +
-                                          i % kChunks * 16);
-    }
-  }
-}
-
 // Both row blocks' sums, times their scales, in place; of gate and up the first
 // becomes their SwiGLU.
 template <bool kGateUp>
@@ -182,8 +120,8 @@ __device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
   FinishSums<kGateUp>(a, work, first_row, ends, sum);
   const auto store = [&]<typename Convert>(const Convert& convert, void* out) {
     StoreTile<kGateUp ? 1 : 2>(
-        convert, ends, work.count, a.rows, first_row, staging,
-        static_cast<typename Convert::Element*>(out), sum);
+        convert, [&](int token) { return ends.row[token]; }, work.count, a.rows,
+        first_row, staging, static_cast<typename Convert::Element*>(out), sum);
   };
   if constexpr (!kGateUp) {
     store(ToFp32(), a.slots);
