@@ -67,7 +67,7 @@ void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
       seconds, moved, 2.0 * tokens * rows * columns);
 }
 
-void Experts(Bench& bench, WeightDtype dtype, int64_t tokens, int tile = 0) {
+void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   const int64_t size = WeightElementBytes(dtype);
   const int64_t gate_up_bytes = kExperts * 2 * kInner * kHidden * size;
   const int64_t down_bytes = gate_up_bytes / 2;
@@ -97,7 +97,7 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens, int tile = 0) {
   const LaunchOptions launch = {bench.stream(), /*overlap=*/true};
   const double router_seconds = bench.Seconds(20, [&](int) {
     Router(options, WeightDtype::kFp32, router.data(), kHidden, x_values.data(),
-           tokens, ids.data(), chosen.data(), plan, launch, tile);
+           tokens, ids.data(), chosen.data(), plan, launch);
   });
   const std::vector<int32_t> all = ids.Download();
   std::vector<bool> hit(kExperts);
@@ -135,14 +135,14 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens, int tile = 0) {
                    {in_order.data(), kHidden * size}, launch);
     }
     ExpertsGateUp(weights[i % copies], gathers ? gathered : x, plan, tokens,
-                  kTopK, {act.data(), dtype, 1.0f}, launch, tile, gathers);
+                  kTopK, {act.data(), dtype, 1.0f}, launch, 0, gathers);
   });
   bench.Report("experts gate+up" + suffix, up_seconds,
                share * gate_up_bytes + slots * (kInner + kHidden) * size,
                2.0 * slots * 2 * kInner * kHidden);
   const double down_seconds = bench.Seconds(copies * 4, [&](int i) {
     ExpertsDown(weights[i % copies], act_input, plan, tokens, kTopK, out.data(),
-                launch, tile);
+                launch);
   });
   bench.Report("experts down" + suffix, down_seconds,
                share * down_bytes + slots * (kInner * size + kHidden * 4),
@@ -210,9 +210,7 @@ void RunPrefill(Bench& bench) {
     dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048));
     dense("shared gate+up 5632x2048", 5632, 2048, 0);
     dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816));
-    for (const int tile : {64, 128, 256}) {
-      Experts(bench, dtype, kTokens, tile);
-    }
+    Experts(bench, dtype, kTokens);
   }
 }
 

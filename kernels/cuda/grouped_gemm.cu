@@ -246,9 +246,9 @@ void RunDtype(const GemmWeight& weights, const GemmInput& input,
       static_cast<int>((weights.columns * WeightElementBytes(weights.dtype) +
                         kTileRowBytes - 1) /
                        kTileRowBytes);
-  if (tile >= kWideExpertTile && WideExpertsTake(weights.dtype, a, kGateUp)) {
+  if (tile == kWideExpertTile && WideExpertsTake(weights.dtype, a, kGateUp)) {
     return WideExperts(weights.dtype, kGateUp, weights.map, input.wide_map, a,
-                       tile, items, options);
+                       items, options);
   }
   switch (weights.dtype) {
     case WeightDtype::kFp8E4m3:
@@ -294,11 +294,10 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts) {
   // About twice an expert's average share, so that few have a second tile.
   const int64_t share = 2 * tokens * top_k / experts;
   if (share <= 8 || tokens <= 8) return 8;
-  return share <= 16                  ? 16
-         : share <= 32                ? 32
-         : share <= 80                ? 64
-         : share <= kPairedExpertTile ? kWideExpertTile
-                                      : kPairedExpertTile;
+  return share <= 16   ? 16
+         : share <= 32 ? 32
+         : share <= 80 ? 64
+                       : kWideExpertTile;
 }
 
 bool GatherPays(int64_t tokens, int64_t top_k, int64_t experts) {
@@ -364,12 +363,11 @@ void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
                 const LaunchOptions& options, int tile) {
   if (tokens == 0) return;
   if (tile == 0) {
-    tile = tokens <= 8      ? 8
-           : tokens <= 16   ? 16
-           : tokens <= 32   ? 32
-           : tokens <= 512  ? 64
-           : tokens <= 1024 ? kWideExpertTile
-                            : kPairedExpertTile;
+    tile = tokens <= 8     ? 8
+           : tokens <= 16  ? 16
+           : tokens <= 32  ? 32
+           : tokens <= 512 ? 64
+                           : kWideExpertTile;
   }
   const bool scaled = gate_up.block_scales == nullptr;
   RunDtype<true>(gate_up, x, x.map,

@@ -29,17 +29,15 @@ struct ExpertArguments {
   float* slots;               // of down
 };
 
-// Tokens of an entry of `work` from which on WideExperts takes it.
+// Tokens of an entry of `work` that WideExperts multiplies at once.
 inline constexpr int kWideExpertTile = 128;
-// And that are two thread blocks', which share weights.
-inline constexpr int kPairedExpertTile = 2 * kWideExpertTile;
 
 // Whether it takes such a product. Its inputs lie in the order of the groups.
 bool WideExpertsTake(WeightDtype dtype, const ExpertArguments& arguments,
                      bool gate_up);
 void WideExperts(WeightDtype dtype, bool gate_up, const CUtensorMap& weights,
                  const CUtensorMap& x, const ExpertArguments& arguments,
-                 int tile, int64_t items, const LaunchOptions& options);
+                 int64_t items, const LaunchOptions& options);
 
 }  // namespace invar::cuda
 

@@ -207,8 +207,9 @@ struct Sequence {
   int table;
   int tiles;
 };
-__device__ bool NextSequence(const TokenPlaces& places, int first, int after,
+__device__ bool NextSequence(const TokenPlaces& places, int first,
                              Sequence* next) {
+  const int after = next->table;
   next->tiles = 0;
   for (int i = 0; i < kTokens && first + i < places.tokens; ++i) {
     const int table = places.tables[first + i];
@@ -227,7 +228,7 @@ __device__ void LoadQuery(const Arguments& a, int first_token, int first_head,
   constexpr int kPairs = kRow / 64;  // that a lane has of a row
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-#pragma unroll 2
+#pragma unroll 4
   for (int row = warp; row < kRows; row += kGroups * 4) {
     const int64_t token = first_token + row / kHeads;
     const int head = first_head + row % kHeads;
@@ -467,30 +468,39 @@ struct Attention {
       const float all = merged_sum[h];
       const float inverse = 1.0f / all;
       uint32_t rest = 0;  // whose quotients are left to a slower loop
+      const auto place = [&](int m) {
+        return reinterpret_cast<float4*>(row + m / kRunSteps * (4 * kElements) +
+                                         m % kRunSteps * 4);
+      };
 #pragma unroll
-      for (int m = 0; m < kLatents / 16; ++m) {
-        float(&d)[64] = out[m / 8];
-        const int i = 8 * (m % 8) + 2 * h;
-        float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
-        float4* const at = reinterpret_cast<float4*>(
-            row + m / kRunSteps * (4 * kElements) + m % kRunSteps * 4);
-        if (!is_first) {
-          const float4 old = *at;
-          v = {fmaf(v.x, new_factor[h], old.x * old_factor[h]),
-               fmaf(v.y, new_factor[h], old.y * old_factor[h]),
-               fmaf(v.z, new_factor[h], old.z * old_factor[h]),
-               fmaf(v.w, new_factor[h], old.w * old_factor[h])};
+      for (int n = 0; n < 2; ++n) {
+        constexpr int kHalf = kLatents / 32;
+        float4 old[kHalf];
+        if (!is_first) {  // all at once: they wait for memory together
+#pragma unroll
+          for (int m = 0; m < kHalf; ++m) old[m] = *place(n * kHalf + m);
         }
-        if (is_last) {
-          if (!DivideFour(v, all, inverse)) rest |= 1u << m;
+#pragma unroll
+        for (int m = 0; m < kHalf; ++m) {
+          const int i = 8 * m + 2 * h;
+          const float(&d)[64] = out[n];
+          float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
+          if (!is_first) {
+            v = {fmaf(v.x, new_factor[h], old[m].x * old_factor[h]),
+                 fmaf(v.y, new_factor[h], old[m].y * old_factor[h]),
+                 fmaf(v.z, new_factor[h], old[m].z * old_factor[h]),
+                 fmaf(v.w, new_factor[h], old[m].w * old_factor[h])};
+          }
+          if (is_last && !DivideFour(v, all, inverse)) {
+            rest |= 1u << (n * kHalf + m);
+          }
+          *place(n * kHalf + m) = v;
         }
-        *at = v;
       }
       while (rest != 0) {
         const int m = __ffs(rest) - 1;
         rest &= rest - 1;
-        float* const at =
-            row + m / kRunSteps * (4 * kElements) + m % kRunSteps * 4;
+        float* const at = reinterpret_cast<float*>(place(m));
 #pragma unroll 1
         for (int i = 0; i < 4; ++i) at[i] /= all;
       }
@@ -506,8 +516,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto& shared = *reinterpret_cast<Shared*>(
       memory + (1024 - SharedAddress(memory) % 1024) % 1024);
   AllowNextKernel();
-  const int first_token = (gridDim.x - 1 - blockIdx.x) * kTokens;
   const int first_head = blockIdx.y * kHeads;
+  const int first_token =
+      static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTokens;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       BarrierInit(&shared.full[i], 1);
@@ -519,17 +530,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPriorKernel();
   if (Group() == kGroups) {
     ReduceRegisters<kProducerRegisters>();
-    if (threadIdx.x % 128 != 0) return;
-    int loaded = 0;
-    for (Sequence of = {-1, 0};
-         NextSequence(a.places, first_token, of.table, &of);) {
-      for (int tile = 0; tile < of.tiles; ++tile, ++loaded) {
-        const int at = loaded % 2;
-        if (loaded >= 2) BarrierWait(&shared.empty[at], (loaded / 2 - 1) % 2);
-        BarrierExpect(&shared.full[at], kTileBytes);
-        CopyBulk(shared.rows[at],
-                 a.tiles + int64_t{of.table + tile} * kTileBytes, kTileBytes,
-                 &shared.full[at]);
+    if (threadIdx.x % 128 == 0) {
+      int loaded = 0;
+      for (Sequence of = {-1, 0}; NextSequence(a.places, first_token, &of);) {
+        for (int tile = 0; tile < of.tiles; ++tile, ++loaded) {
+          const int at = loaded % 2;
+          if (loaded >= 2) BarrierWait(&shared.empty[at], (loaded / 2 - 1) % 2);
+          BarrierExpect(&shared.full[at], kTileBytes);
+          CopyBulk(shared.rows[at],
+                   a.tiles + int64_t{of.table + tile} * kTileBytes, kTileBytes,
+                   &shared.full[at]);
+        }
       }
     }
     return;
@@ -546,8 +557,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     sums.factor[h] = shared.score_factor[16 * warp + lane / 4 + 8 * h];
   }
   int used = 0;  // tiles so far
-  for (Sequence of = {-1, 0};
-       NextSequence(a.places, first_token, of.table, &of);) {
+  for (Sequence of = {-1, 0}; NextSequence(a.places, first_token, &of);) {
     const int token = first_token + warp;
     sums.position =
         token < a.places.tokens && a.places.tables[token] == of.table
@@ -555,32 +565,21 @@ __global__ void __launch_bounds__(kThreads, 1)
             : -1;
     for (int split = 0; split * kSplitTiles < of.tiles; ++split) {
       const int end = min((split + 1) * kSplitTiles, of.tiles);
-      const int first = split * kSplitTiles;
-      BarrierWait(&shared.full[used % 2], used / 2 % 2);
-      sums.BeginScores(shared.rows[used % 2]);
       sums.Clear();
-      ProductWait<0>();
-      sums.Exponentials(first);
 #pragma unroll 1
-      for (int tile = first; tile + 1 < end; ++tile, ++used) {
-        const int next = used + 1;
+      for (int tile = split * kSplitTiles; tile < end; ++tile, ++used) {
+        const std::byte* const rows = shared.rows[used % 2];
+        BarrierWait(&shared.full[used % 2], used / 2 % 2);
+        sums.BeginScores(rows);
+        ProductWait<0>();
+        sums.Exponentials(tile);
         sums.LoadWeights();
-        BarrierWait(&shared.full[next % 2], next / 2 % 2);
-        sums.BeginScores(shared.rows[next % 2]);
-        sums.BeginValues(shared.rows[used % 2]);
+        sums.Rescale();
+        sums.BeginValues(rows);
         sums.AddWeights();
-        ProductWait<1>();
-        sums.Exponentials(tile + 1);
         ProductWait<0>();
         if (lane == 0) BarrierArrive(&shared.empty[used % 2]);
-        sums.Rescale();
       }
-      sums.LoadWeights();
-      sums.BeginValues(shared.rows[used % 2]);
-      sums.AddWeights();
-      ProductWait<0>();
-      if (lane == 0) BarrierArrive(&shared.empty[used % 2]);
-      ++used;
       sums.MergeSplit(split, token, first_head);
     }
   }

@@ -15,26 +15,15 @@ using TileType = WideTile<kWideExpertTile, 2, 4>;
 constexpr int kTokens = TileType::kTokens;
 constexpr int kValues = TileType::kValues;
 
-// Block `rank`'s part of an entry of the work; count below 1: none.
-struct Part {
-  ExpertWork work;
-  bool paired;  // the other block of the cluster has the entry's other half
-};
-
-__device__ Part FindPart(const ExpertArguments& a, int tile, int rank) {
-  ExpertWork work;
+// Which tokens this block multiplies; count below 1: none.
+__device__ ExpertWork FindWork(const ExpertArguments& a) {
   const int item = blockIdx.y;
   if (a.work == nullptr) {
-    work = {0, item * tile, min(tile, a.tokens - item * tile), 0};
-  } else {
-    WaitForPriorKernel();
-    if (item >= *a.work_count) return {{0, 0, 0, 0}, false};
-    work = a.work[item];
+    return {0, item * kTokens, min(kTokens, a.tokens - item * kTokens), 0};
   }
-  const bool paired = work.count > kTokens;
-  work.first += rank * kTokens;
-  work.count = min(work.count - rank * kTokens, kTokens);
-  return {work, paired};
+  WaitForPriorKernel();
+  if (item >= *a.work_count) return {0, 0, 0, 0};
+  return a.work[item];
 }
 
 // What the tile's end reads of its tokens.
@@ -46,7 +35,7 @@ struct Ends {
 template <bool kGateUp>
 __device__ void FindEnds(const ExpertArguments& a, const ExpertWork& work,
                          Ends& ends) {
-  for (int t = threadIdx.x; t < kTokens; t += TileType::kThreads) {
+  for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
     if (t >= work.count) {
       ends.scale[t] = 0.0f;
       continue;
@@ -140,7 +129,7 @@ __device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
   }
 }
 
-// grid (row tiles * blocks that share an entry, entries)
+// grid (row tiles, entries of the work)
 template <typename Format, bool kGateUp>
 __global__ void __launch_bounds__(TileType::kThreads, 1)
     WideExpertKernel(const __grid_constant__ CUtensorMap weights,
@@ -151,17 +140,11 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   extern __shared__ std::byte shared[];
   __shared__ Ends ends;
   AllowNextKernel();
-  const int rank = a.parts == 1 ? 0 : static_cast<int>(ClusterRank());
-  const auto [work, paired] = FindPart(a, a.parts * kTokens, rank);
+  const ExpertWork work = FindWork(a);
   if (work.count <= 0) return;
-  const WideRing<TileType> ring(shared, paired);
+  const WideRing<TileType> ring(shared, /*paired=*/false);
   if (threadIdx.x == 0) WideRing<TileType>(ring).Init();
-  if (paired) {
-    ClusterSync();
-  } else {
-    __syncthreads();
-  }
-  const int row = blockIdx.x / a.parts * (TileType::kGroups * kGroupRows);
+  const int row = blockIdx.x * (TileType::kGroups * kGroupRows);
   const int group = threadIdx.x / 128;
   WaitForPriorKernel();
   FindEnds<kGateUp>(a, work, ends);
@@ -171,50 +154,42 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     if (threadIdx.x % 128 < 32) {
       const int first = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
       ProduceWide<TileType>(
-          ring, rank, &weights,
+          ring, /*rank=*/0, &weights,
           [&](int i) {
             return first + (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
                                     : i * kProductRows);
           },
           &x, work.first, a.k_blocks);
     }
-    if (paired) {
-      ClusterArrive();
-      ClusterWait();
-    }
     return;
   }
   RaiseRegisters<TileType::kMultiplierRegisters>();
   float sum[2][kValues];
   MultiplyChain<Format, TileType>(ring, group, a.k_blocks, sum);
-  if (paired) ClusterArrive();  // it has read what the other one sent
   BarrierSync(kMultipliersBarrier, TileType::kMultipliers);
   std::byte* const staging = ring.stages + group * (2 * TileType::kStageBytes);
   StoreSums<kGateUp>(a, work, row + group * kGroupRows, ends, staging, sum);
-  if (paired) ClusterWait();  // no block leaves while it is being told
 }
 
 template <typename Format, bool kGateUp>
-void Run(const CUtensorMap& weights, const CUtensorMap& x, ExpertArguments a,
-         int tile, int64_t items, const LaunchOptions& options) {
+void Run(const CUtensorMap& weights, const CUtensorMap& x,
+         const ExpertArguments& a, int64_t items,
+         const LaunchOptions& options) {
   constexpr int kRows = TileType::kRowBlocks * kProductRows / (kGateUp ? 2 : 1);
-  a.parts = tile / kTokens;
-  const int row_tiles = (a.rows + kRows - 1) / kRows;
   const LaunchShape shape = {
-      .grid = dim3(row_tiles * a.parts, static_cast<unsigned>(items)),
+      .grid = dim3((a.rows + kRows - 1) / kRows, static_cast<unsigned>(items)),
       .threads = TileType::kThreads,
-      .shared_bytes = Ring<TileType, TileType::kStages>::kSharedBytes,
-      .cluster = a.parts};
+      .shared_bytes = Ring<TileType, TileType::kStages>::kSharedBytes};
   Launch(WideExpertKernel<Format, kGateUp>, shape, options,
          kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
 }
 
 template <typename Format>
 void RunFormat(bool gate_up, const CUtensorMap& weights, const CUtensorMap& x,
-               const ExpertArguments& a, int tile, int64_t items,
+               const ExpertArguments& a, int64_t items,
                const LaunchOptions& options) {
-  return gate_up ? Run<Format, true>(weights, x, a, tile, items, options)
-                 : Run<Format, false>(weights, x, a, tile, items, options);
+  return gate_up ? Run<Format, true>(weights, x, a, items, options)
+                 : Run<Format, false>(weights, x, a, items, options);
 }
 
 }  // namespace
@@ -229,18 +204,15 @@ bool WideExpertsTake(WeightDtype dtype, const ExpertArguments& a,
 }
 
 void WideExperts(WeightDtype dtype, bool gate_up, const CUtensorMap& weights,
-                 const CUtensorMap& x, const ExpertArguments& a, int tile,
-                 int64_t items, const LaunchOptions& options) {
+                 const CUtensorMap& x, const ExpertArguments& a, int64_t items,
+                 const LaunchOptions& options) {
   switch (dtype) {
     case WeightDtype::kFp8E4m3:
-      return RunFormat<E4m3Format>(gate_up, weights, x, a, tile, items,
-                                   options);
+      return RunFormat<E4m3Format>(gate_up, weights, x, a, items, options);
     case WeightDtype::kFp16:
-      return RunFormat<Fp16Format>(gate_up, weights, x, a, tile, items,
-                                   options);
+      return RunFormat<Fp16Format>(gate_up, weights, x, a, items, options);
     default:
-      return RunFormat<Bf16Format>(gate_up, weights, x, a, tile, items,
-                                   options);
+      return RunFormat<Bf16Format>(gate_up, weights, x, a, items, options);
   }
 }
 
