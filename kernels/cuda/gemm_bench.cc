@@ -104,9 +104,8 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   for (const int32_t e : all) hit[e] = true;
   const double share =
       static_cast<double>(std::count(hit.begin(), hit.end(), true)) / kExperts;
-  const std::string suffix = std::string(" ") + Name(dtype) +
-                             " T=" + std::to_string(tokens) +
-                             (tile > 0 ? " tile " + std::to_string(tile) : "");
+  const std::string suffix =
+      std::string(" ") + Name(dtype) + " T=" + std::to_string(tokens);
   bench.Report("router" + suffix, router_seconds,
                kExperts * kHidden * 4.0 + tokens * kHidden * 4.0);
   std::vector<GroupedWeights> weights(copies);

@@ -7,13 +7,8 @@
 // by its cached rows, 32 a warpgroup, out = P V by latents, 256 each. Tiles
 // come as operands, made once a step (StageKernel): 16-bit, swizzled, K in the
 // order of operands.cuh.
-#include "kernels/cuda/codes.cuh"
-#include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
-#include "kernels/cuda/gemm_wgmma.h"
-#include "kernels/cuda/mma.cuh"
-#include "kernels/cuda/operands.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/prompt_tiles.cuh"
 
 namespace invar::cuda {
 namespace {
@@ -21,7 +16,6 @@ namespace {
 constexpr int kTokens = 4;  // of a block
 constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
-constexpr int kTile = static_cast<int>(kAttentionTile);
 constexpr int kSplitTiles = static_cast<int>(kAttentionSplit) / kTile;
 constexpr int kGroups = 2;                     // multiplying warpgroups
 constexpr int kScoreRows = kTile / kGroups;    // cached rows of a group
@@ -30,18 +24,12 @@ constexpr int kThreads = (kGroups + 1) * 128;  // a warpgroup produces
 constexpr int kSteps = kRow / 16;              // of a score
 static_assert(kRows == kProductRows && kTile == 64 && kTile == kBlockTokens);
 
-// An operand of 64 rows lies as blocks of 64 columns, in swizzled rows of 128
-// bytes: as the copy engine would lay it.
-constexpr int kBlockColumns = 64;
-constexpr int kBlockBytes = 64 * kTileRowBytes;
-constexpr int kTileBytes = kRow / kBlockColumns * kBlockBytes;
-
 constexpr int kProducerRegisters = 24;
 constexpr int kMultiplierRegisters = 240;
 
 struct Shared {
-  std::byte query[kTileBytes];
-  std::byte rows[2][kTileBytes];
+  std::byte query[kPromptTileBytes];
+  std::byte rows[2][kPromptTileBytes];
   uint4 weights[kGroups][kTokens][kScoreRows / 16][32];
   float warp_max[kGroups][kRows];
   float score_factor[kRows];
@@ -50,130 +38,6 @@ struct Shared {
 };
 constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
-
-// Where column k of a row lies in the order of operands.cuh.
-template <typename Code>
-__device__ int OperandPlace(int k) {
-  constexpr int kElements = 16 / Code::kBytes;
-  const int step = k / (4 * kElements) * (kElements / 4) + k % kElements / 4;
-  const int thread = k % (4 * kElements) / kElements;
-  return 16 * step + 2 * thread + k % 4 / 2 * 8 + k % 2;
-}
-
-// Byte of 16-byte chunk `chunk` (of eight) in row `row` of a block.
-__device__ int SwizzledChunk(int row, int chunk) {
-  return row * kTileRowBytes + ((chunk ^ row % 8) * 16);
-}
-
-// ---- Tiles as operands ------------------------------------------------------
-
-// The last token of the step whose table is at most `block`: tables ascend.
-__device__ int LastToken(const TokenPlaces& places, int block) {
-  int low = 0;
-  int high = static_cast<int>(places.tokens) - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (places.tables[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
-// Tile i is the cache's block block_ids[i], rows past its sequence's last token
-// zeros. A thread takes 64 bytes of a row at a time.
-template <typename Code>
-__global__ void __launch_bounds__(128)
-    StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles) {
-  constexpr int kChunkSteps = 4 / Code::kBytes;
-  constexpr int kRowChunks = kRow * Code::kBytes / 64;
-  AllowNextKernel();
-  WaitForPriorKernel();
-  const int block = blockIdx.x;
-  const int last = LastToken(places, block);
-  const int rows =
-      places.positions[last] + 1 - (block - places.tables[last]) * kTile;
-  const std::byte* from =
-      cache + int64_t{places.block_ids[block]} * kTile * kRow * Code::kBytes;
-  std::byte* const to = tiles + int64_t{block} * kTileBytes;
-  for (int i = threadIdx.x; i < kTile * kRowChunks; i += blockDim.x) {
-    const int row = i / kRowChunks;
-    const int chunk = i % kRowChunks;
-    uint4 codes[4] = {};
-    if (row < rows) {
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        codes[t] = reinterpret_cast<const uint4*>(from)[4 * i + t];
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kChunkSteps; ++j) {
-      uint2 b[4];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) b[t] = RightOperand<Code>(codes[t], j);
-      const int at = 2 * (chunk * kChunkSteps + j);  // in 16 bytes
-      std::byte* const blocks = to + at / 8 * kBlockBytes;
-      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8)) = {
-          b[0].x, b[1].x, b[2].x, b[3].x};
-      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8 + 1)) = {
-          b[0].y, b[1].y, b[2].y, b[3].y};
-    }
-  }
-}
-
-// ---- Products ---------------------------------------------------------------
-
-template <typename Operand>
-using FormatOf =
-    std::conditional_t<std::is_same_v<Operand, __half>, Fp16Format, Bf16Format>;
-
-// Rows of a block as the right operand that lies transposed: K down its rows, N
-// along them, blocks of 64 columns one after the other.
-__device__ uint64_t TransposedDescriptor(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  return kSwizzle128 | uint64_t{8 * kTileRowBytes >> 4} << 32 |
-         uint64_t{kBlockBytes >> 4} << 16 | (address & 0x3ffff) >> 4;
-}
-
-#define INVAR_D4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
-#define INVAR_D16(I) \
-  INVAR_D4(I), INVAR_D4(I + 4), INVAR_D4(I + 8), INVAR_D4(I + 12)
-#define INVAR_VALUES(TYPES)                                                 \
-  asm volatile(                                                             \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES                  \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, " \
-      "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "   \
-      "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "   \
-      "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "   \
-      "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, " \
-      "%67}, %68, 1, 1, 1, 1;"                                              \
-      : INVAR_D16(0), INVAR_D16(16), INVAR_D16(32), INVAR_D16(48)           \
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
-
-// d (64 rows, 128 columns) += a b, a in registers as an mma's, b transposed.
-template <typename Operand>
-__device__ void ValueProduct(float (&d)[64], const uint4& a, uint64_t b) {
-  if constexpr (std::is_same_v<Operand, __half>) {
-    INVAR_VALUES("f16.f16");
-  } else {
-    INVAR_VALUES("bf16.bf16");
-  }
-}
-#undef INVAR_VALUES
-#undef INVAR_D16
-#undef INVAR_D4
-
-// Contiguous global memory into shared memory; its bytes count on `barrier`.
-__device__ void CopyBulk(void* to, const void* from, int bytes,
-                         uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1], %2, [%3];" ::"r"(SharedAddress(to)),
-      "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
-      : "memory");
-}
 
 // ---- Attention --------------------------------------------------------------
 
@@ -536,10 +400,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int tile = 0; tile < of.tiles; ++tile, ++loaded) {
           const int at = loaded % 2;
           if (loaded >= 2) BarrierWait(&shared.empty[at], (loaded / 2 - 1) % 2);
-          BarrierExpect(&shared.full[at], kTileBytes);
+          BarrierExpect(&shared.full[at], kPromptTileBytes);
           CopyBulk(shared.rows[at],
-                   a.tiles + int64_t{of.table + tile} * kTileBytes, kTileBytes,
-                   &shared.full[at]);
+                   a.tiles + int64_t{of.table + tile} * kPromptTileBytes,
+                   kPromptTileBytes, &shared.full[at]);
         }
       }
     }
@@ -587,7 +451,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-int64_t PromptAttentionBytes(int64_t blocks) { return blocks * kTileBytes; }
+int64_t PromptAttentionBytes(int64_t blocks) {
+  return blocks * kPromptTileBytes;
+}
 
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
