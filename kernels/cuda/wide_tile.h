@@ -1,9 +1,8 @@
 // The tile of products with many tokens: two warpgroups multiply 256 or 128
-// rows of weights by 128 or 64 tokens, and two thread blocks of a cluster, with
-// neighbouring tokens, load each a half of their common weights into both.
-//
-// What L2 delivers is the limit of such products: a pair of blocks asks it for
-// two thirds of the bytes, or for less. The chains of K are gemm_tile.h's.
+// rows of weights by 128 tokens, with nearly all of a multiprocessor's
+// registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
+// pair: each loads a half of their common weights into both, so that L2 is asked
+// for less. The chains of K are gemm_tile.h's.
 #ifndef INVAR_KERNELS_CUDA_WIDE_TILE_H_
 #define INVAR_KERNELS_CUDA_WIDE_TILE_H_
 
