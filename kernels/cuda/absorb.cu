@@ -90,6 +90,27 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   }
 }
 
+// The rope half of the queries of `count` tokens, by all threads of the block:
+// (a, b) -> (a cos - b sin, a sin + b cos).
+__device__ void RotateQuery(int64_t heads, int64_t head, int64_t first_token,
+                            int count, const TokenPlaces& places,
+                            const RopeAngles& angles, const float* q,
+                            float* query) {
+  for (int i = threadIdx.x; i < count * kRope / 2; i += blockDim.x) {
+    const int pair = i % (kRope / 2);
+    const int64_t t = first_token + i / (kRope / 2);
+    if (t >= places.tokens) return;
+    const int64_t angle = int64_t{places.positions[t]} * (kRope / 2) + pair;
+    const float cosine = angles.cosines[angle];
+    const float sine = angles.sines[angle];
+    const int64_t row = t * heads + head;
+    const float2 v = reinterpret_cast<const float2*>(q + row * (kNope + kRope) +
+                                                     kNope)[pair];
+    reinterpret_cast<float2*>(query + row * kRow + kLatent)[pair] = {
+        v.x * cosine - v.y * sine, v.x * sine + v.y * cosine};
+  }
+}
+
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
@@ -98,20 +119,8 @@ __global__ void __launch_bounds__(kThreads)
   HeadProduct<Code, kLatent, kNope>(
       k, places.tokens, {q, kWidth, {query, WeightDtype::kFp32}, kRow});
   if (blockIdx.x != 0) return;
-  // (a, b) -> (a cos - b sin, a sin + b cos)
-  for (int i = threadIdx.x; i < kTokens * kRope / 2; i += kThreads) {
-    const int pair = i % (kRope / 2);
-    const int64_t t = int64_t{blockIdx.z} * kTokens + i / (kRope / 2);
-    if (t >= places.tokens) return;
-    const int64_t angle = int64_t{places.positions[t]} * (kRope / 2) + pair;
-    const float cosine = angles.cosines[angle];
-    const float sine = angles.sines[angle];
-    const int64_t row = t * k.heads + blockIdx.y;
-    const float2 v =
-        reinterpret_cast<const float2*>(q + row * kWidth + kNope)[pair];
-    reinterpret_cast<float2*>(query + row * kRow + kLatent)[pair] = {
-        v.x * cosine - v.y * sine, v.x * sine + v.y * cosine};
-  }
+  RotateQuery(k.heads, blockIdx.y, int64_t{blockIdx.z} * kTokens, kTokens,
+              places, angles, q, query);
 }
 
 template <typename Code>
@@ -120,6 +129,156 @@ __global__ void __launch_bounds__(kThreads)
                       InputSink out) {
   HeadProduct<Code, kValue, kLatent>(v, tokens,
                                      {attended, kLatent, out, kValue});
+}
+
+// ---- Many tokens
+// -------------------------------------------------------------
+
+// A block has 64 tokens of one head, rounds them once and walks all outputs,
+// 128 at a time, 16 a warp: weights are read once for four groups of tokens.
+constexpr int kManyTokens = 512;  // from here on; free, since bits are the same
+constexpr int kManyGroups = 4;
+constexpr int kManyWarps = 8;
+constexpr int kManyThreads = 32 * kManyWarps;
+constexpr int kManyBlockTokens = kManyGroups * kTokens;
+
+// sink[at], sink[at + 1] = x, y as inputs; `at` is even.
+__device__ void StoreInputPair(const InputSink& sink, int64_t at, float x,
+                               float y) {
+  switch (sink.dtype) {
+    case WeightDtype::kFp8E4m3: {
+      const uint32_t low =
+          __nv_cvt_float_to_fp8(x / sink.scale, __NV_SATFINITE, __NV_E4M3);
+      const uint32_t high =
+          __nv_cvt_float_to_fp8(y / sink.scale, __NV_SATFINITE, __NV_E4M3);
+      static_cast<uint16_t*>(sink.data)[at / 2] =
+          static_cast<uint16_t>(low | high << 8);
+      return;
+    }
+    case WeightDtype::kFp16:
+      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__half>(x, y);
+      return;
+    case WeightDtype::kBf16:
+      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__nv_bfloat16>(x, y);
+      return;
+    case WeightDtype::kFp32:
+      static_cast<float2*>(sink.data)[at / 2] = {x, y};
+      return;
+  }
+}
+
+template <int kColumns>
+struct ManyShared {
+  uint4 operands[kManyGroups][kColumns / 16][32];
+  float factors[kManyBlockTokens];
+};
+
+// HeadProduct of the block's tokens, all rows. grid (H, tokens / 64)
+template <typename Code, int kRows, int kColumns>
+__device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
+                                const Rows& rows) {
+  using Operand = typename Code::Operand;
+  constexpr int kChunkSteps = 4 / Code::kBytes;
+  constexpr int kChunks = kColumns * Code::kBytes / 64;
+  constexpr int kPassRows = 16 * kManyWarps;
+  extern __shared__ std::byte memory[];
+  auto& shared = *reinterpret_cast<ManyShared<kColumns>*>(memory);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int64_t h = blockIdx.x;
+  const int64_t first_token = int64_t{blockIdx.y} * kManyBlockTokens;
+  AllowNextKernel();
+  WaitForPriorKernel();
+#pragma unroll 2
+  for (int i = warp; i < kManyBlockTokens; i += kManyWarps) {
+    const int64_t t = first_token + i;
+    const float row_scale = PackRow<Code, kColumns>(
+        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
+        w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns,
+        i % kTokens, shared.operands[i / kTokens]);
+    if (lane == 0) shared.factors[i] = w.scale / row_scale;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int pass = 0; pass < kRows / kPassRows; ++pass) {
+    const int first_row = pass * kPassRows + warp * 16;
+    const std::byte* weights =
+        w.data +
+        ((h * kRows + first_row + lane / 4) * kColumns) * Code::kBytes +
+        16 * (lane % 4);
+    float sums[kManyGroups][2][4] = {};
+#pragma unroll 4
+    for (int c = 0; c < kChunks; ++c) {
+      uint4 codes[2];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        codes[n] = *reinterpret_cast<const uint4*>(
+            weights + 8 * n * kColumns * Code::kBytes + 64 * c);
+      }
+#pragma unroll
+      for (int j = 0; j < kChunkSteps; ++j) {
+        uint2 b[2];
+#pragma unroll
+        for (int n = 0; n < 2; ++n) b[n] = RightOperand<Code>(codes[n], j);
+#pragma unroll
+        for (int g = 0; g < kManyGroups; ++g) {
+          const uint4 x = shared.operands[g][c * kChunkSteps + j][lane];
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            Mma<Operand>(sums[g][n], x, b[n].x, b[n].y);
+        }
+      }
+    }
+    const int row = first_row + lane % 4 * 2;
+#pragma unroll
+    for (int g = 0; g < kManyGroups; ++g) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int token = g * kTokens + lane / 4 + half * 8;
+        const int64_t t = first_token + token;
+        if (t >= tokens) continue;
+        const float factor = shared.factors[token];
+        const int64_t out = (t * w.heads + h) * rows.out_stride + row;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float x = sums[g][n][2 * half] * factor;
+          float y = sums[g][n][2 * half + 1] * factor;
+          if (w.row_scales != nullptr) {
+            x *= w.row_scales[h * kRows + row + 8 * n];
+            y *= w.row_scales[h * kRows + row + 8 * n + 1];
+          }
+          StoreInputPair(rows.out, out + 8 * n, x, y);
+        }
+      }
+    }
+  }
+}
+
+template <typename Code>
+__global__ void __launch_bounds__(kManyThreads, 2)
+    ManyAbsorbQueryKernel(HeadProjection k, TokenPlaces places,
+                          RopeAngles angles, const float* q, float* query) {
+  ManyHeadProduct<Code, kLatent, kNope>(
+      k, places.tokens, {q, kNope + kRope, {query, WeightDtype::kFp32}, kRow});
+  RotateQuery(k.heads, blockIdx.x, int64_t{blockIdx.y} * kManyBlockTokens,
+              kManyBlockTokens, places, angles, q, query);
+}
+
+template <typename Code>
+__global__ void __launch_bounds__(kManyThreads, 2)
+    ManyAbsorbValueKernel(HeadProjection v, int64_t tokens,
+                          const float* attended, InputSink out) {
+  ManyHeadProduct<Code, kValue, kLatent>(v, tokens,
+                                         {attended, kLatent, out, kValue});
+}
+
+template <int kColumns>
+LaunchShape ManyShape(int64_t heads, int64_t tokens) {
+  return {.grid = dim3(static_cast<unsigned>(heads),
+                       static_cast<unsigned>((tokens + kManyBlockTokens - 1) /
+                                             kManyBlockTokens)),
+          .threads = kManyThreads,
+          .shared_bytes = static_cast<int>(sizeof(ManyShared<kColumns>))};
 }
 
 template <typename Body>
@@ -149,6 +308,11 @@ void AbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query) {
   DispatchHead(k.dtype, [&]<typename Code>() {
+    if (places.tokens >= kManyTokens) {
+      return Launch(ManyAbsorbQueryKernel<Code>,
+                    ManyShape<kNope>(k.heads, places.tokens), options,
+                    "AbsorbQuery", k, places, angles, q, query);
+    }
     Launch(AbsorbQueryKernel<Code>, Shape(kLatent, k.heads, places.tokens),
            options, "AbsorbQuery", k, places, angles, q, query);
   });
@@ -163,6 +327,11 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
 void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
                  int64_t tokens, const float* attended, const InputSink& out) {
   DispatchHead(v.dtype, [&]<typename Code>() {
+    if (tokens >= kManyTokens) {
+      return Launch(ManyAbsorbValueKernel<Code>,
+                    ManyShape<kLatent>(v.heads, tokens), options, "AbsorbValue",
+                    v, tokens, attended, out);
+    }
     Launch(AbsorbValueKernel<Code>, Shape(kValue, v.heads, tokens), options,
            "AbsorbValue", v, tokens, attended, out);
   });

@@ -186,6 +186,59 @@ TEST_P(AbsorbTest, QueriesMatchDoublePrecisionAndAreRotated) {
             bound());
 }
 
+// Many tokens have a block for 64 of them, few for 16.
+TEST_P(AbsorbTest, ManyTokensHaveTheBitsOfFew) {
+  constexpr int64_t kTokens = 549;
+  constexpr int64_t kFew = 61;
+  constexpr int64_t kWidth = kNope + kRope;
+  const Weights w(GetParam(), kHeads * kValue * kLatent);
+  const auto device_w = Upload(w.bytes);
+  const auto inputs = Upload(SpreadValues(kHeads * kLatent, 5, -4, 4));
+  const auto rows = Upload(SpreadValues(kHeads * kLatent, 6, -4, 4));
+  const HeadProjection projection = {
+      GetParam(),    reinterpret_cast<const std::byte*>(device_w.data()),
+      kWeightScale,  kHeads,
+      inputs.data(), rows.data()};
+  const auto x = Upload(SpreadValues(kTokens * kHeads * kLatent, 4, -20, 8));
+  for (const WeightDtype dtype : {WeightDtype::kFp32, WeightDtype::kFp8E4m3,
+                                  WeightDtype::kBf16, WeightDtype::kFp16}) {
+    const int64_t row = kHeads * kValue * WeightElementBytes(dtype);
+    const auto run = [&](int64_t step) {
+      const auto out = Poisoned<std::byte>(kTokens * row);
+      for (int64_t t = 0; t < kTokens; t += step) {
+        AbsorbValue(
+            {.stream = stream().get()}, projection, step,
+            x.data() + t * kHeads * kLatent,
+            InputSink{
+                .data = out.data() + t * row, .dtype = dtype, .scale = 3e-3f});
+      }
+      stream().Synchronize();
+      return out.Download();
+    };
+    EXPECT_TRUE(run(kTokens) == run(kFew)) << static_cast<int>(dtype);
+  }
+  std::vector<int32_t> positions;
+  for (int32_t t = 0; t < kTokens; ++t) positions.push_back(kTokens - 1 - t);
+  const auto device_positions = Upload(positions);
+  const auto cosines = Upload(SpreadValues(kTokens * kRope / 2, 7, -3, 0));
+  const auto sines = Upload(SpreadValues(kTokens * kRope / 2, 8, -3, 0));
+  const auto q = Upload(SpreadValues(kTokens * kHeads * kWidth, 9, -20, 8));
+  const auto run = [&](int64_t step) {
+    const auto out = Poisoned<float>(kTokens * kHeads * kRow);
+    for (int64_t t = 0; t < kTokens; t += step) {
+      AbsorbQuery({.stream = stream().get()}, projection,
+                  {step, device_positions.data() + t, nullptr, nullptr},
+                  {cosines.data(), sines.data()},
+                  q.data() + t * kHeads * kWidth,
+                  out.data() + t * kHeads * kRow);
+    }
+    stream().Synchronize();
+    return out.Download();
+  };
+  const auto all = run(kTokens);
+  EXPECT_TRUE(SameBits(all.data(), run(kFew).data(), all.size()));
+}
+
 INSTANTIATE_TEST_SUITE_P(Dtypes, AbsorbTest,
                          ::testing::Values(WeightDtype::kFp8E4m3,
                                            WeightDtype::kBf16),

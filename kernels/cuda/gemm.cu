@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/wide_gemm.h"
 
 namespace invar::cuda {
 namespace {
@@ -339,6 +340,11 @@ void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile) {
   if (tokens == 0) return;
+  const bool many = tile.tokens == 0 ? tokens >= kWideTokens
+                                     : tile.tokens == kWideGemmTile;
+  if (many && WideGemmTakes(weight)) {
+    return WideGemm(weight, leaf, x, tokens, type, out, options);
+  }
   const int64_t bytes = WeightElementBytes(weight.dtype);
   const int64_t block = kTileRowBytes / bytes;
   const Arguments a = {

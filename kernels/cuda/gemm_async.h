@@ -74,12 +74,45 @@ __device__ inline void CopyBox(void* to, const CUtensorMap* map, int32_t column,
       : "memory");
 }
 
+// The same box to the same place in each block of the cluster that `blocks` has
+// a bit for; counts on the barrier at `barrier`'s place in each.
+__device__ inline void CopyBoxToBlocks(void* to, const CUtensorMap* map,
+                                       int32_t column, int32_t row,
+                                       uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier"
+      "::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], "
+      "%5;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "h"(blocks)
+      : "memory");
+}
+
 // ---- Clusters ---------------------------------------------------------------
 
 __device__ inline uint32_t ClusterRank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
+}
+
+// Arrives at the barrier that block `rank` of the cluster has at this place.
+__device__ inline void BarrierArriveAt(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+// The halves of ClusterSync; threads that have left are not waited for.
+__device__ inline void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // All threads of all blocks of the cluster; orders their shared memory.

@@ -197,7 +197,24 @@ void Run(Bench& bench) {
   for (const int64_t t : {1, 8, 32, 128, 256}) Norm(bench, t);
 }
 
+void RunPrefill(Bench& bench) {
+  constexpr int64_t kTokens = 8192;
+  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
+    const auto dense = [&](const char* name, int64_t rows, int64_t columns,
+                           int64_t leaf) {
+      Dense(bench, name, dtype, rows, columns, leaf, leaf == 0, kTokens);
+    };
+    dense("q_proj 3072x2048", 3072, 2048, ColumnParallelLeaf(3072, 2048));
+    dense("kv_a 576x2048", 576, 2048, ColumnParallelLeaf(576, 2048));
+    dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048));
+    dense("shared gate+up 5632x2048", 5632, 2048, 0);
+    dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816));
+    Experts(bench, dtype, kTokens);
+  }
+}
+
 const BenchEntry entry("linear", Run);
+const BenchEntry prefill_entry("prefill", RunPrefill);
 
 }  // namespace
 }  // namespace invar::cuda::testing

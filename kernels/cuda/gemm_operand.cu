@@ -56,7 +56,9 @@ bool MakeGemmInput(WeightDtype dtype, const void* data, int64_t rows,
   *input = {.dtype = dtype, .rows = rows, .columns = columns};
   return IsProductDtype(dtype) &&
          EncodeRows(dtype, data, rows, columns, 8, &input->map) &&
-         EncodeRows(dtype, data, rows, columns, 1, &input->row_map);
+         EncodeRows(dtype, data, rows, columns, 1, &input->row_map) &&
+         EncodeRows(dtype, data, rows, columns, kProductRows,
+                    &input->wide_map);
 }
 
 }  // namespace invar::cuda

@@ -61,7 +61,7 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   for (const GemmTile tile :
        {GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
         GemmTile{64, true}, GemmTile{64, true, 2}, GemmTile{64, true, 4},
-        GemmTile{64, true, 8}}) {
+        GemmTile{64, true, 8}, GemmTile{256}}) {
     const auto other = Product(weight, leaf, input, kTokens, tile, stream());
     EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
         << "tile " << tile.tokens << " walk " << tile.walk << " cluster "

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
@@ -10,42 +11,11 @@ namespace {
 
 constexpr int kBlocks = 2;  // row blocks a warpgroup multiplies: gate and up
 
-// Sums of two row blocks by 128 tokens, and a part of them, are more registers
-// than an even share: the producers of such a tile give theirs.
-template <int kTokens>
-constexpr bool kMovesRegisters = kTokens == 128;
-constexpr int kProducerRegisters = 40;
-constexpr int kMultiplierRegisters = 232;
-
 template <int kTokens, int kGroups>
-using ExpertTileType =
-    Tile<kTokens, kBlocks, kGroups, kMovesRegisters<kTokens> ? 128 : 32>;
-
-struct Arguments {
-  const ExpertWork* work;  // null: one expert, tokens in their own order
-  const int32_t* work_count;
-  const int32_t* order;
-  int top_k;
-  bool gathered;  // x has its rows in the order of the groups
-  int tokens;
-  int k_blocks;
-  int rows;  // of gate, of up, or of down
-  const float* scales;
-  const float* up_scales;
-  float scale;
-  float up_scale;
-  const float* row_scales;    // of all experts' rows, or null
-  const float* token_scales;  // (rows of x), or null
-  // (experts, gate and up or down, ScaleBlocks(rows), k_blocks)
-  const float* block_scales;
-  const float* group_scales;  // (rows of x, k_blocks)
-  int parts;                  // thread blocks that share an entry of `work`
-  InputSink activated;        // of gate and up
-  float* slots;               // of down
-};
+using ExpertTileType = Tile<kTokens, kBlocks, kGroups>;
 
 // Which tokens this block multiplies; count below 1: none.
-__device__ ExpertWork FindWork(const Arguments& a, int tile) {
+__device__ ExpertWork FindWork(const ExpertArguments& a, int tile) {
   const int item = blockIdx.y;
   if (a.work == nullptr) {
     return {0, item * tile, min(tile, a.tokens - item * tile), 0};
@@ -62,7 +32,7 @@ __device__ ExpertWork FindWork(const Arguments& a, int tile) {
 
 // The row of x that token t of the work is: gate and up gather, down has its
 // rows in the order of the groups.
-__device__ int InputRow(const Arguments& a, const ExpertWork& work, int t,
+__device__ int InputRow(const ExpertArguments& a, const ExpertWork& work, int t,
                         bool gather) {
   const int place = work.first + min(t, work.count - 1);
   return gather ? a.order[place] / a.top_k : place;
@@ -71,7 +41,7 @@ __device__ int InputRow(const Arguments& a, const ExpertWork& work, int t,
 // As ScalesOf in gemm.cu. The warpgroup's row blocks are gate's and up's at
 // first_row, or two neighbouring ones of down from there.
 template <typename Format, int kTokens, bool kGateUp>
-__device__ auto ScalesOf(const Arguments& a, const ExpertWork& work,
+__device__ auto ScalesOf(const ExpertArguments& a, const ExpertWork& work,
                          int first_row, bool gather, int* input_row) {
   if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
     WaitForPriorKernel();
@@ -102,7 +72,7 @@ __device__ auto ScalesOf(const Arguments& a, const ExpertWork& work,
 
 // What a warpgroup's sums become; its rows begin at first_row.
 template <int kTokens, bool kGateUp>
-__device__ void StoreSums(const Arguments& a, const ExpertWork& work,
+__device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
                           int first_row, bool gather,
                           const float (&sum)[kBlocks][kTokens / 2]) {
   const int thread = threadIdx.x % 128;
@@ -153,7 +123,8 @@ __device__ void StoreSums(const Arguments& a, const ExpertWork& work,
 template <typename Format, int kTokens, int kGroups, int kStages, bool kGateUp>
 __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
     ExpertKernel(const __grid_constant__ CUtensorMap weights,
-                 const __grid_constant__ CUtensorMap x, const Arguments a) {
+                 const __grid_constant__ CUtensorMap x,
+                 const ExpertArguments a) {
   using TileType = ExpertTileType<kTokens, kGroups>;
   constexpr int kValues = kTokens / 2;
   // Rows of the output that one block makes.
@@ -174,10 +145,6 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
   auto scales = ScalesOf<Format, kTokens, kGateUp>(
       a, work, row + group * kGroupRows, gather, input_row);
   if (group == kGroups) {
-    if constexpr (kMovesRegisters<kTokens>) {
-      ReduceRegisters<kProducerRegisters>();
-      if (threadIdx.x % 128 >= 32) return;
-    }
     const int expert_row = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
     const uint32_t bytes =
         TileType::kWeightBytes +
@@ -220,9 +187,6 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
         });
     return;
   }
-  if constexpr (kMovesRegisters<kTokens>) {
-    RaiseRegisters<kMultiplierRegisters>();
-  }
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
   Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
@@ -232,8 +196,9 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
 }
 
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
-void Run(const CUtensorMap& weights, const CUtensorMap& x, const Arguments& a,
-         int64_t items, const LaunchOptions& options) {
+void Run(const CUtensorMap& weights, const CUtensorMap& x,
+         const ExpertArguments& a, int64_t items,
+         const LaunchOptions& options) {
   using TileType = ExpertTileType<kTokens, kGroups>;
   // Small tiles leave room for two blocks a multiprocessor and more.
   constexpr int kStages = kTokens <= 16 ? 6 : 4;
@@ -248,7 +213,7 @@ void Run(const CUtensorMap& weights, const CUtensorMap& x, const Arguments& a,
 
 template <typename Format, bool kGateUp>
 void RunTile(const CUtensorMap& weights, const CUtensorMap& x,
-             const Arguments& a, int tile, int64_t items,
+             const ExpertArguments& a, int tile, int64_t items,
              const LaunchOptions& options) {
   switch (tile) {
     case 8:
@@ -260,21 +225,17 @@ void RunTile(const CUtensorMap& weights, const CUtensorMap& x,
     case 64:
       return Run<Format, 64, 1, kGateUp>(weights, x, a, items, options);
     default:
-      if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
-        // Scales of 128 tokens do not fit registers: two blocks share them.
-        Arguments shared = a;
-        shared.parts = 2;
-        return Run<Format, 64, 1, kGateUp>(weights, x, shared, 2 * items,
-                                           options);
-      } else {
-        return Run<Format, 128, 2, kGateUp>(weights, x, a, items, options);
-      }
+      // Several blocks share what WideExperts does not take.
+      ExpertArguments shared = a;
+      shared.parts = tile / 64;
+      return Run<Format, 64, 1, kGateUp>(weights, x, shared,
+                                         shared.parts * items, options);
   }
 }
 
 template <bool kGateUp>
 void RunDtype(const GemmWeight& weights, const GemmInput& input,
-              const CUtensorMap& x, Arguments a, int tile, int64_t items,
+              const CUtensorMap& x, ExpertArguments a, int tile, int64_t items,
               const LaunchOptions& options) {
   a.parts = 1;
   a.row_scales = weights.block_scales == nullptr ? weights.row_scales : nullptr;
@@ -285,6 +246,10 @@ void RunDtype(const GemmWeight& weights, const GemmInput& input,
       static_cast<int>((weights.columns * WeightElementBytes(weights.dtype) +
                         kTileRowBytes - 1) /
                        kTileRowBytes);
+  if (tile == kWideExpertTile && WideExpertsTake(weights.dtype, a, kGateUp)) {
+    return WideExperts(weights.dtype, kGateUp, weights.map, input.wide_map, a,
+                       items, options);
+  }
   switch (weights.dtype) {
     case WeightDtype::kFp8E4m3:
       if (weights.block_scales != nullptr) {
@@ -329,7 +294,10 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts) {
   // About twice an expert's average share, so that few have a second tile.
   const int64_t share = 2 * tokens * top_k / experts;
   if (share <= 8 || tokens <= 8) return 8;
-  return share <= 16 ? 16 : share <= 32 ? 32 : share <= 80 ? 64 : 128;
+  return share <= 16   ? 16
+         : share <= 32 ? 32
+         : share <= 80 ? 64
+                       : kWideExpertTile;
 }
 
 bool GatherPays(int64_t tokens, int64_t top_k, int64_t experts) {
@@ -399,7 +367,7 @@ void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
            : tokens <= 16  ? 16
            : tokens <= 32  ? 32
            : tokens <= 512 ? 64
-                           : 128;
+                           : kWideExpertTile;
   }
   const bool scaled = gate_up.block_scales == nullptr;
   RunDtype<true>(gate_up, x, x.map,

@@ -142,7 +142,7 @@ TEST_F(ExpertsTest, RouterKeepsItsBitsInAnyCompany) {
 
 TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
   const cpu::RouterOptions o = {.experts = 8, .top_k = 3};
-  constexpr int64_t kTokens = 140;
+  constexpr int64_t kTokens = 500;  // some experts have two wide tiles
   for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kFp8E4m3}) {
     for (const auto& [hidden, inner] :
          {std::pair<int64_t, int64_t>{384, 96}, {2048, 1408}}) {
@@ -179,6 +179,8 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
                                          {kTokens, 32},
                                          {kTokens, 64},
                                          {kTokens, 128},
+                                         {kTokens - 7, 128},
+                                         {kTokens, 0},
                                          {1, 0},
                                          {9, 0},
                                          {70, 0}}) {
@@ -192,8 +194,19 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
         ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
         const LaunchOptions launch = {.stream = stream().get(),
                                       .overlap = tile == 0};
-        ExpertsGateUp(w, input, routed.plan, tokens, o.top_k,
-                      {act.data(), dtype, 0.05f}, launch, tile);
+        const bool gather = used >= 64 && tokens != 70;
+        const int64_t row_bytes = hidden * WeightElementBytes(dtype);
+        const auto in_order = Poisoned<std::byte>(slots * row_bytes);
+        GemmInput gathered;
+        ASSERT_TRUE(
+            MakeGemmInput(dtype, in_order.data(), slots, hidden, &gathered));
+        if (gather) {
+          GatherInputs({x_data.data(), row_bytes}, routed.plan, tokens, o.top_k,
+                       {in_order.data(), row_bytes}, launch);
+        }
+        ExpertsGateUp(w, gather ? gathered : input, routed.plan, tokens,
+                      o.top_k, {act.data(), dtype, 0.05f}, launch, tile,
+                      gather);
         ExpertsDown(w, act_input, routed.plan, tokens, o.top_k, out.data(),
                     launch, tile);
         stream().Synchronize();
@@ -246,9 +259,9 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
 }
 
 TEST_F(ExpertsTest, GemmSwiGluIsOneExpertForAllTokens) {
-  constexpr int64_t kTokens = 130;
+  constexpr int64_t kTokens = 330;
   constexpr int64_t kHidden = 384;
-  constexpr int64_t kInner = 192;
+  constexpr int64_t kInner = 208;
   for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kFp8E4m3}) {
     const Codes w = Encode(dtype, SpreadValues(2 * kInner * kHidden, 1, -8, 0));
     const Codes x = Encode(dtype, SpreadValues(kTokens * kHidden, 2, -4, 1));

@@ -73,7 +73,57 @@ void Run(testing::Bench& bench) {
   }
 }
 
+// A layer's prompts of one step.
+void Prompts(testing::Bench& bench, KvDtype dtype, const std::string& name,
+             int64_t prompts, int64_t length) {
+  const int64_t tokens = prompts * length;
+  const int64_t blocks = tokens / kBlockTokens;
+  const int64_t cache_bytes = tokens * kRow * KvElementBytes(dtype);
+  const auto cache = *DeviceBuffer<std::byte>::Allocate(cache_bytes, "cache");
+  Check(FillOnDevice(cache.data(), 0x35, cache_bytes), "filling");
+  std::vector<int32_t> ids(blocks), tables(tokens), positions(tokens);
+  for (int64_t i = 0; i < blocks; ++i) ids[i] = static_cast<int32_t>(i);
+  for (int64_t t = 0; t < tokens; ++t) {
+    tables[t] = static_cast<int32_t>(t / length * (length / kBlockTokens));
+    positions[t] = static_cast<int32_t>(t % length);
+  }
+  std::vector<float> query(tokens * kHeads * kRow);
+  for (size_t i = 0; i < query.size(); ++i) {
+    query[i] = static_cast<float>(i * 2654435761u % 1000) * 0.001f - 0.5f;
+  }
+  const auto device_ids = *DeviceBuffer<int32_t>::Upload(ids, "ids");
+  const auto device_tables = *DeviceBuffer<int32_t>::Upload(tables, "tables");
+  const auto device_positions =
+      *DeviceBuffer<int32_t>::Upload(positions, "positions");
+  const auto device_query = *DeviceBuffer<float>::Upload(query, "query");
+  const auto out =
+      *DeviceBuffer<float>::Allocate(tokens * kHeads * kLatent, "out");
+  const auto workspace = *DeviceBuffer<std::byte>::Allocate(
+      PromptAttentionBytes(blocks), "workspace");
+  const double seconds = bench.Seconds(4, [&](int) {
+    PromptAttention({.stream = bench.stream()},
+                    {tokens, device_positions.data(), device_tables.data(),
+                     device_ids.data()},
+                    blocks, device_query.data(), kHeads, 0.1147f,
+                    {dtype, cache.data()}, workspace.data(), out.data());
+  });
+  bench.Report(
+      "mla_attention of " + std::to_string(prompts) + " x " +
+          std::to_string(length) + " " + name,
+      seconds,
+      cache_bytes + static_cast<double>(tokens) * kHeads * (kRow + kLatent) *
+                        sizeof(float),
+      static_cast<double>(tokens * (length + 1) * kHeads) * (kRow + kLatent));
+}
+
+void RunPrompts(testing::Bench& bench) {
+  Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 8, 1024);
+  Prompts(bench, KvDtype::kBf16, "bf16", 8, 1024);
+  Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 1, 8192);
+}
+
 const testing::BenchEntry kEntry("mla_attention", Run);
+const testing::BenchEntry kPromptEntry("prefill attention", RunPrompts);
 
 }  // namespace
 }  // namespace invar::cuda

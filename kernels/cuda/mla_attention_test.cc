@@ -44,6 +44,10 @@ class Sequences {
     return sequence * (kLength / kBlockTokens + 1);
   }
 
+  int32_t Block(int sequence, int64_t index) const {
+    return blocks_[Table(sequence) + index];
+  }
+
   // A row as the cache has it.
   std::vector<double> Row(int sequence, int64_t p) const {
     const int64_t block = blocks_[Table(sequence) + p / kBlockTokens];
@@ -148,6 +152,48 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   return out.Download();
 }
 
+// The same, as the chunk of a prompt that each sequence's tokens are. A table
+// has the blocks up to its last token.
+std::vector<float> AttendTogether(cudaStream_t stream,
+                                  const Sequences& sequences,
+                                  const std::vector<Token>& tokens) {
+  std::vector<int32_t> positions;
+  std::vector<int32_t> tables;
+  std::vector<int32_t> blocks;
+  std::vector<float> query;
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    const Token& token = tokens[t];
+    if (t == 0 || token.sequence != tokens[t - 1].sequence) {
+      tables.push_back(static_cast<int32_t>(blocks.size()));
+    } else {
+      tables.push_back(tables.back());
+    }
+    const size_t needed = tables.back() + token.position / kBlockTokens + 1;
+    while (blocks.size() < needed) {
+      blocks.push_back(
+          sequences.Block(token.sequence, blocks.size() - tables.back()));
+    }
+    positions.push_back(token.position);
+    const std::vector<float> one = Query(token);
+    query.insert(query.end(), one.begin(), one.end());
+  }
+  const int64_t count = static_cast<int64_t>(tokens.size());
+  const int64_t block_count = static_cast<int64_t>(blocks.size());
+  const auto device_positions = Upload(positions);
+  const auto device_tables = Upload(tables);
+  const auto device_blocks = Upload(blocks);
+  const auto device_query = Upload(query);
+  const auto out = Poisoned<float>(count * kHeads * kLatent);
+  const auto workspace = Poisoned<std::byte>(PromptAttentionBytes(block_count));
+  PromptAttention({.stream = stream},
+                  {count, device_positions.data(), device_tables.data(),
+                   device_blocks.data()},
+                  block_count, device_query.data(), kHeads, kScale,
+                  sequences.layer(), workspace.data(), out.data());
+  Check(cudaStreamSynchronize(stream), "prompt_attention");
+  return out.Download();
+}
+
 std::vector<double> Reference(const Sequences& sequences, const Token& token) {
   const std::vector<float> query = Query(token);
   std::vector<std::vector<double>> rows;
@@ -212,6 +258,29 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
             << "token " << i << " with " << company << ", place " << k;
       }
     }
+  }
+}
+
+// Prompts' chunks that begin and end anywhere, and sequences of one token, four
+// of which share a block; also a part of a group of heads.
+TEST_P(MlaAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
+  const Sequences sequences(GetParam(), stream().get());
+  std::vector<Token> tokens;
+  const auto add = [&](int sequence, int32_t first, int32_t count) {
+    for (int32_t p = first; p < first + count; ++p) {
+      tokens.push_back({sequence, p});
+    }
+  };
+  for (const auto& [first, second] :
+       {std::pair<int32_t, int32_t>{0, 1}, {3, 258}, {61, 300}, {1041, 59}}) {
+    tokens.clear();
+    add(0, first, 530 - first % 7 > kLength - first ? kLength - first : 530);
+    add(1, second, 7);
+    for (int i = 0; i < 9; ++i) add(i % 2, 37 + 117 * i, 1);
+    const auto expected = Attend(stream().get(), sequences, tokens);
+    const auto out = AttendTogether(stream().get(), sequences, tokens);
+    ASSERT_TRUE(SameBits(out.data(), expected.data(), out.size()))
+        << "from " << first << " and " << second;
   }
 }
 

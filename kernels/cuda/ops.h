@@ -103,6 +103,15 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out);
 
+// The same, bit for bit, for steps of many tokens of a few sequences: those of a
+// sequence lie together and ascend, and so do their tables, which together have
+// `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const float* query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out);
+int64_t PromptAttentionBytes(int64_t blocks);
+
 // 0 where each block walks a whole sequence, since enough blocks run then.
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                  int64_t max_position);

@@ -49,6 +49,7 @@ struct GemmInput {
   int64_t columns = 0;
   CUtensorMap map = {};      // boxes of 8 rows by 128 bytes
   CUtensorMap row_map = {};  // boxes of 1 row, for gathering tokens
+  CUtensorMap wide_map = {};  // boxes of 64 rows, for many tokens
   // What InputSink::scales wrote: kToken, which multiply the sums, or kGroup,
   // which do so every kScaleBlock of K. Null: GemmWeight::scale has it all.
   const float* scales = nullptr;
@@ -97,7 +98,7 @@ constexpr int64_t ColumnParallelLeaf(int64_t rows, int64_t columns) {
 
 // The tile of a product. Which one runs is free (bits do not depend on it).
 struct GemmTile {
-  int tokens = 0;     // 8, 16, 32, 64 or 128; 0: chosen from T
+  int tokens = 0;     // 8, 16, 32, 64, 128 or 256; 0: chosen from T
   bool walk = false;  // a block walks several leaves; else it has one
   int cluster = 1;    // of blocks that share the leaves, where they walk
 };

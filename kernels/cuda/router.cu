@@ -397,7 +397,7 @@ template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   if (a.tokens <= 64) return RunShape<Element, 1, 8, 1>(a, options);
   if (a.tokens <= 512) return RunShape<Element, 4, 8, 1>(a, options);
-  return RunShape<Element, 8, 1, 4>(a, options);
+  return RunShape<Element, 8, 1, 8>(a, options);
 }
 
 }  // namespace

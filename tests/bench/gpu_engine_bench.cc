@@ -9,7 +9,8 @@
 // Writes a random checkpoint into FOLDER (16 GB in FP8, 31 GB in bf16), unless
 // one is there. Prints medians of decode steps beside the floor: the bytes that
 // must move over the copy bandwidth measured in this process. Experts hit are
-// counted: what the router chose in a step after the timed ones.
+// counted: what the router chose in a step after the timed ones. Of prefill it
+// prints the share of the matrix units' rate, which is measured here too.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -24,6 +25,7 @@
 
 #include "kernels/cuda/device.h"
 #include "tests/bench/kernel_trace.h"
+#include "tests/bench/matrix_rate.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/testing/engine_harness.h"
 #include "worker/model/cuda/cuda_model.h"
@@ -83,6 +85,40 @@ double StepBytes(const ModelConfig& c, int64_t batch, int64_t context,
   return weights * weight_bytes + head + cache;
 }
 
+// Floating-point operations of prompts of `tokens` each, by the instruction
+// that does them. FP8 weights are multiplied as FP8; attention, kv_b's halves
+// beside it, the LM head and bf16 weights as 16-bit. The rest counts nothing.
+struct PrefillWork {
+  double fp8 = 0;
+  double half = 0;
+};
+
+PrefillWork WorkOf(const ModelConfig& c, bool fp8, int64_t prompts,
+                   int64_t tokens) {
+  const double linear =
+      c.layers * static_cast<double>(c.hidden_size) *
+          (c.heads * c.qk_head_dim() + c.kv_row_elements() +
+           c.heads * c.v_head_dim) +
+      c.dense_layers * 3.0 * c.hidden_size * c.intermediate_size +
+      (c.layers - c.dense_layers) * 3.0 * c.hidden_size *
+          c.moe_intermediate_size * (c.shared_experts + c.router.top_k);
+  const double absorb = static_cast<double>(c.layers) * c.heads *
+                        (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank;
+  const double rows = tokens * (tokens + 1) / 2.0;  // that a prompt's see
+  const double attention =
+      rows * c.layers * c.heads * (c.kv_row_elements() + c.kv_lora_rank);
+  const double weights = 2.0 * prompts * tokens * linear;
+  const double half = 2.0 * prompts *
+                      (tokens * absorb + attention +
+                       static_cast<double>(c.hidden_size) * c.vocab_size);
+  return fp8 ? PrefillWork{weights, half} : PrefillWork{0, half + weights};
+}
+
+struct Rates {
+  double fp8 = 0;
+  double half = 0;
+};
+
 class Bench {
  public:
   Bench(std::unique_ptr<Model> model, double weight_bytes)
@@ -141,7 +177,7 @@ class Bench {
     PrintKernels();
   }
 
-  void Prefill(int64_t prompts, int64_t tokens) {
+  void Prefill(int64_t prompts, int64_t tokens, const Rates& rates) {
     std::vector<double> seconds;
     for (int i = 0; i < 3; ++i) {
       for (int64_t p = 0; p < prompts; ++p) Submit(tokens, 1);
@@ -156,9 +192,18 @@ class Bench {
       kernels_ = trace_->Stop();
     }
     const double median = Median(seconds);
-    std::printf("prefill %lld x %lld  %8.2f ms  %9.0f tokens/s\n",
-                static_cast<long long>(prompts), static_cast<long long>(tokens),
-                median * 1e3, prompts * tokens / median);
+    const PrefillWork work =
+        WorkOf(config_, weight_bytes_ == 1, prompts, tokens);
+    const double floor = work.fp8 / rates.fp8 + work.half / rates.half;
+    std::printf(
+        "prefill %lld x %lld  %8.2f ms  %9.0f tokens/s  %.1f TFLOP at "
+        "%.0f TFLOP/s  floor %.2f ms at the rates of their dtypes, "
+        "%.0f%%; %.0f%% of the fp16 rate\n",
+        static_cast<long long>(prompts), static_cast<long long>(tokens),
+        median * 1e3, prompts * tokens / median, (work.fp8 + work.half) * 1e-12,
+        (work.fp8 + work.half) / median * 1e-12, floor * 1e3,
+        100 * floor / median,
+        100 * (work.fp8 + work.half) / median / rates.half);
     std::fflush(stdout);
     PrintKernels();
   }
@@ -251,6 +296,10 @@ int Main(const std::string& folder, bool fp8, bool kernels,
   const double bandwidth = CopyBandwidth();
   std::printf("%s, %s weights, e4m3 cache, copy bandwidth %.2f TB/s\n",
               device->name.c_str(), fp8 ? "FP8" : "bf16", bandwidth / 1e12);
+  const Rates rates = {bench::MatrixRate(WeightDtype::kFp8E4m3),
+                       bench::MatrixRate(WeightDtype::kFp16)};
+  std::printf("matrix units: FP8 %.0f, fp16 %.0f TFLOP/s\n", rates.fp8 * 1e-12,
+              rates.half * 1e-12);
   start = Clock::now();
   auto model = cuda::CudaModel::Load({.path = folder,
                                       .kv_dtype = KvDtype::kFp8E4m3,
@@ -268,7 +317,7 @@ int Main(const std::string& folder, bool fp8, bool kernels,
     if (cell.decode) {
       bench.Decode(cell.sequences, cell.tokens, bandwidth);
     } else {
-      bench.Prefill(cell.sequences, cell.tokens);
+      bench.Prefill(cell.sequences, cell.tokens, rates);
     }
   }
   return 0;

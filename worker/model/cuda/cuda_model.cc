@@ -14,6 +14,9 @@ namespace {
 
 // Rows of logits that are computed at once.
 constexpr int64_t kLogitRows = 256;
+// From this many tokens on neighbours share the cache's tiles: fewer leave most
+// of the GPU without a block of four. Free, since the bits are the same.
+constexpr int64_t kPromptTokens = 512;
 // Left free for the runtime's own needs: code, stacks, graphs.
 constexpr int64_t kReservedBytes = int64_t{256} << 20;
 
@@ -155,6 +158,7 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
       break;
     }
   }
+  pass.block_ids = block_ids;
   pass.launched_tokens = pass.tokens;
   pass.launched_rows = pass.rows;
   pass.max_position = LaunchPosition(pass.max_position);
@@ -290,9 +294,17 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
               step_.q.data(), step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
   main_.Follow(side);
-  MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
-               c.heads, attention_scale_ * cache.scale, cache,
-               step_.attention_parts.data(), step_.attended.data());
+  const float scale = attention_scale_ * cache.scale;
+  if (tokens >= kPromptTokens &&
+      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
+    PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
+                    c.heads, scale, cache, step_.prompt_tiles.data(),
+                    step_.attended.data());
+  } else {
+    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache, step_.attention_parts.data(),
+                 step_.attended.data());
+  }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
           [&](const InputSink& sink) {

@@ -65,6 +65,7 @@ class CudaModel final : public Model {
     int64_t launched_tokens = 0;
     int64_t launched_rows = 0;
     int64_t max_position = 0;
+    int64_t block_ids = 0;  // of all its tokens' tables together
     bool decodes = true;  // a row a token
   };
   // The next token of a step.

@@ -155,6 +155,10 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   Grow(&m.query, tokens * c.heads * c.kv_row_elements(), &status);
   Grow(&m.attended, tokens * c.heads * c.kv_lora_rank, &status);
   Grow(&m.attention_parts, AttentionFloats(c, limits), &status);
+  // Of the longest sequence, and of a step of prompts.
+  const int64_t tiles =
+      (limits.max_positions + 2 * tokens) / kBlockTokens + kGraphTokens;
+  Grow(&m.prompt_tiles, PromptAttentionBytes(tiles), &status);
   const int64_t widest = std::max({c.heads * c.v_head_dim, c.intermediate_size,
                                    c.shared_experts * c.moe_intermediate_size,
                                    c.router.top_k * c.moe_intermediate_size});

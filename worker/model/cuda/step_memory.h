@@ -104,6 +104,7 @@ struct StepMemory {
   DeviceBuffer<float> query;            // (T, heads, L + R)
   DeviceBuffer<float> attended;         // (T, heads, L)
   DeviceBuffer<float> attention_parts;  // of splits
+  DeviceBuffer<std::byte> prompt_tiles;  // of PromptAttention
   // Inputs of a product before they are quantised, where a kernel cannot do
   // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
   DeviceBuffer<float> unquantised;

@@ -1,0 +1,149 @@
+// Cached rows and queries as the operands of warpgroup products, and these
+// products: what prompt_attention.cu is made of.
+#ifndef INVAR_KERNELS_CUDA_PROMPT_TILES_CUH_
+#define INVAR_KERNELS_CUDA_PROMPT_TILES_CUH_
+
+#include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/gemm_wgmma.h"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace invar::cuda {
+
+// An operand of 64 rows lies as blocks of 64 columns, in swizzled rows of 128
+// bytes: as the copy engine would lay it.
+inline constexpr int kTile = static_cast<int>(kAttentionTile);
+inline constexpr int kBlockColumns = 64;
+inline constexpr int kBlockBytes = 64 * kTileRowBytes;
+inline constexpr int kPromptTileBytes = kRow / kBlockColumns * kBlockBytes;
+
+// Where column k of a row lies in the order of operands.cuh.
+template <typename Code>
+__device__ inline int OperandPlace(int k) {
+  constexpr int kElements = 16 / Code::kBytes;
+  const int step = k / (4 * kElements) * (kElements / 4) + k % kElements / 4;
+  const int thread = k % (4 * kElements) / kElements;
+  return 16 * step + 2 * thread + k % 4 / 2 * 8 + k % 2;
+}
+
+// Byte of 16-byte chunk `chunk` (of eight) in row `row` of a block.
+__device__ inline int SwizzledChunk(int row, int chunk) {
+  return row * kTileRowBytes + ((chunk ^ row % 8) * 16);
+}
+
+// ---- Tiles as operands ------------------------------------------------------
+
+// The last token of the step whose table is at most `block`: tables ascend.
+__device__ inline int LastToken(const TokenPlaces& places, int block) {
+  int low = 0;
+  int high = static_cast<int>(places.tokens) - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (places.tables[middle] <= block) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// Tile i is the cache's block block_ids[i], rows past its sequence's last token
+// zeros. A thread takes 64 bytes of a row at a time.
+template <typename Code>
+__global__ void __launch_bounds__(128)
+    StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles) {
+  constexpr int kChunkSteps = 4 / Code::kBytes;
+  constexpr int kRowChunks = kRow * Code::kBytes / 64;
+  AllowNextKernel();
+  WaitForPriorKernel();
+  const int block = blockIdx.x;
+  const int last = LastToken(places, block);
+  const int rows =
+      places.positions[last] + 1 - (block - places.tables[last]) * kTile;
+  const std::byte* from =
+      cache + int64_t{places.block_ids[block]} * kTile * kRow * Code::kBytes;
+  std::byte* const to = tiles + int64_t{block} * kPromptTileBytes;
+  for (int i = threadIdx.x; i < kTile * kRowChunks; i += blockDim.x) {
+    const int row = i / kRowChunks;
+    const int chunk = i % kRowChunks;
+    uint4 codes[4] = {};
+    if (row < rows) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        codes[t] = reinterpret_cast<const uint4*>(from)[4 * i + t];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kChunkSteps; ++j) {
+      uint2 b[4];
+#pragma unroll
+      for (int t = 0; t < 4; ++t) b[t] = RightOperand<Code>(codes[t], j);
+      const int at = 2 * (chunk * kChunkSteps + j);  // in 16 bytes
+      std::byte* const blocks = to + at / 8 * kBlockBytes;
+      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8)) = {
+          b[0].x, b[1].x, b[2].x, b[3].x};
+      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8 + 1)) = {
+          b[0].y, b[1].y, b[2].y, b[3].y};
+    }
+  }
+}
+
+// ---- Products ---------------------------------------------------------------
+
+template <typename Operand>
+using FormatOf =
+    std::conditional_t<std::is_same_v<Operand, __half>, Fp16Format, Bf16Format>;
+
+// Rows of a block as the right operand that lies transposed: K down its rows, N
+// along them, blocks of 64 columns one after the other.
+__device__ inline uint64_t TransposedDescriptor(uint32_t address) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  return kSwizzle128 | uint64_t{8 * kTileRowBytes >> 4} << 32 |
+         uint64_t{kBlockBytes >> 4} << 16 | (address & 0x3ffff) >> 4;
+}
+
+#define INVAR_D4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
+#define INVAR_D16(I) \
+  INVAR_D4(I), INVAR_D4(I + 4), INVAR_D4(I + 8), INVAR_D4(I + 12)
+#define INVAR_VALUES(TYPES)                                                 \
+  asm volatile(                                                             \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES                  \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, " \
+      "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "   \
+      "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "   \
+      "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "   \
+      "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, " \
+      "%67}, %68, 1, 1, 1, 1;"                                              \
+      : INVAR_D16(0), INVAR_D16(16), INVAR_D16(32), INVAR_D16(48)           \
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
+
+// d (64 rows, 128 columns) += a b, a in registers as an mma's, b transposed.
+template <typename Operand>
+__device__ inline void ValueProduct(float (&d)[64], const uint4& a,
+                                    uint64_t b) {
+  if constexpr (std::is_same_v<Operand, __half>) {
+    INVAR_VALUES("f16.f16");
+  } else {
+    INVAR_VALUES("bf16.bf16");
+  }
+}
+#undef INVAR_VALUES
+#undef INVAR_D16
+#undef INVAR_D4
+
+// Contiguous global memory into shared memory; its bytes count on `barrier`.
+__device__ inline void CopyBulk(void* to, const void* from, int bytes,
+                                uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];" ::"r"(SharedAddress(to)),
+      "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_PROMPT_TILES_CUH_

@@ -1,0 +1,256 @@
+#include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/wide_gemm.h"
+#include "kernels/cuda/wide_store.cuh"
+
+namespace invar::cuda {
+namespace {
+
+using TileType = WideTile<128, 1, 3>;
+constexpr int kTokens = TileType::kTokens;
+constexpr int kValues = TileType::kValues;
+constexpr int kRows = TileType::kRowBlocks * kProductRows;
+
+struct Arguments {
+  int rows;
+  int tokens;
+  int k_blocks;     // stages of 128 bytes that K takes
+  int leaf_blocks;  // of one leaf
+  int leaves;
+  float scale;
+  const float* row_scales;    // (rows), or null
+  const float* token_scales;  // (tokens), or null
+  void* out;
+  GemmOutput type;
+};
+
+// The sums of leaves that wait for others, as a binary counter: the tree of
+// kernels/types.h. The lowest level lies in registers, the others in shared
+// memory, each thread's in a column of its own.
+constexpr int kLevels = 3;  // 2^3 places
+static_assert(1 << kLevels == kMaxLeaves);
+struct Waiting {
+  float4 level[kLevels - 1][kValues / 4][TileType::kMultipliers];
+};
+constexpr int kWaitingBytes = static_cast<int>(sizeof(Waiting));
+
+// sum becomes what leaf `leaf` and those that wait come to; true after the
+// last.
+__device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
+                         float (&first)[kValues], float (&sum)[kValues]) {
+#pragma unroll
+  for (int level = 0; level < kLevels; ++level) {
+    const bool waits = leaf >> level & 1;
+    float4(*const column)[TileType::kMultipliers] =
+        waiting.level[level == 0 ? 0 : level - 1];
+    if (waits) {
+#pragma unroll
+      for (int i = 0; i < kValues; i += 4) {
+        const float4 add = level == 0 ? float4{first[i], first[i + 1],
+                                               first[i + 2], first[i + 3]}
+                                      : column[i / 4][threadIdx.x];
+        sum[i] += add.x;
+        sum[i + 1] += add.y;
+        sum[i + 2] += add.z;
+        sum[i + 3] += add.w;
+      }
+    } else if (!last) {
+#pragma unroll
+      for (int i = 0; i < kValues; i += 4) {
+        if (level == 0) {
+#pragma unroll
+          for (int j = i; j < i + 4; ++j) first[j] = sum[j];
+        } else {
+          column[i / 4][threadIdx.x] = {sum[i], sum[i + 1], sum[i + 2],
+                                        sum[i + 3]};
+        }
+      }
+      return false;
+    }
+  }
+  return true;
+}
+
+// sum = the tile's products, its leaves folded.
+template <typename Format>
+__device__ void MultiplyLeaves(const WideRing<TileType>& ring,
+                               const Arguments& a, int group, Waiting& waiting,
+                               float (&sum)[kValues]) {
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
+  const bool leader = threadIdx.x % 32 == 0;
+  Walk<TileType::kStages> walk;
+  float first[kValues];
+  for (int leaf = 0, done = 0; leaf < a.leaves; ++leaf) {
+    const int blocks = min(a.leaf_blocks, a.k_blocks - done);
+    done += blocks;
+    if constexpr (kPromoted<Format>) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
+    }
+    int previous = -1;
+    for (int b = 0; b < blocks; ++b) {
+      BarrierWait(&ring.full[walk.stage], walk.phase);
+      const uint64_t weights =
+          TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                         group * TileType::kBlockBytes);
+      const uint64_t inputs =
+          TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+      ProductFence();
+      if constexpr (kPromoted<Format>) {
+        float part[kValues];
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          Product<Format, kTokens>::Run(part, weights + k * kStep,
+                                        inputs + k * kStep, k != 0);
+        }
+        ProductCommit();
+        ProductWait<0>();
+        if (leader) ring.Release(walk.stage);
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sum[i] += part[i];
+      } else {
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          Product<Format, kTokens>::Run(sum, weights + k * kStep,
+                                        inputs + k * kStep, b != 0 || k != 0);
+        }
+        ProductCommit();
+        ProductWait<1>();
+        if (leader && previous >= 0) ring.Release(previous);
+        previous = walk.stage;
+      }
+      walk.Advance();
+    }
+    if constexpr (!kPromoted<Format>) {
+      ProductWait<0>();
+      if (leader) ring.Release(previous);
+    }
+    FoldLeaf(leaf, leaf + 1 == a.leaves, waiting, first, sum);
+  }
+}
+
+// What the group's sums become: StoreOutput of gemm.cu.
+__device__ void StoreOutput(const Arguments& a, int first_row, int token,
+                            std::byte* staging, float (&sum)[1][kValues]) {
+  const int thread = threadIdx.x % 128;
+  const int count = min(kTokens, a.tokens - token);
+  float scale[2];  // of rows g and g + 8
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = min(first_row + FragmentRow(thread, 2 * h), a.rows - 1);
+    scale[h] = a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    float factor = scale[i / 2 % 2];
+    if (a.token_scales != nullptr) {
+      factor *=
+          a.token_scales[min(token + FragmentToken(thread, i), a.tokens - 1)];
+    }
+    sum[0][i] *= factor;
+  }
+  const auto row_of = [&](int t) { return static_cast<int64_t>(token + t); };
+  if (a.type == GemmOutput::kFp32) {
+    StoreTile<1>(ToFp32(), row_of, count, a.rows, first_row, staging,
+                 static_cast<float*>(a.out), sum);
+  } else {
+    StoreTile<1>(ToBf16(), row_of, count, a.rows, first_row, staging,
+                 static_cast<__nv_bfloat16*>(a.out), sum);
+  }
+}
+
+// grid (token tiles, in pairs, row tiles)
+template <typename Format>
+__global__ void __launch_bounds__(TileType::kThreads, 1)
+    WideGemmKernel(const __grid_constant__ CUtensorMap weights,
+                   const __grid_constant__ CUtensorMap x, const Arguments a) {
+  extern __shared__ std::byte shared[];
+  AllowNextKernel();
+  const int rank = blockIdx.x % 2;
+  const int token = blockIdx.x * kTokens;
+  if (token >= a.tokens) return;
+  const bool paired = rank == 1 || token + kTokens < a.tokens;
+  const WideRing<TileType> ring(shared, paired);
+  if (threadIdx.x == 0) WideRing<TileType>(ring).Init();
+  if (paired) {
+    ClusterSync();
+  } else {
+    __syncthreads();
+  }
+  const int row = blockIdx.y * kRows;
+  const int group = threadIdx.x / 128;
+  if (group == TileType::kGroups) {
+    ReduceRegisters<TileType::kProducerRegisters>();
+    if (threadIdx.x % 128 < 32) {
+      ProduceWide<TileType>(
+          ring, rank, &weights, [&](int i) { return row + i * kProductRows; },
+          &x, token, a.k_blocks);
+    }
+    if (paired) {
+      ClusterArrive();
+      ClusterWait();
+    }
+    return;
+  }
+  RaiseRegisters<TileType::kMultiplierRegisters>();
+  std::byte* const after =
+      ring.stages + TileType::kStages * TileType::kStageBytes;
+  float sum[1][kValues];
+  MultiplyLeaves<Format>(ring, a, group, *reinterpret_cast<Waiting*>(after),
+                         sum[0]);
+  if (paired) ClusterArrive();  // it has read what the other one sent
+  BarrierSync(kMultipliersBarrier, TileType::kMultipliers);
+  WaitForPriorKernel();
+  StoreOutput(a, row + group * kProductRows, token,
+              after + group * (kWaitingBytes / 2), sum);
+  if (paired) ClusterWait();  // no block leaves while it is being told
+}
+
+template <typename Format>
+void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
+         const LaunchOptions& options) {
+  static_assert(StagingBytes<1, float, kValues>() <= kWaitingBytes / 2);
+  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+  const LaunchShape shape = {
+      .grid = dim3(2 * pairs, (a.rows + kRows - 1) / kRows),
+      .threads = TileType::kThreads,
+      .shared_bytes =
+          Ring<TileType, TileType::kStages>::kSharedBytes + kWaitingBytes,
+      .cluster = 2};
+  Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
+         a);
+}
+
+}  // namespace
+
+bool WideGemmTakes(const GemmWeight& weight) {
+  // Rows leave in pieces of 16 bytes.
+  return weight.block_scales == nullptr && weight.rows % 16 == 0;
+}
+
+void WideGemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
+              int64_t tokens, GemmOutput type, void* out,
+              const LaunchOptions& options) {
+  const int64_t block = kTileRowBytes / WeightElementBytes(weight.dtype);
+  const Arguments a = {
+      .rows = static_cast<int>(weight.rows),
+      .tokens = static_cast<int>(tokens),
+      .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
+      .leaf_blocks = static_cast<int>(leaf / block),
+      .leaves = static_cast<int>((weight.columns + leaf - 1) / leaf),
+      .scale = weight.scale,
+      .row_scales = weight.row_scales,
+      .token_scales = x.scales,
+      .out = out,
+      .type = type};
+  switch (weight.dtype) {
+    case WeightDtype::kFp8E4m3:
+      return Run<E4m3Format>(weight, x, a, options);
+    case WeightDtype::kFp16:
+      return Run<Fp16Format>(weight, x, a, options);
+    default:
+      return Run<Bf16Format>(weight, x, a, options);
+  }
+}
+
+}  // namespace invar::cuda

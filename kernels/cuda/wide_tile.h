@@ -1,0 +1,170 @@
+// The tile of products with many tokens: two warpgroups multiply 256 or 128
+// rows of weights by 128 tokens, with nearly all of a multiprocessor's
+// registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
+// pair: each loads a half of their common weights into both, so that L2 is asked
+// for less. The chains of K are gemm_tile.h's.
+#ifndef INVAR_KERNELS_CUDA_WIDE_TILE_H_
+#define INVAR_KERNELS_CUDA_WIDE_TILE_H_
+
+#include "kernels/cuda/gemm_tile.h"
+
+namespace invar::cuda {
+
+// kBlocks: 64-row blocks of weights a warpgroup multiplies. The third warpgroup
+// produces, with one warp, and gives its registers to the others.
+template <int kTokens_, int kBlocks_, int kStages_>
+struct WideTile {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kGroups = 2;
+  static constexpr int kRowBlocks = kBlocks * kGroups;
+  static constexpr int kBlockBytes = kProductRows * kTileRowBytes;
+  static constexpr int kWeightBytes = kRowBlocks * kBlockBytes;
+  static constexpr int kInputBytes = kTokens * kTileRowBytes;
+  static constexpr int kStageBytes = kWeightBytes + kInputBytes;
+  static constexpr int kMultipliers = kGroups * 128;
+  static constexpr int kThreads = kMultipliers + 128;
+  static constexpr int kValues = kTokens / 2;  // a thread has of a row block
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kMultiplierRegisters = 232;
+};
+
+// As Ring. A stage of a pair is empty when both blocks have read it.
+template <typename TileType>
+struct WideRing : Ring<TileType, TileType::kStages> {
+  bool paired;
+
+  __device__ WideRing(std::byte* shared, bool paired)
+      : Ring<TileType, TileType::kStages>(shared), paired(paired) {}
+
+  // By one thread; a pair then meets at ClusterSync.
+  __device__ void Init() {
+    for (int s = 0; s < TileType::kStages; ++s) {
+      BarrierInit(&this->full[s], 1);
+      BarrierInit(&this->empty[s],
+                  TileType::kMultipliers / 32 * (paired ? 2 : 1));
+    }
+    BarrierInitFence();
+  }
+
+  // By one thread of each multiplying warp.
+  __device__ void Release(int stage) const {
+    if (paired) {
+      BarrierArriveAt(&this->empty[stage], 0);
+      BarrierArriveAt(&this->empty[stage], 1);
+    } else {
+      BarrierArrive(&this->empty[stage]);
+    }
+  }
+};
+
+// The producer warp's whole work, `blocks` stages from K block `first_block`.
+// Row block i of the tile's weights begins at row row_of(i), its tokens at
+// `token`.
+template <typename TileType, typename RowOf>
+__device__ void ProduceWide(const WideRing<TileType>& ring, int rank,
+                            const CUtensorMap* weights, RowOf row_of,
+                            const CUtensorMap* x, int token, int blocks) {
+  constexpr int kStages = TileType::kStages;
+  constexpr int kInputBoxes = TileType::kTokens / kProductRows;
+  constexpr int kBoxes = TileType::kRowBlocks + kInputBoxes;
+  const int lane = threadIdx.x % 32;
+  // A pair's blocks load each a half of the rows, for both.
+  constexpr int kHalf = TileType::kRowBlocks / 2;
+  const bool is_input = lane >= TileType::kRowBlocks;
+  const bool mine =
+      lane < kBoxes && (is_input || !ring.paired || lane / kHalf == rank);
+  const int row = is_input
+                      ? token + (lane - TileType::kRowBlocks) * kProductRows
+                      : row_of(min(lane, TileType::kRowBlocks - 1));
+  WaitForPriorKernel();
+  Walk<kStages> walk;
+  for (int b = 0; b < blocks; ++b) {
+    if (b >= kStages) BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
+    uint64_t* const full = &ring.full[walk.stage];
+    if (lane == 0) BarrierExpect(full, TileType::kStageBytes);
+    __syncwarp();
+    std::byte* const to =
+        ring.weights(walk.stage) + lane * TileType::kBlockBytes;
+    if (mine && ring.paired && !is_input) {
+      CopyBoxToBlocks(to, weights, b * kTileRowBytes, row, full, 3);
+    } else if (mine) {
+      CopyBox(to, is_input ? x : weights, b * kTileRowBytes, row, full);
+    }
+    walk.Advance();
+  }
+}
+
+// sum[m] = the products of all `blocks` stages, one chain, for the warpgroup's
+// row blocks. By all threads of the warpgroup.
+template <typename Format, typename TileType>
+__device__ void MultiplyChain(
+    const WideRing<TileType>& ring, int group, int blocks,
+    float (&sum)[TileType::kBlocks][TileType::kValues]) {
+  constexpr int kBlocks = TileType::kBlocks;
+  constexpr int kValues = TileType::kValues;
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
+  constexpr int kBlockStep = TileType::kBlockBytes / 16;
+  const bool leader = threadIdx.x % 32 == 0;
+  Walk<TileType::kStages> walk;
+  int previous = -1;
+  if constexpr (kPromoted<Format>) {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) sum[m][i] = 0.0f;
+    }
+  }
+  for (int b = 0; b < blocks; ++b) {
+    BarrierWait(&ring.full[walk.stage], walk.phase);
+    const uint64_t weights =
+        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                       group * kBlocks * TileType::kBlockBytes);
+    const uint64_t inputs =
+        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    if constexpr (kPromoted<Format>) {
+      float part[kValues];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ProductFence();
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          Product<Format, TileType::kTokens>::Run(
+              part, weights + m * kBlockStep + k * kStep, inputs + k * kStep,
+              k != 0);
+        }
+        ProductCommit();
+        ProductWait<0>();
+        if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sum[m][i] += part[i];
+      }
+    } else {
+      ProductFence();
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+          Product<Format, TileType::kTokens>::Run(
+              sum[m], weights + m * kBlockStep + k * kStep, inputs + k * kStep,
+              b != 0 || k != 0);
+        }
+      }
+      ProductCommit();
+      ProductWait<1>();
+      if (leader && previous >= 0) ring.Release(previous);
+      previous = walk.stage;
+    }
+    walk.Advance();
+  }
+  if constexpr (!kPromoted<Format>) {
+    ProductWait<0>();
+    if (leader && previous >= 0) ring.Release(previous);
+  }
+}
+
+}  // namespace invar::cuda
+
+#endif  // INVAR_KERNELS_CUDA_WIDE_TILE_H_
