@@ -310,6 +310,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t mine = 0;                           // of the ids that may be chosen
   float highest = __int_as_float(0xff800000);  // of all
   bool finite = true;
+#pragma unroll 16
   for (int id = threadIdx.x; id < vocabulary; id += kThreads) {
     const float logit = logits[id];
     finite = finite && isfinite(logit);
