@@ -21,7 +21,7 @@ constexpr int64_t kWholeUnits = 100;
 constexpr int64_t kPairedUnits = 200;
 
 // Up to so many splits, one a block, a block's tiles are spread over its warps.
-constexpr int64_t kSpreadBlocks = 320;
+constexpr int64_t kSpreadBlocks = 160;
 
 // Named barriers; 0 is the block's own.
 constexpr int kGroupBarrier = 1;  // and the next: of each group

@@ -106,7 +106,7 @@ __device__ void Logits(const Arguments& a, int first, int stride,
   const int experts = static_cast<int>(a.options.experts);
   const auto* rows = static_cast<const Element*>(a.weight);
   float sum[kExperts][kTokens] = {};
-#pragma unroll(kExperts* kTokens <= 4 ? 4 : 1)
+#pragma unroll(kExperts* kTokens <= 8 ? 4 : 1)
   for (int64_t k = threadIdx.x % 32 * 4; k < a.hidden; k += 128) {
     float4 v[kTokens];
 #pragma unroll
@@ -502,7 +502,8 @@ void RunShape(const Arguments& a, const LaunchOptions& options) {
 template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   if (a.tokens <= 64) return RunShape<Element, 1, 8, 1>(a, options);
-  if (a.tokens <= 512) return RunShape<Element, 4, 8, 1>(a, options);
+  if (a.tokens <= 128) return RunShape<Element, 4, 8, 1>(a, options);
+  if (a.tokens <= 512) return RunShape<Element, 4, 4, 2>(a, options);
   return RunShape<Element, 8, 1, 4>(a, options);
 }
 
