@@ -40,7 +40,26 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   const int lane = threadIdx.x % 32;
   const int64_t h = blockIdx.y;
   const int64_t first_token = int64_t{blockIdx.z} * kTokens;
+  const int first_row = blockIdx.x * kBlockRows + warp * 16;
+  const std::byte* weights =
+      w.data + ((h * kRows + first_row + lane / 4) * kColumns) * Code::kBytes +
+      16 * (lane % 4);
+  // Weights are constant: the first chunks come while the kernel ahead ends.
+  constexpr int kAhead = kChunks < 8 ? kChunks : 8;
+  static_assert(kChunks % kAhead == 0);
+  uint4 codes[kAhead][2];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int c = 0; c < kAhead; ++c) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        codes[c][n] = __ldg(reinterpret_cast<const uint4*>(
+            weights + 8 * n * kColumns * Code::kBytes + 64 * (first + c)));
+      }
+    }
+  };
   AllowNextKernel();
+  load(0);
   WaitForPriorKernel();
   for (int i = warp; i < kTokens; i += kWarps) {
     const int64_t t = first_token + i;
@@ -51,26 +70,20 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
     if (lane == 0) factors[i] = w.scale / row_scale;
   }
   __syncthreads();
-  const int first_row = blockIdx.x * kBlockRows + warp * 16;
-  const std::byte* weights =
-      w.data + ((h * kRows + first_row + lane / 4) * kColumns) * Code::kBytes +
-      16 * (lane % 4);
   float sums[2][4] = {};
-#pragma unroll 4
-  for (int c = 0; c < kChunks; ++c) {
-    uint4 codes[2];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      codes[n] = *reinterpret_cast<const uint4*>(
-          weights + 8 * n * kColumns * Code::kBytes + 64 * c);
-    }
+  for (int first = 0; first < kChunks; first += kAhead) {
+    if (first > 0) load(first);
 #pragma unroll
-    for (int j = 0; j < kChunkSteps; ++j) {
-      const uint4 x = operands[c * kChunkSteps + j][lane];
+    for (int c = 0; c < kAhead; ++c) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const uint2 b = RightOperand<Code>(codes[n], j);
-        Mma<Operand>(sums[n], x, b.x, b.y);
+      for (int j = 0; j < kChunkSteps; ++j) {
+        const uint4 x = operands[(first + c) * kChunkSteps + j][lane];
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const uint2 b = RightOperand<Code>(codes[c][n], j);
+          Mma<Operand>(sums[n], x, b.x, b.y);
+        }
       }
     }
   }

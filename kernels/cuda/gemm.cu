@@ -266,7 +266,8 @@ void Run(const GemmWeight& weight, const GemmInput& x, Arguments a, int cluster,
          const LaunchOptions& options) {
   using TileType = Tile<kTokens, 1, kGroups>;
   // Two blocks a multiprocessor where one alone has no full pipeline.
-  constexpr int kStages = kTokens <= 16 ? 6 : kTokens <= 64 ? 4 : 6;
+  // One that walks fills its registers alone, and has a deep one.
+  constexpr int kStages = kWalk ? 8 : kTokens <= 16 || kTokens > 64 ? 6 : 4;
   const int row_tiles = (a.rows + TileType::kRows - 1) / TileType::kRows;
   const int token_tiles = (a.tokens + kTokens - 1) / kTokens;
   a.cluster = cluster;

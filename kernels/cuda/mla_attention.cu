@@ -6,30 +6,12 @@
 // cached rows, in out = P V it has 128 latents. Codes go from shared memory
 // straight to operands in registers, each twice, once a product. Where a block
 // has two groups they take turns at the splits, and the first merges.
-#include "kernels/cuda/codes.cuh"
-#include "kernels/cuda/gemm_async.h"
+#include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/gemm_launch.h"
-#include "kernels/cuda/mma.cuh"
-#include "kernels/cuda/operands.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/split_attention.cuh"
 
 namespace invar::cuda {
 namespace {
-
-constexpr int kHeads = 16;  // of a block: the rows of an mma
-constexpr int kWarps = 4;   // of a group
-constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = static_cast<int>(kAttentionTile);
-constexpr int kSplit = static_cast<int>(kAttentionSplit);
-static_assert(kTile == 16 * kWarps, "a warp scores sixteen rows of a tile");
-static_assert(kLatent == 128 * kWarps, "a warp sums 128 latents");
-static_assert(kTile == kBlockTokens, "a tile is a block's rows");
-
-constexpr int kSteps = kRow / 16;     // mma steps of a score
-constexpr int kSumTiles = 128 / 8;    // of 8 latents, a warp
-constexpr int kSums = kSumTiles * 4;  // fp32 sums a thread has
-// A split's result: every thread's sums, then 16 maxima and 16 row sums.
-constexpr int kPartialFloats = kSums * kThreads + 2 * kHeads;
 
 // Below this many (token, 16 heads) a block has one split, from here on a whole
 // sequence: measured, and free, since the bits are the same.
@@ -37,6 +19,9 @@ constexpr int64_t kWholeUnits = 100;
 // And below this many, whole sequences have two groups: later, two blocks share
 // a multiprocessor. As free.
 constexpr int64_t kPairedUnits = 200;
+
+// Up to so many splits, one a block, a block's tiles are spread over its warps.
+constexpr int64_t kSpreadBlocks = 160;
 
 // Named barriers; 0 is the block's own.
 constexpr int kGroupBarrier = 1;  // and the next: of each group
@@ -61,10 +46,6 @@ struct Shared {
   float split[kGroups == 1 ? 1 : (kSums + 4) * kThreads];
 };
 
-__device__ int Group() { return threadIdx.x / kThreads; }
-__device__ int GroupThread() { return threadIdx.x % kThreads; }
-__device__ int GroupWarp() { return threadIdx.x / 32 % kWarps; }
-
 __device__ void BarrierSync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
@@ -72,34 +53,6 @@ __device__ void BarrierArrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 __device__ void GroupSync() { BarrierSync(kGroupBarrier + Group(), kThreads); }
-
-// Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so
-// that eight rows' chunks lie in different banks for both products.
-template <typename Code>
-__device__ int Chunk(int row, int chunk) {
-  const int low = (row >> 1) & 3;
-  return chunk ^ (Code::kBytes == 1 ? low : low | (row & 1) << 2);
-}
-
-template <typename Code>
-__device__ uint32_t ChunkAddress(const std::byte* rows, int row, int chunk) {
-  return SharedAddress(rows + row * (kRow * Code::kBytes) +
-                       16 * Chunk<Code>(row, chunk));
-}
-
-// The tile's rows up to `position`, and zeros for the rest, which may hold
-// what an earlier owner of the block left there.
-template <typename Code>
-__device__ void LoadTile(const std::byte* block, int first, int position,
-                         std::byte* rows) {
-  constexpr int kChunks = kRow * Code::kBytes / 16;
-  for (int i = GroupThread(); i < kTile * kChunks; i += kThreads) {
-    const int row = i / kChunks;
-    CopyAsync(ChunkAddress<Code>(rows, row, i % kChunks), block + 16 * i,
-              first + row <= position);
-  }
-  CommitCopies();
-}
 
 // The block's query as operands, and what its scores are multiplied with.
 template <typename Code, int kGroups>
@@ -132,78 +85,22 @@ struct Softmax {
   }
 };
 
-// scores[n]: of the warp's cached rows 8n .. 8n+7, as an mma's c. Even and odd
-// steps are two chains, added at the end.
-template <typename Code>
-__device__ void Scores(const uint4 (&query)[kSteps][32], const std::byte* rows,
-                       float (&scores)[2][4]) {
-  using Operand = typename Code::Operand;
-  constexpr int kChunkSteps = 4 / Code::kBytes;
-  const int lane = threadIdx.x % 32;
-  const int first = GroupWarp() * 16 + lane / 4;
-  float sums[2][2][4] = {};
-#pragma unroll 3
-  for (int c = 0; c < kSteps / kChunkSteps; ++c) {
-    uint4 codes[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int row = first + 8 * n;
-      codes[n] = *reinterpret_cast<const uint4*>(
-          rows + row * (kRow * Code::kBytes) +
-          16 * Chunk<Code>(row, 4 * c + lane % 4));
-    }
-#pragma unroll
-    for (int j = 0; j < kChunkSteps; ++j) {
-      const uint4 q = query[c * kChunkSteps + j][lane];
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const uint2 b = RightOperand<Code>(codes[n], j);
-        Mma<Operand>(sums[n][j % 2], q, b.x, b.y);
-      }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scores[n][i] = sums[n][0][i] + sums[n][1][i];
-  }
-}
-
 // out += P V for the warp's latents. Sum tile n and the thread's place in it
 // name a latent as StoreRow says.
 template <typename Code>
 __device__ void AddValues(const GroupShared<Code>& group, const std::byte* rows,
                           Softmax& softmax) {
   using Operand = typename Code::Operand;
-  constexpr uint32_t kOnes =
-      std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
   constexpr int kChunks = 128 * Code::kBytes / 16;  // of the warp's latents
   const int lane = threadIdx.x % 32;
-  const int first_chunk = GroupWarp() * kChunks + lane / 16;
 #pragma unroll
   for (int step = 0; step < kTile / 16; ++step) {
     const uint4 weights = group.weights[step][lane];
-    const int row = 16 * step + lane % 16;
-    Mma<Operand>(softmax.sum, weights, kOnes, kOnes);
+    Mma<Operand>(softmax.sum, weights, kOnes<Operand>, kOnes<Operand>);
 #pragma unroll
     for (int c = 0; c < kChunks; c += 2) {
-      uint32_t r[4];
-      LoadTransposed(r, ChunkAddress<Code>(rows, row, first_chunk + c));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t low = r[2 * half];
-        const uint32_t high = r[2 * half + 1];
-        if constexpr (Code::kBytes == 1) {
-          float(&even)[4] = softmax.out[2 * (c + half)];
-          float(&odd)[4] = softmax.out[2 * (c + half) + 1];
-          Mma<Operand>(even, weights, Code::Pair(low, false),
-                       Code::Pair(high, false));
-          Mma<Operand>(odd, weights, Code::Pair(low, true),
-                       Code::Pair(high, true));
-        } else {
-          Mma<Operand>(softmax.out[c + half], weights, low, high);
-        }
-      }
+      AddChunks<Code>(weights, rows, step, GroupWarp() * kChunks + c,
+                      softmax.out + c * 2 / Code::kBytes);
     }
   }
 }
@@ -213,28 +110,15 @@ template <typename Code, int kGroups>
 __device__ void AddTile(Shared<Code, kGroups>& shared, const std::byte* rows,
                         int first, int position, Softmax& softmax) {
   using Operand = typename Code::Operand;
-  // Weights in fp16 are 2^14 times as large, clear of its subnormals.
-  constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
   GroupShared<Code>& group = shared.groups[Group()];
   const int warp = GroupWarp();
   const int lane = threadIdx.x % 32;
   float scores[2][4];
   Scores<Code>(shared.query, rows, scores);
-  float max[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = first + 16 * warp + 8 * n + lane % 4 * 2 + i % 2;
-      const float factor = shared.score_factor[lane / 4 + i / 2 * 8];
-      scores[n][i] = row <= position ? scores[n][i] * factor : -INFINITY;
-      max[i / 2] = fmaxf(max[i / 2], scores[n][i]);
-    }
-  }
+  float max[2];
+  MaskScores(shared.score_factor, first + 16 * warp, position, scores, max);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 1));
-    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffff, max[i], 2));
     if (lane % 4 == 0) group.warp_max[warp][lane / 4 + 8 * i] = max[i];
   }
   GroupSync();
@@ -249,17 +133,7 @@ __device__ void AddTile(Shared<Code, kGroups>& shared, const std::byte* rows,
     rescale[i] = Exp2(softmax.max[i] - new_max);
     softmax.max[i] = new_max;
   }
-  uint32_t weights[4];
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float offset = softmax.max[i] - kShift;
-      weights[2 * n + i] = Pack<Operand>(Exp2(scores[n][2 * i] - offset),
-                                         Exp2(scores[n][2 * i + 1] - offset));
-    }
-  }
-  group.weights[warp][lane] = {weights[0], weights[1], weights[2], weights[3]};
+  group.weights[warp][lane] = Weights<Operand>(scores, softmax.max);
 #pragma unroll
   for (int i = 0; i < 4; ++i) softmax.sum[i] *= rescale[i / 2];
 #pragma unroll
@@ -349,7 +223,6 @@ __global__ void __launch_bounds__(kGroups* kThreads,
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, float* partials,
                     float* out) {
-  constexpr int kSplitTiles = kSplit / kTile;
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
@@ -498,12 +371,22 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
              scale * kLog2E, static_cast<const std::byte*>(cache.data),
              whole ? nullptr : workspace, out);
     };
-    // Two groups' tiles of bf16 do not fit shared memory.
+    // Several tiles of bf16 a group do not fit shared memory.
     if constexpr (Code::kBytes == 1) {
-      const bool paired =
-          whole && splits > 1 && int64_t{grid.x} * grid.y < kPairedUnits;
-      paired ? launch.template operator()<2>()
-             : launch.template operator()<1>();
+      const int64_t units = int64_t{grid.x} * grid.y;
+      if (!whole && units * splits <= kSpreadBlocks) {
+        Launch(SplitKernel<Code>,
+               {.grid = grid,
+                .threads = kSplitThreads,
+                .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
+               options, "MlaAttention", places, query, static_cast<int>(heads),
+               scale * kLog2E, static_cast<const std::byte*>(cache.data),
+               workspace);
+      } else {
+        whole&& splits > 1 && units < kPairedUnits
+            ? launch.template operator()<2>()
+            : launch.template operator()<1>();
+      }
     } else {
       launch.template operator()<1>();
     }

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <climits>
+#include <type_traits>
 
 #include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/gemm_async.h"
@@ -27,13 +29,72 @@ struct Arguments {
   const float* correction;
 };
 
+// Four weights as they lie in memory, and as fp32.
+template <typename Element>
+using Four = std::conditional_t<sizeof(Element) == 2, uint2, float4>;
 __device__ float4 Load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
-__device__ float4 Load4(const __nv_bfloat16* p) {
-  const uint2 pair = *reinterpret_cast<const uint2*>(p);
+__device__ float4 ToFloat4(float4 v) { return v; }
+__device__ float4 ToFloat4(uint2 pair) {
   return {__uint_as_float(pair.x << 16), __uint_as_float(pair.x & 0xffff0000u),
           __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
+}
+
+// Steps of 128 along K whose weights are loaded together.
+constexpr int kAheadSteps = 16;
+
+// The first of those of expert e, or of as many as there are.
+template <typename Element>
+__device__ void LoadAhead(const Arguments& a, int e,
+                          Four<Element> (&ahead)[kAheadSteps]) {
+  const auto* row = static_cast<const Element*>(a.weight) + e * a.hidden;
+#pragma unroll
+  for (int i = 0; i < kAheadSteps; ++i) {
+    const int k = threadIdx.x % 32 * 4 + 128 * i;
+    if (k < a.hidden) {
+      ahead[i] = *reinterpret_cast<const Four<Element>*>(row + k);
+    }
+  }
+}
+
+template <int kTokens>
+__device__ void AddProducts(float4 w, const float* x, int64_t stride,
+                            int tokens, float (&sum)[kTokens]) {
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    const float4 v = Load4(x + min(t, tokens - 1) * stride);
+    sum[t] = fmaf(w.x, v.x, sum[t]);
+    sum[t] = fmaf(w.y, v.y, sum[t]);
+    sum[t] = fmaf(w.z, v.z, sum[t]);
+    sum[t] = fmaf(w.w, v.w, sum[t]);
+  }
+}
+
+// As Logits, of one expert, whose first weights are there.
+template <typename Element, int kTokens, typename Store>
+__device__ void LogitsOfOne(const Arguments& a, int e,
+                            const Four<Element> (&ahead)[kAheadSteps],
+                            const float* x, int tokens, Store store) {
+  const auto* row = static_cast<const Element*>(a.weight) + e * a.hidden;
+  float sum[kTokens] = {};
+  const int first = threadIdx.x % 32 * 4;
+#pragma unroll
+  for (int i = 0; i < kAheadSteps; ++i) {
+    const int k = first + 128 * i;
+    if (k < a.hidden) {
+      AddProducts<kTokens>(ToFloat4(ahead[i]), x + k, a.hidden, tokens, sum);
+    }
+  }
+  for (int64_t k = first + 128 * kAheadSteps; k < a.hidden; k += 128) {
+    const auto w = *reinterpret_cast<const Four<Element>*>(row + k);
+    AddProducts<kTokens>(ToFloat4(w), x + k, a.hidden, tokens, sum);
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    const float all = WarpSum(sum[t]);
+    if (threadIdx.x % 32 == 0) store(t, e, all);
+  }
 }
 
 // Logits of kTokens tokens and of kExperts experts `stride` apart, from `first`
@@ -45,7 +106,7 @@ __device__ void Logits(const Arguments& a, int first, int stride,
   const int experts = static_cast<int>(a.options.experts);
   const auto* rows = static_cast<const Element*>(a.weight);
   float sum[kExperts][kTokens] = {};
-#pragma unroll(kExperts* kTokens <= 4 ? 4 : 1)
+#pragma unroll(kExperts* kTokens <= 8 ? 4 : 1)
   for (int64_t k = threadIdx.x % 32 * 4; k < a.hidden; k += 128) {
     float4 v[kTokens];
 #pragma unroll
@@ -55,7 +116,8 @@ __device__ void Logits(const Arguments& a, int first, int stride,
 #pragma unroll
     for (int i = 0; i < kExperts; ++i) {
       const int e = min(first + i * stride, experts - 1);
-      const float4 w = Load4(rows + e * a.hidden + k);
+      const float4 w = ToFloat4(
+          *reinterpret_cast<const Four<Element>*>(rows + e * a.hidden + k));
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         sum[i][t] = fmaf(w.x, v[t].x, sum[i][t]);
@@ -166,6 +228,7 @@ __device__ void Choose(const Arguments& a, int token, const float* scores,
   int32_t* ids = a.ids + static_cast<int64_t>(token) * top_k;
   float* weights = a.weights + static_cast<int64_t>(token) * top_k;
   float sum = 0.0f;
+  float mine = 0.0f;  // the score that this lane chose last
   for (int rank = 0; rank < top_k; ++rank) {
     uint64_t best = 0;
 #pragma unroll
@@ -176,12 +239,15 @@ __device__ void Choose(const Arguments& a, int token, const float* scores,
       if (key[i] == best) key[i] = 0;
     }
     const int e = KeyId(best);
-    sum = sum + scores[e];
-    if (lane == 0) ids[rank] = e;
+    const float score = scores[e];
+    sum = sum + score;
+    if (lane == rank % 32) {
+      ids[rank] = e;
+      mine = score;
+    }
   }
-  __syncwarp();
   for (int rank = lane; rank < top_k; rank += 32) {
-    const float score = scores[ids[rank]];
+    const float score = top_k <= 32 ? mine : scores[ids[rank]];
     weights[rank] = (a.options.normalise ? score / (sum + 1e-20f) : score) *
                     a.options.scaling_factor;
   }
@@ -295,6 +361,30 @@ __device__ void Plan(const Arguments& a, PlanShared& shared) {
   }
 }
 
+// Plan of at most 32 slots, each expert's in one tile, by one warp: lane i has
+// slot i.
+__device__ void PlanFew(const Arguments& a) {
+  const int lane = threadIdx.x % 32;
+  const int slots = static_cast<int>(a.tokens * a.options.top_k);
+  const int e = lane < slots ? __ldcg(&a.ids[lane]) : INT_MAX;
+  const unsigned same = __match_any_sync(kAll, e);
+  const bool first = (same & ((1u << lane) - 1)) == 0;
+  int place = 0;
+  int item = 0;
+  for (int i = 0; i < slots; ++i) {
+    const int other = __shfl_sync(kAll, e, i);
+    const bool other_first = __shfl_sync(kAll, first, i);
+    place += other < e || (other == e && i < lane);
+    item += other < e && other_first;
+  }
+  if (lane < slots) {
+    a.plan.order[place] = lane;
+    if (first) a.plan.work[item] = {e, place, __popc(same), 0};
+  }
+  const unsigned firsts = __ballot_sync(kAll, first && lane < slots);
+  if (lane == 0) a.plan.counts[0] = __popc(firsts);
+}
+
 // logits (E), by one warp, for `token`.
 __device__ void ChooseToken(const Arguments& a, int token, float* scores,
                             float* choice) {
@@ -333,26 +423,36 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
     PlanShared plan;
   } shared;
   __shared__ bool last;
-  AllowNextKernel();
-  WaitForPriorKernel();
   const int first = blockIdx.x / kCluster * kTokens;
   const int tokens = min(kTokens, a.tokens - first);
   const int rank = kCluster == 1 ? 0 : static_cast<int>(ClusterRank());
   const int warp = threadIdx.x / 32;
   const int experts = static_cast<int>(a.options.experts);
+  AllowNextKernel();
+  // Weights are constant: they come while the kernel ahead ends.
+  Four<Element> ahead[kAheadSteps];
+  if constexpr (kAtOnce == 1) {
+    LoadAhead<Element>(a, min(warp * kCluster + rank, experts - 1), ahead);
+  }
+  WaitForPriorKernel();
   auto& choice = shared.choice;
   if (threadIdx.x == 0) last = false;
   constexpr int kStride = kWarps * kCluster;
   for (int e = warp * kCluster + rank; e < experts; e += kStride * kAtOnce) {
-    Logits<Element, kTokens, kAtOnce>(a, e, kStride, a.x + first * a.hidden,
-                                      tokens,
-                                      [&](int t, int expert, float logit) {
-                                        if constexpr (kCluster == 1) {
-                                          choice.scores[t][expert] = logit;
-                                        } else {
-                                          part[t][expert / kCluster] = logit;
-                                        }
-                                      });
+    const auto store = [&](int t, int expert, float logit) {
+      if constexpr (kCluster == 1) {
+        choice.scores[t][expert] = logit;
+      } else {
+        part[t][expert / kCluster] = logit;
+      }
+    };
+    const float* x = a.x + first * a.hidden;
+    if constexpr (kAtOnce == 1) {
+      if (e >= kStride) LoadAhead<Element>(a, e, ahead);
+      LogitsOfOne<Element, kTokens>(a, e, ahead, x, tokens, store);
+    } else {
+      Logits<Element, kTokens, kAtOnce>(a, e, kStride, x, tokens, store);
+    }
   }
   int mine = tokens;  // tokens that this block chooses for
   if constexpr (kCluster == 1) {
@@ -369,7 +469,9 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   if (warp < mine) {
     ChooseToken(a, first + rank + warp, choice.scores[warp],
                 choice.choice[warp]);
-    if (threadIdx.x % 32 == 0) {
+    if (a.tokens == 1) {
+      last = true;
+    } else if (threadIdx.x % 32 == 0) {
       __threadfence();
       if (atomicAdd(&a.plan.counts[1], 1) == a.tokens - 1) last = true;
       __threadfence();
@@ -378,7 +480,11 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   __syncthreads();
   if (!last) return;
   if (threadIdx.x == 0) a.plan.counts[1] = 0;
-  Plan(a, shared.plan);
+  if (a.tokens * a.options.top_k <= 32 && a.tokens <= a.tile) {
+    if (warp == 0) PlanFew(a);
+  } else {
+    Plan(a, shared.plan);
+  }
 }
 
 template <typename Element, int kTokens, int kCluster, int kAtOnce>
@@ -396,7 +502,8 @@ void RunShape(const Arguments& a, const LaunchOptions& options) {
 template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   if (a.tokens <= 64) return RunShape<Element, 1, 8, 1>(a, options);
-  if (a.tokens <= 512) return RunShape<Element, 4, 8, 1>(a, options);
+  if (a.tokens <= 128) return RunShape<Element, 4, 8, 1>(a, options);
+  if (a.tokens <= 512) return RunShape<Element, 4, 4, 2>(a, options);
   return RunShape<Element, 8, 1, 8>(a, options);
 }
 

@@ -302,14 +302,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   AllowNextKernel();
+  // No kernel writes these; they may lie on the host.
+  const SampleRow row = rows[blockIdx.x];
   WaitForPriorKernel();
   const float* logits = all_logits + int64_t{blockIdx.x} * vocabulary;
-  const SampleRow row = rows[blockIdx.x];
   SampledRow& sampled = all_sampled[blockIdx.x];
 
   uint64_t mine = 0;                           // of the ids that may be chosen
   float highest = __int_as_float(0xff800000);  // of all
   bool finite = true;
+#pragma unroll 16
   for (int id = threadIdx.x; id < vocabulary; id += kThreads) {
     const float logit = logits[id];
     finite = finite && isfinite(logit);

@@ -26,12 +26,11 @@ __device__ inline float KeyValue(uint64_t key) {
 }
 
 __device__ inline uint64_t WarpMax(uint64_t key) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const uint64_t other = __shfl_xor_sync(0xffffffff, key, offset);
-    key = other > key ? other : key;
-  }
-  return key;
+  const uint32_t value = static_cast<uint32_t>(key >> 32);
+  const uint32_t highest = __reduce_max_sync(0xffffffff, value);
+  const uint32_t id = __reduce_max_sync(
+      0xffffffff, value == highest ? static_cast<uint32_t>(key) : 0);
+  return static_cast<uint64_t>(highest) << 32 | id;
 }
 
 }  // namespace invar::cuda

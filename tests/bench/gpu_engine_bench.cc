@@ -214,7 +214,8 @@ class Bench {
     std::printf("  %9.1f us from the first kernel to the last\n",
                 kernels_.span * 1e6);
     for (const bench::KernelTime& kernel : kernels_.kernels) {
-      std::printf("  %9.1f us  %5lld x %8.2f us  %s\n", kernel.seconds * 1e6,
+      std::printf("  %9.1f us  %9.1f us  %5lld x %8.2f us  %s\n",
+                  kernel.added * 1e6, kernel.seconds * 1e6,
                   static_cast<long long>(kernel.launches),
                   kernel.seconds * 1e6 / kernel.launches, kernel.name.c_str());
     }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace invar::bench {
 namespace {
@@ -21,8 +22,9 @@ struct State {
   decltype(&cuptiActivityGetNextRecord) next = nullptr;
   std::mutex mutex;
   std::map<std::string, KernelTime> times;  // by mangled name
-  uint64_t start = 0;                       // of the first kernel, in ns
-  uint64_t end = 0;                         // of the last one
+  std::vector<std::pair<uint64_t, std::string>> ends;
+  uint64_t start = 0;  // of the first kernel, in ns
+  uint64_t end = 0;    // of the last one
 };
 
 State& TheState() {
@@ -48,6 +50,7 @@ void CUPTIAPI TakeBuffer(CUcontext, uint32_t, uint8_t* buffer, size_t,
     const auto* kernel = reinterpret_cast<CUpti_ActivityKernel10*>(record);
     KernelTime& time = state.times[kernel->name];
     ++time.launches;
+    state.ends.emplace_back(kernel->end, kernel->name);
     state.start = std::min<uint64_t>(state.start, kernel->start);
     state.end = std::max<uint64_t>(state.end, kernel->end);
     time.seconds += 1e-9 * static_cast<double>(kernel->end - kernel->start);
@@ -107,6 +110,7 @@ void KernelTrace::Start() {
   {
     const std::lock_guard<std::mutex> lock(state.mutex);
     state.times.clear();
+    state.ends.clear();
     state.start = UINT64_MAX;
     state.end = 0;
   }
@@ -120,6 +124,12 @@ KernelTimes KernelTrace::Stop() {
   state.disable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL);
   KernelTimes times;
   const std::lock_guard<std::mutex> lock(state.mutex);
+  std::sort(state.ends.begin(), state.ends.end());
+  uint64_t before = state.start;
+  for (const auto& [end, name] : state.ends) {
+    state.times[name].added += 1e-9 * static_cast<double>(end - before);
+    before = end;
+  }
   for (const auto& [mangled, time] : state.times) {
     times.kernels.push_back(time);
     times.kernels.back().name = ShortName(mangled);
@@ -127,7 +137,7 @@ KernelTimes KernelTrace::Stop() {
   }
   std::sort(times.kernels.begin(), times.kernels.end(),
             [](const KernelTime& a, const KernelTime& b) {
-              return a.seconds > b.seconds;
+              return a.added > b.added;
             });
   return times;
 }

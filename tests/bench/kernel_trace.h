@@ -13,6 +13,9 @@ struct KernelTime {
   std::string name;  // of the function, without namespaces and parameters
   int64_t launches = 0;
   double seconds = 0;  // summed; kernels that overlap are counted in full
+  // By how much they ended after all that had ended before them: these add up
+  // to the span, and say what the stretch waited for.
+  double added = 0;
 };
 
 struct KernelTimes {

@@ -48,13 +48,9 @@ void CudaModel::StageRequests(const Pass& pass,
   SampleRow given;
   given.given_id = 0;
   for (int64_t i = 0; i < pass.launched_rows; ++i) {
-    step_.rows_host.data()[i] =
+    step_.rows.data()[i] =
         i < pass.rows ? ToSampleRow(requests[i]) : given;
   }
-  Check(cudaMemcpyAsync(step_.rows.data(), step_.rows_host.data(),
-                        pass.launched_rows * sizeof(SampleRow),
-                        cudaMemcpyHostToDevice, main_.stream()),
-        "staging requests");
 }
 
 void CudaModel::Sample(const Pass& pass, int64_t limit, int64_t first,
@@ -119,7 +115,7 @@ void CudaModel::ReadAnswers(const Pass& pass, int64_t limit,
   const int64_t vocab = config_.vocab_size;
   size_t fetched = 0;
   for (int64_t i = 0; i < pass.rows; ++i) {
-    const SampledRow& sampled = step_.sampled_host.data()[i];
+    const SampledRow& sampled = step_.sampled.data()[i];
     finite->push_back(sampled.finite);
     const bool is_the_cpus = IsTheCpus(requests[i]);
     const auto row =
@@ -142,10 +138,6 @@ std::vector<SliceHealth> CudaModel::Answer(
     const Pass pass = StagePass(slices, &cursor);
     StageRequests(pass, requests);
     RunAnswers(pass, cache, limit, requests);
-    Check(cudaMemcpyAsync(step_.sampled_host.data(), step_.sampled.data(),
-                          pass.rows * sizeof(SampledRow),
-                          cudaMemcpyDeviceToHost, main_.stream()),
-          "reading answers");
     EndPass(pass, &finite);
     ReadAnswers(pass, limit, requests, answers, &finite_rows);
     requests = requests.subspan(pass.rows);

@@ -167,9 +167,7 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
                         step_.StagedWords(block_ids) * sizeof(int32_t),
                         cudaMemcpyHostToDevice, main_.stream()),
         "staging a step");
-  Check(cudaMemsetAsync(step_.finite.data(), 1, pass.launched_tokens,
-                        main_.stream()),
-        "staging a step");
+  std::fill_n(step_.finite.data(), pass.launched_tokens, 1);
   return pass;
 }
 
@@ -430,12 +428,9 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
 }
 
 void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
-  Check(cudaMemcpyAsync(step_.finite_host.data(), step_.finite.data(),
-                        pass.tokens, cudaMemcpyDeviceToHost, main_.stream()),
-        "reading a step's health");
   main_.Synchronize();
-  finite->insert(finite->end(), step_.finite_host.data(),
-                 step_.finite_host.data() + pass.tokens);
+  finite->insert(finite->end(), step_.finite.data(),
+                 step_.finite.data() + pass.tokens);
 }
 
 std::vector<SliceHealth> CudaModel::Forward(

@@ -141,12 +141,9 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   const int64_t tokens = limits.tokens;
   const int64_t slots = tokens * c.router.top_k;
   absl::Status status = m.ReserveBlockIds(kFirstBlockIds).status();
-  Grow(&m.finite_host, tokens, &status);
-  Grow(&m.rows_host, tokens, &status);
-  Grow(&m.rows, tokens, &status);
-  Grow(&m.sampled_host, tokens, &status);
-  Grow(&m.sampled, tokens, &status);
   Grow(&m.finite, tokens, &status);
+  Grow(&m.rows, tokens, &status);
+  Grow(&m.sampled, tokens, &status);
   Grow(&m.hidden, tokens * c.hidden_size, &status);
   Grow(&m.normed, tokens * c.hidden_size, &status);
   Grow(&m.q_a, tokens * c.q_lora_rank, &status);

@@ -94,8 +94,12 @@ struct StepMemory {
   DeviceBuffer<int32_t> staged;
   int64_t block_id_capacity = 0;
 
-  PinnedBuffer<uint8_t> finite_host;    // (T)
-  DeviceBuffer<uint8_t> finite;         // (T)
+  // Small enough for kernels to read and write on the host, which saves copies
+  // between two steps. Written while no pass runs, read when it has ended.
+  PinnedBuffer<uint8_t> finite;      // (T)
+  PinnedBuffer<SampleRow> rows;      // (T) what is asked of rows of logits
+  PinnedBuffer<SampledRow> sampled;  // (T)
+
   DeviceBuffer<float> hidden;           // (T, hidden)
   DeviceBuffer<float> normed;           // (T, hidden)
   DeviceBuffer<float> q_a;              // (T, q_lora_rank)
@@ -116,11 +120,6 @@ struct StepMemory {
   DeviceBuffer<int32_t> order, counts;
   DeviceBuffer<ExpertWork> work;
   DeviceBuffer<float> logits;  // (logit_rows, vocab)
-
-  PinnedBuffer<SampleRow> rows_host;  // (T) what is asked of rows of logits
-  DeviceBuffer<SampleRow> rows;
-  PinnedBuffer<SampledRow> sampled_host;  // (T)
-  DeviceBuffer<SampledRow> sampled;
 
   InputBuffer inputs[2];        // (T, hidden) after a norm
   InputBuffer q_inputs;         // (T, q_lora_rank)
