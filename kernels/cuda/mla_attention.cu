@@ -372,7 +372,7 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
              whole ? nullptr : workspace, out);
     };
     // Several tiles of bf16 a group do not fit shared memory.
-    if constexpr (Code::kBytes == 1) {
+    if constexpr (Code::kBytes == 1 && kSplitWarps == kHeads) {
       const int64_t units = int64_t{grid.x} * grid.y;
       if (!whole && units * splits <= kSpreadBlocks) {
         Launch(SplitKernel<Code>,
