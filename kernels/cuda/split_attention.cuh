@@ -28,7 +28,8 @@ template <typename Code>
 __global__ void __launch_bounds__(kSplitThreads, 1)
     SplitKernel(TokenPlaces places, const float* query, int heads,
                 float scale_log2, const std::byte* cache, float* partials) {
-  static_assert(Code::kBytes == 1, "a split's tiles fit shared memory");
+  static_assert(Code::kBytes == 1 && kSplitWarps == kHeads,
+                "a split's tiles fit shared memory, a warp packs a head");
   using Operand = typename Code::Operand;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<SplitShared<Code>*>(memory);
@@ -50,7 +51,6 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
                    shared.rows[my_tile]);
   }
   const int first_head = blockIdx.y * kHeads;
-  static_assert(kSplitWarps == kHeads, "a warp packs a head");
   const float scale = PackRow<Code, kRow>(
       first_head + warp < heads ? query + (t * heads + first_head + warp) * kRow
                                 : nullptr,
@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
   // A warp has a quarter of the 128 latents of a warp of AttentionKernel.
   constexpr int kParts = kSplitWarps / kWarps;
   constexpr int kMySums = kSums / kParts;
-  static_assert(kMySums == 16, "two chunks of sixteen latents");
+  static_assert(Code::kBytes != 1 || kMySums == 16,
+                "two chunks of sixteen latents");
   const int owner = warp / kParts;
   const int part = warp % kParts;
   float sum[4] = {};
