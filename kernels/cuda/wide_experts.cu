@@ -279,6 +279,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     return;
   }
   RaiseRegisters<TileType::kMultiplierRegisters>();
+  if constexpr (kPromoted<Format>) BeginTurns(group);
   Walk<TileType::kStages> walk;
   Walk<2> ends;
   for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {

@@ -98,6 +98,7 @@ __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
                          group * TileType::kBlockBytes);
       const uint64_t inputs =
           TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+      if constexpr (kPromoted<Format>) TakeTurn(group);
       ProductFence();
       if constexpr (kPromoted<Format>) {
         float part[kValues];
@@ -107,6 +108,7 @@ __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
                                         inputs + k * kStep, k != 0);
         }
         ProductCommit();
+        PassTurn(group);
         ProductWait<0>();
         if (leader) ring.Release(walk.stage);
 #pragma unroll
@@ -203,6 +205,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     }
   } else {
     RaiseRegisters<TileType::kMultiplierRegisters>();
+    if constexpr (kPromoted<Format>) BeginTurns(group);
     std::byte* const after = ring.stages +
                              TileType::kStages * TileType::kStageBytes +
                              group * kWaitingBytes;

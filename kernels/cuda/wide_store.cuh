@@ -10,14 +10,6 @@
 
 namespace invar::cuda {
 
-// Named barriers of a wide tile; 0 is the block's own.
-inline constexpr int kMultipliersBarrier = 1;
-inline constexpr int kGroupBarrier = 2;  // and the next: of each group
-
-__device__ inline void BarrierSync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // How a value leaves.
 struct ToFp32 {
   using Element = float;

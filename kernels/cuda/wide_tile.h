@@ -30,6 +30,27 @@ struct WideTile {
   static constexpr int kMultiplierRegisters = 232;
 };
 
+// Named barriers of a wide tile; 0 is the block's own.
+inline constexpr int kGroupBarrier = 1;  // and the next: of each group
+inline constexpr int kTurnBarrier = 3;   // and the next: each group's turn
+
+__device__ inline void BarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// FP8's groups begin their products in turn: then one's run while the other
+// promotes. Side by side both would end, and both promote, at the same time.
+// BeginTurns: once, before the first.
+__device__ inline void PassTurn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group) : "memory");
+}
+__device__ inline void BeginTurns(int group) {
+  if (group == 1) PassTurn(group);
+}
+__device__ inline void TakeTurn(int group) {
+  BarrierSync(kTurnBarrier + group, 256);
+}
+
 // As Ring. A stage of a pair is empty when both blocks have read it.
 template <typename TileType>
 struct WideRing : Ring<TileType, TileType::kStages> {
@@ -128,6 +149,7 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
+        TakeTurn(group);
         ProductFence();
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
@@ -136,6 +158,7 @@ __device__ void MultiplyChain(
               k != 0);
         }
         ProductCommit();
+        PassTurn(group);
         ProductWait<0>();
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
