@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "worker/engine/testing/engine_harness.h"
+#include "worker/engine/testing/deferring_model.h"
 #include "worker/engine/testing/fake_model.h"
 #include "worker/link/testing/fake_scheduler.h"
 
@@ -64,7 +65,7 @@ class LinkClientTest : public ::testing::Test {
       model.on_forward = [this](std::span<const SequenceSlice>) {
         if (on_forward_) on_forward_();
       };
-      return std::make_unique<FakeModel>(model);
+      return ForThisRun(std::make_unique<FakeModel>(model));
     };
     replica_ = std::make_unique<Replica>(options);
   }
