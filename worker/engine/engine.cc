@@ -26,13 +26,15 @@ BatchLimits MakeBatchLimits(const Engine::Options& options,
 
 }  // namespace
 
-Engine::Engine(const Options& options, std::unique_ptr<Model> model)
+Engine::Engine(const Options& options, std::unique_ptr<Model> model,
+               std::unique_ptr<KvCache> cache)
     : options_(options),
       model_(std::move(model)),
       vocab_size_(model_->config().vocab_size),
       submit_limits_{options.max_context_tokens, vocab_size_,
                      options.max_top_logprobs},
-      cache_(model_->NewKvCache(options.kv_blocks)),
+      cache_(cache != nullptr ? std::move(cache)
+                              : model_->NewKvCache(options.kv_blocks)),
       pool_(options.kv_blocks),
       batcher_(MakeBatchLimits(options, vocab_size_), &pool_) {}
 

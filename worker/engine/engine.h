@@ -64,7 +64,9 @@ class Engine {
     int schedulers = 1;
   };
 
-  Engine(const Options& options, std::unique_ptr<Model> model);
+  // `cache` has options.kv_blocks; without one the model makes it.
+  Engine(const Options& options, std::unique_ptr<Model> model,
+         std::unique_ptr<KvCache> cache = nullptr);
   ~Engine();
 
   const Model& model() const { return *model_; }

@@ -102,7 +102,11 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   void* data = nullptr;
   Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
-  Check(cudaMalloc(&data, bytes), "allocating the KV cache");
+  const cudaError_t error = cudaMalloc(&data, bytes);
+  if (absl::IsResourceExhausted(ToStatus(error, "the KV cache"))) {
+    return nullptr;
+  }
+  Check(error, "allocating the KV cache");
   Check(FillOnDevice(data, 0, bytes), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
