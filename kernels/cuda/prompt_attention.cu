@@ -16,7 +16,6 @@ namespace {
 constexpr int kTokens = 4;  // of a block
 constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
-constexpr int kSplitTiles = static_cast<int>(kAttentionSplit) / kTile;
 constexpr int kGroups = 2;                     // multiplying warpgroups
 constexpr int kScoreRows = kTile / kGroups;    // cached rows of a group
 constexpr int kLatents = kLatent / kGroups;    // of a group
@@ -48,6 +47,7 @@ struct Arguments {
   float scale_log2;
   const std::byte* tiles;
   float* out;
+  int split_tiles;
 };
 
 __device__ int Group() { return threadIdx.x / 128; }
@@ -299,11 +299,11 @@ struct Attention {
   // Merged::Add of mla_attention.cu. What is merged so far waits in the output;
   // after the token's last split it is divided.
   __device__ void MergeSplit(int split, int token, int first_head) {
-    constexpr int kSplit = static_cast<int>(kAttentionSplit);
-    if (split * kSplit > position) return;
+    const int split_rows = a.split_tiles * kTile;
+    if (split * split_rows > position) return;
     const int lane = threadIdx.x % 32;
     const bool is_first = split == 0;
-    const bool is_last = split == position / kSplit;
+    const bool is_last = split == position / split_rows;
     float old_factor[2] = {0.0f, 0.0f};
     float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
@@ -427,11 +427,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         token < a.places.tokens && a.places.tables[token] == of.table
             ? a.places.positions[token]
             : -1;
-    for (int split = 0; split * kSplitTiles < of.tiles; ++split) {
-      const int end = min((split + 1) * kSplitTiles, of.tiles);
+    for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
+      const int end = min((split + 1) * a.split_tiles, of.tiles);
       sums.Clear();
 #pragma unroll 1
-      for (int tile = split * kSplitTiles; tile < end; ++tile, ++used) {
+      for (int tile = split * a.split_tiles; tile < end; ++tile, ++used) {
         const std::byte* const rows = shared.rows[used % 2];
         BarrierWait(&shared.full[used % 2], used / 2 % 2);
         sums.BeginScores(rows);
@@ -458,7 +458,7 @@ int64_t PromptAttentionBytes(int64_t blocks) {
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out) {
+                     float* out, int64_t split) {
   constexpr float kLog2E = 0x1.715476p+0f;
   if (places.tokens == 0) return;
   const Arguments a = {.places = places,
@@ -466,7 +466,8 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                        .heads = static_cast<int>(heads),
                        .scale_log2 = scale * kLog2E,
                        .tiles = workspace,
-                       .out = out};
+                       .out = out,
+                       .split_tiles = static_cast<int>(split / kTile)};
   DispatchKv(cache.dtype, [&]<typename Code>() {
     Launch(StageKernel<Code>,
            {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},

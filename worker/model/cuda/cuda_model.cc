@@ -72,7 +72,24 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
   status =
       UploadAngles(model->rope_, positions, &model->cosines_, &model->sines_);
   if (!status.ok()) return status;
+  if (!options.deterministic) {
+    absl::StatusOr<std::unique_ptr<FastMode>> fast =
+        FastMode::Make(config, model->weights_, model->step_);
+    if (!fast.ok()) return fast.status();
+    model->fast_ = *std::move(fast);
+    model->plan_ = Plan::kFast;
+  }
   return model;
+}
+
+void CudaModel::UsePlan(Plan plan) {
+  if (plan == plan_ || (plan != Plan::kDeterministic && fast_ == nullptr)) {
+    return;
+  }
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  main_.Synchronize();
+  graphs_.Clear();
+  plan_ = plan;
 }
 
 CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
@@ -235,6 +252,10 @@ Lane& CudaModel::Fork() {
 
 void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                         const InputBuffer& x, int64_t tokens, float* out) {
+  if (const FastMode* fast = Fast()) {
+    return fast->products->Product(linear, x, tokens, out, lane,
+                                   &lane == &main_ ? 0 : 1);
+  }
   Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
        lane.Next());
 }
@@ -288,6 +309,11 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
            c.rms_norm_eps, angles, cache, step_.finite.data());
+  if (fast_pass_.has_prompts()) {
+    main_.Follow(side);
+    AttendToPrompts(layer, pass, places, angles, cache);
+    return ProjectAttended(layer, tokens);
+  }
   AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
               step_.q.data(), step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
@@ -297,7 +323,13 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
       PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
-                    step_.attended.data());
+                    step_.attended.data(),
+                    Fast() ? pass.max_position + 1 : kAttentionSplit);
+  } else if (const FastMode* fast = Fast()) {
+    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache, fast->attention_parts.data(),
+                 step_.attended.data(),
+                 FastAttentionSplit(tokens, c.heads, pass.max_position));
   } else {
     MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
                  c.heads, scale, cache, step_.attention_parts.data(),
@@ -314,10 +346,47 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                 step_.attended.data(), step_.unquantised.data());
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
+  ProjectAttended(layer, tokens);
+}
+
+void CudaModel::ProjectAttended(const DeviceLayer& layer, int64_t tokens) {
   Product(main_, layer.o, RowParallelLeaf(layer.o.gemm.columns),
           step_.value_inputs, tokens, step_.projected.data());
-  Show("o", tokens, c.hidden_size, step_.projected.data());
+  Show("o", tokens, config_.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
+}
+
+void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                                const TokenPlaces& places,
+                                const RopeAngles& angles,
+                                const KvLayer& cache) {
+  const int64_t heads = config_.heads;
+  const float scale = attention_scale_ * cache.scale;
+  const auto attend = [&](const InputSink& sink) {
+    fast_->prompts->Attend(fast_pass_, &layer - weights_.layers.data(), places,
+                           angles, step_.q.data(), scale, cache, sink, main_);
+    for (const FastPass::Run& run : fast_pass_.rest) {
+      const TokenPlaces some = {.tokens = run.tokens,
+                                .positions = places.positions + run.first,
+                                .tables = places.tables + run.first,
+                                .block_ids = places.block_ids};
+      const int64_t first = run.first * heads;
+      InputSink rows = sink;
+      rows.data = static_cast<std::byte*>(sink.data) +
+                  first * kValue * WeightElementBytes(sink.dtype);
+      AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
+                  step_.q.data() + first * config_.qk_head_dim(),
+                  step_.query.data());
+      MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
+                   heads, scale, cache, fast_->attention_parts.data(),
+                   step_.attended.data(),
+                   FastAttentionSplit(run.tokens, heads, pass.max_position));
+      AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
+                  step_.attended.data(), rows);
+    }
+  };
+  Produce(main_, step_.value_inputs, layer.o.input, pass.launched_tokens,
+          heads * kValue, attend);
 }
 
 void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
@@ -335,6 +404,10 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
   Lane& lane = layer.has_experts ? Fork() : main_;
   Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
           [&](const InputSink& sink) {
+            if (const FastMode* fast = Fast()) {
+              return fast->products->SwiGlu(mlp, step_.inputs[0], tokens, sink,
+                                            lane, &lane == &main_ ? 0 : 1);
+            }
             GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
                        step_.inputs[0].As(mlp.gate_up.input), tokens, sink,
                        lane.Next());
@@ -382,6 +455,9 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
 void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
+  fast_pass_ = plan_ == Plan::kFast
+                   ? fast_->prompts->Divide(step_.host, pass.launched_tokens)
+                   : FastPass();
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
                   step_.device.ids, pass.launched_tokens, config_.hidden_size,
                   step_.hidden.data(), main_.Next());

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device.h"
 #include "worker/model/cuda/device_weights.h"
+#include "worker/model/cuda/fast_mode.h"
 #include "worker/model/cuda/lane.h"
 #include "worker/model/cuda/step_graphs.h"
 #include "worker/model/cuda/step_memory.h"
@@ -38,6 +39,7 @@ class CudaModel final : public Model {
   const std::string& weights_digest() const override { return weights_digest_; }
   std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const override;
+  bool HasFastPlan() const override { return true; }
   std::string kernel_build_id() const override;
   std::string architecture() const override { return "sm_90"; }
   int64_t MaxKvBlocks() const override;
@@ -51,6 +53,12 @@ class CudaModel final : public Model {
                                   std::span<RowAnswer> answers) override;
   // Options::graphs from the next step on.
   void UseGraphs(bool graphs) { options_.graphs = graphs; }
+  // kFast where the model was loaded for mode FAST, else kDeterministic.
+  Plan plan() const { return plan_; }
+  // Another plan from the next step on, in the same cache: for measuring what
+  // one costs against another. Those of FAST need a model loaded for it.
+  void UsePlan(Plan plan);
+  const FastMode* fast() const { return fast_.get(); }
   void Observe(OpObserver observer) override {
     observer_ = std::move(observer);
   }
@@ -66,7 +74,7 @@ class CudaModel final : public Model {
     int64_t launched_rows = 0;
     int64_t max_position = 0;
     int64_t block_ids = 0;  // of all its tokens' tables together
-    bool decodes = true;  // a row a token
+    bool decodes = true;    // a row a token
   };
   // The next token of a step.
   struct Cursor {
@@ -93,11 +101,21 @@ class CudaModel final : public Model {
   void EndLayers(const Pass& pass);
   void Attention(const DeviceLayer& layer, const Pass& pass,
                  const KvLayer& cache);
+  // Mode FAST: of a pass whose prompts take the MHA form.
+  void AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const KvLayer& cache);
+  // What attention has left, through o_proj.
+  void ProjectAttended(const DeviceLayer& layer, int64_t tokens);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);
   void RunExperts(const DeviceExperts& experts, const Pass& pass);
   // hidden += what the layer before left to add; its norm as inputs.
   void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
             const InputSink& first, const InputSink& second);
+  // What the step under way uses of mode FAST; null: nothing.
+  const FastMode* Fast() const {
+    return plan_ == Plan::kDeterministic ? nullptr : fast_.get();
+  }
   // Where to launch what the main lane's next launches do not need.
   Lane& Fork();
   void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
@@ -138,6 +156,10 @@ class CudaModel final : public Model {
   DeviceBuffer<float> cosines_, sines_;  // (positions, R / 2)
   StepMemory step_;
   StepGraphs graphs_;
+  // Null but in mode FAST, so the other one cannot come to use it.
+  std::unique_ptr<FastMode> fast_;
+  Plan plan_ = Plan::kDeterministic;
+  FastPass fast_pass_;  // of the pass under way
   // Rows that the CPU answers, (rows, vocab), of the pass.
   std::vector<float> host_rows_;
   // What the last operation leaves for the next norm to add.

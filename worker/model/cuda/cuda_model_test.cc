@@ -85,10 +85,12 @@ class CudaModelTest : public ::testing::TestWithParam<Case> {
     }
   }
 
-  std::unique_ptr<Model> Load(int64_t step_tokens) const {
+  std::unique_ptr<Model> Load(int64_t step_tokens,
+                              bool deterministic = true) const {
     auto model = CudaModel::Load({.path = folder_,
                                   .kv_dtype = GetParam().kv_dtype,
-                                  .step_tokens = step_tokens},
+                                  .step_tokens = step_tokens,
+                                  .deterministic = deterministic},
                                  {});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
@@ -238,6 +240,65 @@ TEST_P(CudaModelTest, FirstLayerIsNearTheCpus) {
                 op.c_str(), error);
     if (layer == 0) {
       EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 4e-2) << op;
+    }
+  }
+}
+
+std::string Rendered(const Model& model) {
+  std::string all;
+  for (const auto& [name, value] : model.NumericsPlan()) {
+    all += name + "=" + value + "\n";
+  }
+  return all;
+}
+
+// A model loaded for FAST, told to be deterministic, has the other's bits: what
+// FAST adds is reached by its plan alone.
+TEST_P(CudaModelTest, FastPlansAreTheirOwn) {
+  const auto deterministic = Load(512);
+  const auto fast = Load(512, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  EXPECT_EQ(model.plan(), Plan::kFast);
+  const std::string plan = Rendered(*fast);
+  model.UsePlan(Plan::kFastAbsorbed);
+  const std::string absorbed = Rendered(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  EXPECT_EQ(Rendered(*fast), Rendered(*deterministic));
+  EXPECT_NE(plan, absorbed);
+  EXPECT_NE(plan, Rendered(*deterministic));
+  EXPECT_NE(absorbed, Rendered(*deterministic));
+  EXPECT_EQ(static_cast<CudaModel&>(*deterministic).fast(), nullptr);
+  const std::vector<float> expected = Logits(*deterministic, 64);
+  const std::vector<float> logits = Logits(*fast, 64);
+  EXPECT_EQ(std::memcmp(logits.data(), expected.data(),
+                        logits.size() * sizeof(float)),
+            0);
+}
+
+// A prompt that is long enough for the MHA form, operation by operation.
+TEST_P(CudaModelTest, FastIsNearDeterministic) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 611; ++i) ids.push_back((i * 7919 + 13) % 1000);
+  const auto fast = Load(1024, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  const Outputs expected = AllOutputs(*fast, ids);
+  for (const Plan plan : {Plan::kFastAbsorbed, Plan::kFast}) {
+    model.UsePlan(plan);
+    const Outputs outputs = AllOutputs(*fast, ids);
+    // Only the MHA form has no query in the latents' space.
+    EXPECT_EQ(outputs.contains({0, "absorb_query"}),
+              plan == Plan::kFastAbsorbed);
+    for (const auto& [key, values] : outputs) {
+      const auto& [layer, op] = key;
+      // Of later layers, and of experts that were chosen otherwise, the
+      // difference is what earlier roundings have become.
+      if (layer != 0 || op == "hidden") continue;
+      const double error = RelativeError(values, expected.at(key));
+      std::printf("%s layer 0 %-14s %.2e\n",
+                  plan == Plan::kFast ? "FAST" : "FAST, absorbed", op.c_str(),
+                  error);
+      EXPECT_LT(error, GetParam().Has("fp8") ? 0.05 : 2e-2) << op;
     }
   }
 }

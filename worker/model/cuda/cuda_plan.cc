@@ -1,4 +1,6 @@
 // The identity of the GPU's numerics.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/kernel_digest.h"
 #include "worker/model/cuda/cuda_model.h"
@@ -36,6 +38,19 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"experts.combine", "shared first, then by rank, fp32"},
   };
   AppendRowsPlan(&plan);
+  if (const FastMode* fast = Fast()) {
+    // In the place of what they change, or at the end.
+    for (auto& [name, value] : fast->Entries(plan_)) {
+      const auto at =
+          std::find_if(plan.begin(), plan.end(),
+                       [&](const auto& entry) { return entry.first == name; });
+      if (at == plan.end()) {
+        plan.emplace_back(name, value);
+      } else {
+        at->second = value;
+      }
+    }
+  }
   return plan;
 }
 

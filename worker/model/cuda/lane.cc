@@ -18,6 +18,11 @@ LaunchOptions Lane::Next() {
   return {.stream = stream(), .overlap = !follows};
 }
 
+cudaStream_t Lane::NextOfOthers() {
+  follows_ = true;
+  return stream();
+}
+
 void Lane::Follow(Lane& other) {
   if (this == &other) return;
   Check(cudaEventRecord(other.event_, other.stream()), "joining lanes");
