@@ -346,28 +346,18 @@ int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 
 int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
                            int64_t max_position) {
-  // One block a multiprocessor where a split's tiles lie side by side, two
-  // where it walks them.
-  constexpr int64_t kSideBySide = 132;
-  constexpr int64_t kWalking = 2 * kSideBySide;
+  // Two blocks a multiprocessor; but the merge waits for memory every few
+  // splits, and a split's first four tiles cost little more than one.
+  constexpr int64_t kBlocks = 2 * 132;
+  constexpr int64_t kMostSplits = 16;
   const int64_t units = tokens * Groups(heads);
   const int64_t tiles = max_position / kTile + 1;
   // Whole sequences: groups that take turns need turns.
   if (units >= kWholeUnits) {
     return units < kPairedUnits ? kSplit : tiles * kTile;
   }
-  const auto fewest = [&](int64_t blocks) {
-    const int64_t splits = std::max<int64_t>(1, blocks / units);
-    return (tiles + splits - 1) / splits;
-  };
-  // The merge waits for memory once every few splits: of long sequences rather
-  // fewer splits than blocks.
-  constexpr int64_t kMostSplits = 32;
-  const int64_t side_by_side = std::max(
-      fewest(kSideBySide),
-      std::min<int64_t>(kSplitTiles, (tiles + kMostSplits - 1) / kMostSplits));
-  return kTile *
-         (side_by_side <= kSplitTiles ? side_by_side : fewest(kWalking));
+  const int64_t splits = std::min(kMostSplits, kBlocks / units);
+  return kTile * std::max<int64_t>(kSplitTiles, (tiles + splits - 1) / splits);
 }
 
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,

@@ -253,8 +253,8 @@ Lane& CudaModel::Fork() {
 void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                         const InputBuffer& x, int64_t tokens, float* out) {
   if (const FastMode* fast = Fast()) {
-    return fast->products->Product(linear, x, tokens, out, lane,
-                                   &lane == &main_ ? 0 : 1);
+    return fast->products->Product(linear, x, tokens, GemmOutput::kFp32, out,
+                                   lane, &lane == &main_ ? 0 : 1);
   }
   Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
        lane.Next());
@@ -364,7 +364,8 @@ void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
   const float scale = attention_scale_ * cache.scale;
   const auto attend = [&](const InputSink& sink) {
     fast_->prompts->Attend(fast_pass_, &layer - weights_.layers.data(), places,
-                           angles, step_.q.data(), scale, cache, sink, main_);
+                           angles, step_.q.data(), scale, cache,
+                           *fast_->products, sink, main_);
     for (const FastPass::Run& run : fast_pass_.rest) {
       const TokenPlaces some = {.tokens = run.tokens,
                                 .positions = places.positions + run.first,

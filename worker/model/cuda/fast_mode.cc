@@ -33,14 +33,14 @@ absl::StatusOr<std::unique_ptr<FastMode>> FastMode::Make(
     const ModelConfig& config, const DeviceWeights& weights,
     const StepMemory& step) {
   auto fast = std::make_unique<FastMode>();
-  absl::StatusOr<std::unique_ptr<FastProducts>> products =
-      FastProducts::Make(weights, step);
-  if (!products.ok()) return products.status();
-  fast->products = *std::move(products);
   absl::StatusOr<std::unique_ptr<FastPrompts>> prompts =
       FastPrompts::Make(config, weights, step.limits);
   if (!prompts.ok()) return prompts.status();
   fast->prompts = *std::move(prompts);
+  absl::StatusOr<std::unique_ptr<FastProducts>> products =
+      FastProducts::Make(weights, step, fast->prompts->products());
+  if (!products.ok()) return products.status();
+  fast->products = *std::move(products);
   auto parts = DeviceBuffer<float>::Allocate(
       AttentionFloats(config, step.limits), "what mode FAST's attention needs");
   if (!parts.ok()) return parts.status();

@@ -17,6 +17,9 @@ namespace {
 constexpr int kBlasWays = 6;  // of cuBLASLt that are measured
 // Gate and up wait in fp32 on cuBLASLt's way: so much memory at most.
 constexpr int64_t kGateUpFloats = int64_t{64} << 20;
+// What another way than the other mode's must win by: here launches follow each
+// other closely, and in a step what is a little faster so need not be.
+constexpr double kMargin = 0.92;
 constexpr double kRefused = std::numeric_limits<double>::infinity();
 
 // What has one scale that cuBLASLt knows of.
@@ -40,12 +43,13 @@ std::vector<int64_t> Buckets(int64_t most) {
 }
 
 BlasProduct Describe(const GemmWeight& weight, int64_t rows, int64_t tokens,
-                     int64_t out_stride) {
+                     GemmOutput type) {
   return {.dtype = weight.dtype,
           .rows = rows,
           .columns = weight.columns,
           .tokens = tokens,
-          .out_stride = out_stride};
+          .out_stride = weight.rows,
+          .type = type};
 }
 
 // Random bytes, so that the matrix units draw the power that they will.
@@ -146,19 +150,24 @@ struct FastProducts::Job {
   std::vector<const DeviceMlp*> mlps;  // instead
   int64_t leaf = 0;                    // of the other mode
   const InputBuffer* x = nullptr;
-  float* out = nullptr;
+  GemmOutput type = GemmOutput::kFp32;
+  void* out = nullptr;
   InputSink sink;  // of mlps
   int64_t most = 0;
 
   Shape shape() const {
     const GemmWeight& weight =
         mlps.empty() ? linears[0]->gemm : mlps[0]->gate_up.gemm;
-    return {weight.dtype, weight.rows, weight.columns, !mlps.empty()};
+    return {weight.dtype, weight.rows, weight.columns,
+            !mlps.empty()               ? Kind::kSwiGlu
+            : type == GemmOutput::kFp32 ? Kind::kFp32
+                                        : Kind::kBf16};
   }
 };
 
 absl::StatusOr<std::unique_ptr<FastProducts>> FastProducts::Make(
-    const DeviceWeights& weights, const StepMemory& step) {
+    const DeviceWeights& weights, const StepMemory& step,
+    const Others& others) {
   std::unique_ptr<FastProducts> made(new FastProducts);
   absl::StatusOr<std::unique_ptr<BlasLt>> blas = BlasLt::Open();
   if (blas.ok()) {
@@ -178,13 +187,14 @@ absl::StatusOr<std::unique_ptr<FastProducts>> FastProducts::Make(
   std::map<Shape, Job> jobs;
   int64_t widest = 0;
   const auto add = [&](const char* name, const DeviceLinear& linear,
-                       int64_t leaf, const InputBuffer& x, float* out,
-                       int64_t most) {
+                       int64_t leaf, const InputBuffer& x, void* out,
+                       int64_t most, GemmOutput type = GemmOutput::kFp32) {
     if (linear.gemm.rows == 0) return;
     Job job = {.name = name,
                .linears = {&linear},
                .leaf = leaf,
                .x = &x,
+               .type = type,
                .out = out,
                .most = most};
     Job& at = jobs.try_emplace(job.shape(), job).first->second;
@@ -220,6 +230,10 @@ absl::StatusOr<std::unique_ptr<FastProducts>> FastProducts::Make(
   }
   add("lm_head", weights.lm_head, column_leaf(weights.lm_head), step.inputs[0],
       step.logits.data(), step.limits.logit_rows);
+  for (const DeviceLinear& linear : others.linears) {
+    add("kv_b of prompts", linear, linear.gemm.columns, *others.x, others.out,
+        others.most, GemmOutput::kBf16);
+  }
   if (made->blas_ != nullptr) {
     auto buffer = DeviceBuffer<float>::Allocate(
         std::min(kGateUpFloats, tokens * widest), kWhat);
@@ -247,7 +261,7 @@ absl::Status FastProducts::Measure(const Job& job) {
     if (blas_ != nullptr && IsPlain(first)) {
       const int64_t rows = first.gemm.rows;
       const BlasProduct product =
-          Describe(first.gemm, swiglu ? rows / 2 : rows, tokens, rows);
+          Describe(first.gemm, swiglu ? rows / 2 : rows, tokens, job.type);
       if (!swiglu || tokens * rows <= gate_up_.size()) {
         for (const BlasAlgorithm& algorithm :
              blas_->Algorithms(product, kBlasWays)) {
@@ -268,10 +282,12 @@ absl::Status FastProducts::Measure(const Job& job) {
             return swiglu ? RunSwiGlu(way, *job.mlps[i % layers], *job.x,
                                       tokens, job.sink, lane, 0)
                           : Run(way, *job.linears[i % layers], *job.x, tokens,
-                                job.out, lane, 0);
+                                job.type, job.out, lane, 0);
           });
-      if (&way == &all[0]) ours = seconds;
-      if (seconds < best) {
+      if (&way == &all[0]) {
+        ours = best = seconds;
+        ways[tokens] = way;
+      } else if (seconds < std::min(best, kMargin * ours)) {
         best = seconds;
         ways[tokens] = way;
       }
@@ -300,17 +316,17 @@ const FastProducts::Way& FastProducts::Find(const Shape& shape,
 }
 
 bool FastProducts::Run(const Way& way, const DeviceLinear& linear,
-                       const InputBuffer& x, int64_t tokens, float* out,
-                       Lane& lane, int workspace) const {
+                       const InputBuffer& x, int64_t tokens, GemmOutput type,
+                       void* out, Lane& lane, int workspace) const {
   const GemmWeight& weight = linear.gemm;
   if (way.blas) {
-    return blas_->Run(Describe(weight, weight.rows, tokens, weight.rows),
+    return blas_->Run(Describe(weight, weight.rows, tokens, type),
                       way.algorithm, weight.scale, linear.data.data(),
                       x.Rows(linear.input).data, out,
                       workspaces_[workspace].data(), lane.NextOfOthers());
   }
-  Gemm(weight, way.leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
-       lane.Next(), way.tile);
+  Gemm(weight, way.leaf, x.As(linear.input), tokens, type, out, lane.Next(),
+       way.tile);
   return true;
 }
 
@@ -328,7 +344,7 @@ bool FastProducts::RunSwiGlu(const Way& way, const DeviceMlp& mlp,
   const int64_t half =
       mlp.inner * both.gemm.columns * WeightElementBytes(both.gemm.dtype);
   const BlasProduct product =
-      Describe(both.gemm, mlp.inner, tokens, both.gemm.rows);
+      Describe(both.gemm, mlp.inner, tokens, GemmOutput::kFp32);
   for (const int part : {0, 1}) {
     if (!blas_->Run(product, way.algorithm,
                     part == 0 ? both.gemm.scale : mlp.up_scale,
@@ -343,15 +359,16 @@ bool FastProducts::RunSwiGlu(const Way& way, const DeviceMlp& mlp,
 }
 
 void FastProducts::Product(const DeviceLinear& linear, const InputBuffer& x,
-                           int64_t tokens, float* out, Lane& lane,
-                           int workspace) const {
+                           int64_t tokens, GemmOutput type, void* out,
+                           Lane& lane, int workspace) const {
   const GemmWeight& weight = linear.gemm;
-  const Way& way =
-      Find({weight.dtype, weight.rows, weight.columns, false}, tokens);
-  if (Run(way, linear, x, tokens, out, lane, workspace)) return;
+  const Way& way = Find({weight.dtype, weight.rows, weight.columns,
+                         type == GemmOutput::kFp32 ? Kind::kFp32 : Kind::kBf16},
+                        tokens);
+  if (Run(way, linear, x, tokens, type, out, lane, workspace)) return;
   // An algorithm of more tokens need not take fewer.
   const Way ours = {.leaf = RowParallelLeaf(weight.columns)};
-  Run(ours, linear, x, tokens, out, lane, workspace);
+  Run(ours, linear, x, tokens, type, out, lane, workspace);
 }
 
 void FastProducts::SwiGlu(const DeviceMlp& mlp, const InputBuffer& x,
@@ -359,7 +376,7 @@ void FastProducts::SwiGlu(const DeviceMlp& mlp, const InputBuffer& x,
                           Lane& lane, int workspace) const {
   const GemmWeight& weight = mlp.gate_up.gemm;
   const Way& way =
-      Find({weight.dtype, weight.rows, weight.columns, true}, tokens);
+      Find({weight.dtype, weight.rows, weight.columns, Kind::kSwiGlu}, tokens);
   if (RunSwiGlu(way, mlp, x, tokens, activated, lane, workspace)) return;
   RunSwiGlu(Way(), mlp, x, tokens, activated, lane, workspace);
 }

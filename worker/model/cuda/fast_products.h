@@ -4,10 +4,13 @@
 #ifndef INVAR_WORKER_MODEL_CUDA_FAST_PRODUCTS_H_
 #define INVAR_WORKER_MODEL_CUDA_FAST_PRODUCTS_H_
 
+#include <cuda_bf16.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -34,9 +37,19 @@ class FastProducts {
   // Launches that may run side by side have a workspace each.
   static constexpr int kWorkspaces = 2;
 
-  // `step` is written to. Its inputs' and outputs' sizes are the most tokens.
+  // Products beside those of every step, with bf16 outputs.
+  struct Others {
+    std::span<const DeviceLinear> linears;
+    const InputBuffer* x = nullptr;
+    __nv_bfloat16* out = nullptr;
+    int64_t most = 0;  // tokens
+  };
+
+  // `step` and the others' buffers are written to. Their sizes are the most
+  // tokens.
   static absl::StatusOr<std::unique_ptr<FastProducts>> Make(
-      const DeviceWeights& weights, const StepMemory& step);
+      const DeviceWeights& weights, const StepMemory& step,
+      const Others& others);
 
   // cuBLASLt's version; empty where there is none.
   std::string blas_version() const {
@@ -47,13 +60,14 @@ class FastProducts {
 
   // As Gemm and GemmSwiGlu, with sums in any order.
   void Product(const DeviceLinear& linear, const InputBuffer& x, int64_t tokens,
-               float* out, Lane& lane, int workspace) const;
+               GemmOutput type, void* out, Lane& lane, int workspace) const;
   void SwiGlu(const DeviceMlp& mlp, const InputBuffer& x, int64_t tokens,
               const InputSink& activated, Lane& lane, int workspace) const;
 
  private:
-  // Those of one shape share what was measured; true: with SwiGLU.
-  using Shape = std::tuple<WeightDtype, int64_t, int64_t, bool>;
+  // Those of one shape share what was measured.
+  enum class Kind { kFp32, kBf16, kSwiGlu };
+  using Shape = std::tuple<WeightDtype, int64_t, int64_t, Kind>;
   using Ways = std::map<int64_t, Way>;  // by the most tokens of each
 
   struct Job;
@@ -62,7 +76,8 @@ class FastProducts {
   absl::Status Measure(const Job& job);
   const Way& Find(const Shape& shape, int64_t tokens) const;
   bool Run(const Way& way, const DeviceLinear& linear, const InputBuffer& x,
-           int64_t tokens, float* out, Lane& lane, int workspace) const;
+           int64_t tokens, GemmOutput type, void* out, Lane& lane,
+           int workspace) const;
   bool RunSwiGlu(const Way& way, const DeviceMlp& mlp, const InputBuffer& x,
                  int64_t tokens, const InputSink& activated, Lane& lane,
                  int workspace) const;

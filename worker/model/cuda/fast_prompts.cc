@@ -34,30 +34,35 @@ absl::StatusOr<std::unique_ptr<FastPrompts>> FastPrompts::Make(
     status = buffer.status();
     if (buffer.ok()) *to = *std::move(buffer);
   };
-  allocate(layers * outputs * kLatent, &made->weights_);
-  allocate(made->row_capacity_ * kLatent, &made->latents_);
   allocate(made->row_capacity_ * kRope, &made->rope_keys_);
   allocate(made->row_capacity_ * outputs, &made->keys_values_);
   allocate(limits.tokens * heads * (kNope + kRope), &made->query_);
   if (!status.ok()) return status;
+  auto latents = InputBuffer::Allocate(made->row_capacity_, kLatent);
+  if (!latents.ok()) return latents.status();
+  made->latents_ = *std::move(latents);
   const auto map = [](const DeviceBuffer<__nv_bfloat16>& of, int64_t columns,
                       GemmInput* to) {
     return MakeGemmInput(WeightDtype::kBf16, of.data(), of.size() / columns,
                          columns, to);
   };
-  bool mapped = map(made->latents_, kLatent, &made->latents_input_) &&
-                map(made->rope_keys_, kRope, &made->rope_keys_input_) &&
+  bool mapped = map(made->rope_keys_, kRope, &made->rope_keys_input_) &&
                 map(made->keys_values_, outputs, &made->keys_values_input_) &&
                 map(made->query_, heads * (kNope + kRope), &made->query_input_);
   Stream stream;
   for (int64_t i = 0; i < layers; ++i) {
     const HeadProjection& k = weights.layers[i].k_up.projection;
     const HeadProjection& v = weights.layers[i].v_up.projection;
-    __nv_bfloat16* const to = made->weights_.data() + i * outputs * kLatent;
-    MhaWeights({.stream = stream.get()}, k, v, to);
-    GemmWeight& weight = made->kv_b_.emplace_back();
-    mapped &= MakeGemmWeight(WeightDtype::kBf16, to, outputs, kLatent, &weight);
-    weight.scale = k.scale;
+    DeviceLinear& linear = made->kv_b_.emplace_back();
+    auto data = DeviceBuffer<std::byte>::Allocate(
+        outputs * kLatent * static_cast<int64_t>(sizeof(__nv_bfloat16)), kWhat);
+    if (!data.ok()) return data.status();
+    linear.data = *std::move(data);
+    MhaWeights({.stream = stream.get()}, k, v,
+               reinterpret_cast<__nv_bfloat16*>(linear.data.data()));
+    mapped &= MakeGemmWeight(WeightDtype::kBf16, linear.data.data(), outputs,
+                             kLatent, &linear.gemm);
+    linear.gemm.scale = k.scale;
     made->value_scales_.push_back(v.scale / k.scale);
   }
   stream.Synchronize();
@@ -98,14 +103,16 @@ FastPass FastPrompts::Divide(const StepMemory::Places& host,
 void FastPrompts::Attend(const FastPass& pass, int64_t layer,
                          const TokenPlaces& places, const RopeAngles& angles,
                          const float* q, float scale, const KvLayer& cache,
-                         const InputSink& out, Lane& lane) const {
+                         const FastProducts& products, const InputSink& out,
+                         Lane& lane) const {
   const MhaSequences& prompts = pass.prompts;
   MhaQuery(lane.Next(), places, angles, heads_, q, query_.data());
-  MhaGather(lane.Next(), prompts, places.block_ids, cache, latents_.data(),
+  const DeviceLinear& kv_b = kv_b_[layer];
+  MhaGather(lane.Next(), prompts, places.block_ids, cache,
+            static_cast<__nv_bfloat16*>(latents_.Rows(kv_b.input).data),
             rope_keys_.data());
-  const GemmWeight& kv_b = kv_b_[layer];
-  Gemm(kv_b, kv_b.columns, latents_input_, prompts.rows, GemmOutput::kBf16,
-       keys_values_.data(), lane.Next());
+  products.Product(kv_b, latents_, prompts.rows, GemmOutput::kBf16,
+                   keys_values_.data(), lane, 0);
   MhaAttention(lane.Next(), prompts, heads_, scale, value_scales_[layer],
                query_input_, keys_values_input_, rope_keys_input_, out);
 }

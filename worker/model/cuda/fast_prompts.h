@@ -15,6 +15,7 @@
 #include "kernels/cuda/ops.h"
 #include "worker/model/checkpoint/config.h"
 #include "worker/model/cuda/device_weights.h"
+#include "worker/model/cuda/fast_products.h"
 #include "worker/model/cuda/lane.h"
 #include "worker/model/cuda/step_memory.h"
 
@@ -49,21 +50,26 @@ class FastPrompts {
   // q (T, H, N + R) as q_proj leaves it; the cache has the pass's rows.
   void Attend(const FastPass& pass, int64_t layer, const TokenPlaces& places,
               const RopeAngles& angles, const float* q, float scale,
-              const KvLayer& cache, const InputSink& out, Lane& lane) const;
+              const KvLayer& cache, const FastProducts& products,
+              const InputSink& out, Lane& lane) const;
+
+  // kv_b's product, for FastProducts to measure.
+  FastProducts::Others products() const {
+    return {kv_b_, &latents_, keys_values_.data(), row_capacity_};
+  }
 
  private:
   FastPrompts() = default;
 
   int64_t heads_ = 0;
   int64_t row_capacity_ = 0;
-  DeviceBuffer<__nv_bfloat16> weights_;  // (layers, H * (N + V), L)
-  std::vector<GemmWeight> kv_b_;
+  std::vector<DeviceLinear> kv_b_;  // (H * (N + V), L) bf16, of each layer
   std::vector<float> value_scales_;
-  DeviceBuffer<__nv_bfloat16> latents_;      // (rows, L)
+  InputBuffer latents_;                      // (rows, L) bf16
   DeviceBuffer<__nv_bfloat16> rope_keys_;    // (rows, R)
   DeviceBuffer<__nv_bfloat16> keys_values_;  // (rows, H * (N + V))
   DeviceBuffer<__nv_bfloat16> query_;        // (T, H * (N + R))
-  GemmInput latents_input_, rope_keys_input_, keys_values_input_, query_input_;
+  GemmInput rope_keys_input_, keys_values_input_, query_input_;
 };
 
 }  // namespace invar::cuda
