@@ -15,19 +15,12 @@
 #include <cstdint>
 
 #include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/widths.h"
 #include "kernels/types.h"
 
 namespace invar::cuda {
 
 // ---- Attention --------------------------------------------------------------
-
-// The family's widths, which the attention's tiles are cut for. The loader
-// refuses others.
-inline constexpr int kLatent = 512;  // L
-inline constexpr int kRope = 64;     // R
-inline constexpr int kRow = kLatent + kRope;
-inline constexpr int kNope = 128;   // N
-inline constexpr int kValue = 128;  // V
 
 // Where the step's tokens lie: token t is position positions[t] of the sequence
 // whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...

@@ -15,7 +15,8 @@
 namespace invar {
 
 absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
-                                         const Checkpoint::Options& options) {
+                                         const Checkpoint::Options& options,
+                                         const MakeTensorStore& make_store) {
   const std::string config_path = std::filesystem::path(folder) / kConfigFile;
   absl::StatusOr<std::string> text = ReadTextFile(config_path);
   if (!text.ok()) return text.status();
@@ -29,6 +30,7 @@ absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
   }
   absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
   if (!config.ok()) return config.status();
+  if (make_store != nullptr) checked.store = make_store(*config);
   absl::StatusOr<Checkpoint> checkpoint =
       Checkpoint::Load(folder, ArchitectureTensors(*config), checked);
   if (!checkpoint.ok()) return checkpoint.status();

@@ -39,7 +39,8 @@ float HalfValue(uint16_t half) {
 struct Task {
   const TensorSpec* spec;
   Shards::Place place;
-  int64_t begin = 0;  // in the checkpoint's memory
+  int64_t begin = 0;            // in the checkpoint's memory, or
+  std::byte* stored = nullptr;  // in the store
   LoadedTensor loaded = {};
   std::string digest = {};  // SHA-256 (hex) of the file's bytes
   absl::Status status = {};
@@ -150,7 +151,7 @@ class Loader {
           absl::StrCat(task.place.file->path(), ": tensor ", task.spec->name,
                        " ", task.status.message()));
     }
-    return absl::OkStatus();
+    return copied_;
   }
 
  private:
@@ -158,42 +159,59 @@ class Loader {
   static constexpr int kMinThreads = 8;
 
   void Work() {
+    std::unique_ptr<TensorStore::Copier> copier;
     while (!failed_) {
       const size_t index = next_++;
-      if (index >= tasks_.size()) return;
-      tasks_[index].status = Load(tasks_[index]);
-      if (!tasks_[index].status.ok()) failed_ = true;
+      if (index >= tasks_.size()) break;
+      Task& task = tasks_[index];
+      task.status = Load(task, copier);
+      if (!task.status.ok()) failed_ = true;
     }
+    if (copier == nullptr || failed_) return;
+    const absl::Status copied = copier->Finish();
+    const std::lock_guard<std::mutex> lock(copied_mutex_);
+    copied_.Update(copied);
   }
 
-  absl::Status Load(Task& task) {
+  absl::Status Load(Task& task, std::unique_ptr<TensorStore::Copier>& copier) {
     const Tensor& tensor = *task.place.tensor;
     task.loaded = {.dtype = tensor.dtype,
                    .shape = tensor.shape,
-                   .data = memory_.data() + task.begin,
+                   .data = task.stored != nullptr ? task.stored
+                                                  : memory_.data() + task.begin,
                    .bytes = task.LoadedBytes()};
-    char* to = reinterpret_cast<char*>(task.loaded.data) + task.loaded.bytes -
-               tensor.bytes;
+    if (task.stored != nullptr && copier == nullptr) {
+      auto made = options_.store->NewCopier();
+      if (!made.ok()) return made.status();
+      copier = *std::move(made);
+    }
     // What is hashed and checked is the copy: it is what will be used.
     Sha256 digest;
     int64_t nans = 0;
     for (int64_t begin = 0; begin < tensor.bytes;) {
       const int64_t size = ChunkBytes(task, begin);
-      char* chunk = to + begin;
       read_ahead_.Advance(done_);
-      absl::Status read = ReadChunk(task, begin, size, chunk);
-      if (!read.ok()) return read;
-      digest.Update({chunk, static_cast<size_t>(size)});
+      const absl::StatusOr<char*> chunk =
+          task.stored != nullptr ? ReadToRoom(task, begin, size, *copier)
+                                 : ReadToPlace(task, begin, size);
+      if (!chunk.ok()) return chunk.status();
+      digest.Update({*chunk, static_cast<size_t>(size)});
       if (task.spec->kind == TensorKind::kFp8) {
-        nans += std::count_if(chunk, chunk + size,
+        nans += std::count_if(*chunk, *chunk + size,
                               [](char code) { return (code & 0x7f) == 0x7f; });
+      }
+      if (task.stored != nullptr) {
+        absl::Status copied = copier->Copy(*chunk, size, task.stored + begin);
+        if (!copied.ok()) return copied;
       }
       begin += size;
       done_ += size;
       if (options_.progress) options_.progress(done_, total_);
     }
-    if (task.InBlocks()) {  // what the last block had beyond the tensor
-      std::fill(to + tensor.bytes, to + TensorMemory::Padded(tensor.bytes),
+    if (task.stored == nullptr && task.InBlocks()) {
+      // What the last block had beyond the tensor.
+      char* const data = reinterpret_cast<char*>(task.loaded.data);
+      std::fill(data + tensor.bytes, data + TensorMemory::Padded(tensor.bytes),
                 '\0');
     }
     if (nans != 0) {
@@ -210,7 +228,7 @@ class Loader {
       absl::Status converted = ConvertScales(tensor.bytes, task.loaded);
       if (!converted.ok()) return converted;
     }
-    if (options_.discard) {
+    if (options_.discard && task.stored == nullptr) {
       memory_.Release(task.begin, task.begin + task.loaded.bytes);
     }
     return absl::OkStatus();
@@ -225,17 +243,41 @@ class Loader {
     return std::min(size, task.place.tensor->bytes - begin);
   }
 
-  static absl::Status ReadChunk(const Task& task, int64_t begin, int64_t size,
-                                char* chunk) {
+  // Reads [begin, begin + size) of the tensor to where it is to lie in memory.
+  absl::StatusOr<char*> ReadToPlace(const Task& task, int64_t begin,
+                                    int64_t size) const {
     const FileReader& reader = task.place.file->reader();
     const int64_t offset = task.place.tensor->offset + begin;
-    if (!task.InBlocks()) return reader.Read(offset, size, chunk);
+    char* const chunk = reinterpret_cast<char*>(task.loaded.data) +
+                        task.loaded.bytes - task.place.tensor->bytes + begin;
     // Blocks come to lie where a block of memory begins, and go on to where a
     // cache line does: into the place of bytes that have gone on before.
-    char* block = chunk + task.InBlock() % TensorMemory::kAlignment;
-    absl::Status read = reader.ReadBlocks(offset, size, block);
-    if (read.ok() && block != chunk) std::memmove(chunk, block, size);
-    return read;
+    char* const block = task.InBlocks()
+                            ? chunk + task.InBlock() % TensorMemory::kAlignment
+                            : chunk;
+    const absl::Status read = task.InBlocks()
+                                  ? reader.ReadBlocks(offset, size, block)
+                                  : reader.Read(offset, size, block);
+    if (!read.ok()) return read;
+    if (block != chunk) std::memmove(chunk, block, size);
+    return chunk;
+  }
+
+  // The same on the way to the store.
+  static absl::StatusOr<char*> ReadToRoom(const Task& task, int64_t begin,
+                                          int64_t size,
+                                          TensorStore::Copier& copier) {
+    const FileReader& reader = task.place.file->reader();
+    const int64_t offset = task.place.tensor->offset + begin;
+    const absl::StatusOr<char*> room = copier.Room(kChunkBytes);
+    if (!room.ok()) return room.status();
+    char* const chunk =
+        task.InBlocks() ? *room + offset % FileReader::kBlockBytes : *room;
+    const absl::Status read = task.InBlocks()
+                                  ? reader.ReadBlocks(offset, size, chunk)
+                                  : reader.Read(offset, size, chunk);
+    if (!read.ok()) return read;
+    return chunk;
   }
 
   std::vector<Task>& tasks_;
@@ -246,6 +288,8 @@ class Loader {
   std::atomic<int64_t> done_{0};
   std::atomic<size_t> next_{0};
   std::atomic<bool> failed_{false};
+  std::mutex copied_mutex_;
+  absl::Status copied_;  // to the store
 };
 
 // In the order in which they are loaded: that of the storage, but the largest
@@ -270,13 +314,26 @@ std::vector<Task> MakeTasks(const Shards& shards,
   return tasks;
 }
 
-// Gives each task its place, in the order of the tasks. What is read in blocks
-// has whole blocks of memory, and lies in the first one as it does in the
-// file's, but at a cache line.
+// Those that `store` takes.
+absl::Status PlaceInStore(std::vector<Task>& tasks, TensorStore& store) {
+  std::vector<TensorHeader> headers;
+  for (const Task& task : tasks) {
+    headers.push_back({task.spec, task.place.tensor});
+  }
+  const auto places = store.Place(headers);
+  if (!places.ok()) return places.status();
+  for (size_t i = 0; i < tasks.size(); ++i) tasks[i].stored = (*places)[i];
+  return absl::OkStatus();
+}
+
+// Gives each other task its place, in the order of the tasks. What is read in
+// blocks has whole blocks of memory, and lies in the first one as it does in
+// the file's, but at a cache line.
 absl::StatusOr<TensorMemory> Place(std::vector<Task>& tasks) {
   constexpr int64_t kBlock = FileReader::kBlockBytes;
   int64_t bytes = 0;
   for (Task& task : tasks) {
+    if (task.stored != nullptr) continue;
     int64_t size = TensorMemory::Padded(task.LoadedBytes());
     task.begin = bytes;
     if (task.InBlocks()) {
@@ -312,6 +369,10 @@ absl::StatusOr<Checkpoint> Checkpoint::Load(
     if (!same.ok()) return same;
   }
   std::vector<Task> tasks = MakeTasks(*shards, expected);
+  if (options.store != nullptr) {
+    absl::Status placed = PlaceInStore(tasks, *options.store);
+    if (!placed.ok()) return placed;
+  }
   absl::StatusOr<TensorMemory> memory = Place(tasks);
   if (!memory.ok()) return memory.status();
   if (auto s = Loader(tasks, *memory, options).Run(); !s.ok()) return s;

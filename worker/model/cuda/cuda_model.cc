@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 #include "worker/model/slices.h"
 #include "worker/model/weights.h"
@@ -50,15 +52,18 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
     const LoadOptions& options, const Options& cuda_options) {
   const absl::StatusOr<DeviceFacts> facts = UseDevice(cuda_options.device);
   if (!facts.ok()) return facts.status();
+  absl::Status status = SupportsKv(options.kv_dtype);
+  if (!status.ok()) return status;
+  std::optional<DeviceStore> store;
   absl::StatusOr<CheckedModel> checked =
-      LoadChecked(options.path, {.progress = options.progress});
+      LoadChecked(options.path, {.progress = options.progress},
+                  [&](const ModelConfig& config) {
+                    return &store.emplace(config, cuda_options.device);
+                  });
   if (!checked.ok()) return checked.status();
   const ModelConfig& config = checked->config;
-  const ModelWeights host =
-      ReadWeights(config, checked->checkpoint, options.kv_dtype);
-  absl::Status status = CheckSupported(config, host, options.kv_dtype);
-  if (!status.ok()) return status;
-  absl::StatusOr<DeviceWeights> weights = Upload(host);
+  absl::StatusOr<DeviceWeights> weights = Upload(
+      ReadWeights(config, checked->checkpoint, options.kv_dtype), *store);
   if (!weights.ok()) return weights.status();
   const int64_t positions = ContextTokens(config, options);
   absl::StatusOr<StepMemory> memory = StepMemory::Allocate(

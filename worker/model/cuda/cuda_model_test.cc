@@ -53,6 +53,7 @@ ModelConfig Config(const Case& c) {
   ModelConfig config = invar::testing::EmbeddedModelConfig();
   config.layers = 3;
   config.quantization = QuantizationOf(c);
+  config.tie_word_embeddings = c.Has("tied");
   if (c.Has("v3")) {
     config.architecture = Architecture::kDeepseekV3;
     config.router.scoring = cpu::RouterScoring::kSigmoid;
@@ -298,7 +299,7 @@ TEST_P(CudaModelTest, FastIsNearDeterministic) {
       std::printf("%s layer 0 %-14s %.2e\n",
                   plan == Plan::kFast ? "FAST" : "FAST, absorbed", op.c_str(),
                   error);
-      EXPECT_LT(error, GetParam().Has("fp8") ? 0.05 : 2e-2) << op;
+      EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 2e-2) << op;
     }
   }
 }
@@ -313,6 +314,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"channel_fp8_e4m3_cache", KvDtype::kFp8E4m3},
                       Case{"block_fp8", KvDtype::kFp8E4m3},
                       Case{"q_lora_static_fp8", KvDtype::kFp8E4m3},
+                      Case{"tied_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_block_fp8", KvDtype::kBf16}),
     [](const auto& info) { return info.param.name; });
