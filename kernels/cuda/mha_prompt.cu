@@ -417,9 +417,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         kValue;
 #pragma unroll
     for (int n = 0; n < kValue / 8; ++n) {
-      StoreInputPair(a.out, at + FragmentToken(thread, 4 * n),
-                     sums.out[4 * n + 2 * h] * factor,
-                     sums.out[4 * n + 2 * h + 1] * factor);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        StoreInput(a.out, at + FragmentToken(thread, 4 * n + i),
+                   sums.out[4 * n + 2 * h + i] * factor);
+      }
     }
   }
 }

@@ -7,6 +7,7 @@
 // straight to operands in registers, each twice, once a product. Where a block
 // has two groups they take turns at the splits, and the first merges.
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/split_attention.cuh"
 
@@ -366,6 +367,19 @@ int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
   const int64_t units = tokens * Groups(heads);
   return units >= kWholeUnits || splits == 1 ? 0
                                              : units * splits * kPartialFloats;
+}
+
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position) {
+  return AttentionWorkspaceFloats(tokens, heads, max_position, kSplit);
+}
+
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out) {
+  MlaAttention(options, places, max_position, query, heads, scale, cache,
+               workspace, out, kSplit);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/testing/bench.h"
 

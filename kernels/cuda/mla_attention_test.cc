@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/testing/gpu_test.h"
 

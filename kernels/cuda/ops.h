@@ -91,30 +91,23 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
 // none of which is past max_position.
 // query (T, H, L + R) -> out (T, H, L).
 // workspace: AttentionWorkspaceFloats of the same arguments, or more.
-// split: tokens of one, a multiple of kAttentionTile; bits follow it, so that
-// mode FAST alone has another one.
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out, int64_t split = kAttentionSplit);
+                  float* out);
 
-// The same, bit for bit, for steps of many tokens of a few sequences: those of
-// a sequence lie together and ascend, and so do their tables, which together
-// have `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
+// The same, bit for bit, for steps of many tokens of a few sequences: those of a
+// sequence lie together and ascend, and so do their tables, which together have
+// `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out, int64_t split = kAttentionSplit);
+                     float* out);
 int64_t PromptAttentionBytes(int64_t blocks);
 
 // 0 where each block walks a whole sequence, since enough blocks run then.
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position,
-                                 int64_t split = kAttentionSplit);
-
-// Mode FAST's split: as many blocks as the GPU runs at once, however many
-// sequences of whatever length share it.
-int64_t FastAttentionSplit(int64_t tokens, int64_t heads, int64_t max_position);
+                                 int64_t max_position);
 
 }  // namespace invar::cuda
 

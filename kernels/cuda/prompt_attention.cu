@@ -7,6 +7,7 @@
 // makes its weights, while two sum the tile before it, P V, 256 latents each; a
 // fourth copies. Tiles come as operands, made once a step (StageKernel): 16-bit,
 // swizzled, K in the order of operands.cuh.
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/prompt_tiles.cuh"
 
@@ -516,6 +517,14 @@ for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
 
 int64_t PromptAttentionBytes(int64_t blocks) {
   return blocks * kPromptTileBytes;
+}
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const float* query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out) {
+  PromptAttention(options, places, blocks, query, heads, scale, cache,
+                  workspace, out, kAttentionSplit);
 }
 
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 #include "worker/model/slices.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/free_split.h"
 
 namespace invar::cuda {
 namespace {
