@@ -44,8 +44,15 @@
 namespace invar {
 namespace {
 
-constexpr int64_t kBlockBytes = int64_t{8} << 20;
-constexpr int kDeep = 8;  // blocks under way at once
+// How the storage is read: blocks of so many bytes, so many under way.
+struct ReadShape {
+  int flags = 0;
+  int threads = 1;
+  int64_t block_bytes = int64_t{8} << 20;
+};
+// Small blocks: a virtual disk may serve several of them at once, but cut up a
+// large one.
+constexpr ReadShape kDeep = {O_DIRECT, 8, int64_t{1} << 20};
 
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) {
@@ -56,6 +63,24 @@ double Since(Clock::time_point start) {
   std::perror(what.c_str());
   std::exit(1);
 }
+
+// In huge pages, as the loader's memory is: a virtual disk cuts a request up by
+// the pages that it goes to.
+class HugeBlock {
+ public:
+  explicit HugeBlock(int64_t bytes)
+      : data_(std::aligned_alloc(kHugePage, std::max(bytes, kHugePage))) {
+    madvise(data_, std::max(bytes, kHugePage), MADV_HUGEPAGE);
+  }
+  ~HugeBlock() { std::free(data_); }
+  HugeBlock(const HugeBlock&) = delete;
+  HugeBlock& operator=(const HugeBlock&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  static constexpr int64_t kHugePage = int64_t{2} << 20;
+  void* data_;
+};
 
 class Shard {
  public:
@@ -85,23 +110,23 @@ class Shard {
                                 [](unsigned char r) { return r & 1; });
   }
 
-  // By `threads` threads, each of which takes the next block in turn.
-  void ReadAll(int threads) const {
+  // By as many threads, each of which takes the next block in turn.
+  void ReadAll(const ReadShape& shape) const {
+    const int64_t block_bytes = shape.block_bytes;
     std::atomic<int64_t> next{0};
     const auto read = [&] {
-      const std::unique_ptr<void, decltype(&std::free)> block(
-          std::aligned_alloc(4096, kBlockBytes), &std::free);
-      for (int64_t at; (at = kBlockBytes * next++) < bytes_;) {
-        const int64_t end = std::min(at + kBlockBytes, bytes_);
+      const HugeBlock block(block_bytes);
+      for (int64_t at; (at = block_bytes * next++) < bytes_;) {
+        const int64_t end = std::min(at + block_bytes, bytes_);
         while (at < end) {
-          const ssize_t got = pread(descriptor_, block.get(), kBlockBytes, at);
+          const ssize_t got = pread(descriptor_, block.data(), block_bytes, at);
           if (got <= 0) Die(path_);
           at += got;
         }
       }
     };
     std::vector<std::thread> helpers;
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(read);
+    for (int i = 1; i < shape.threads; ++i) helpers.emplace_back(read);
     read();
     for (std::thread& helper : helpers) helper.join();
   }
@@ -135,13 +160,13 @@ void DropPages(const std::vector<std::string>& paths) {
 }
 
 // Bytes a second.
-double SequentialRate(const std::vector<std::string>& paths, int flags,
-                      int threads) {
+double SequentialRate(const std::vector<std::string>& paths,
+                      const ReadShape& shape) {
   int64_t bytes = 0;
   const auto start = Clock::now();
   for (const std::string& path : paths) {
-    const Shard shard(path, flags);
-    shard.ReadAll(threads);
+    const Shard shard(path, shape.flags);
+    shard.ReadAll(shape);
     bytes += shard.bytes();
   }
   return bytes / Since(start);
@@ -224,11 +249,11 @@ int Main(const std::string& folder, int rounds) {
   std::vector<double> shares;
   for (int round = 0; round < rounds; ++round) {
     const double touch = Prepare(paths);
-    const double cached = SequentialRate(paths, 0, 1);
+    const double cached = SequentialRate(paths, {});
     Prepare(paths);
-    const double direct = SequentialRate(paths, O_DIRECT, 1);
+    const double direct = SequentialRate(paths, {.flags = O_DIRECT});
     Prepare(paths);
-    const double deep = SequentialRate(paths, O_DIRECT, kDeep);
+    const double deep = SequentialRate(paths, kDeep);
     const double storage = std::max({cached, direct, deep});
     Prepare(paths);
     malloc_trim(0);
@@ -248,8 +273,8 @@ int Main(const std::string& folder, int rounds) {
         "storage %.2f GB/s (page cache %.2f, direct %.2f, %d deep %.2f)  load "
         "%.2f s (%.2f s of processors), %.2f GB/s, %.0f%%  peak %.2f GiB over "
         "weights  first touch %.2f GB/s\n",
-        storage / 1e9, cached / 1e9, direct / 1e9, kDeep, deep / 1e9, seconds,
-        CpuSeconds() - cpu, rate / 1e9, 100 * shares.back(),
+        storage / 1e9, cached / 1e9, direct / 1e9, kDeep.threads, deep / 1e9,
+        seconds, CpuSeconds() - cpu, rate / 1e9, 100 * shares.back(),
         static_cast<double>(PeakBytes() - before - bytes) / (1 << 30),
         touch / 1e9);
     std::fflush(stdout);

@@ -125,88 +125,16 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   void* data = nullptr;
   Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
-  Check(cudaMalloc(&data, bytes), "allocating the KV cache");
+  const cudaError_t error = cudaMalloc(&data, bytes);
+  if (absl::IsResourceExhausted(ToStatus(error, "the KV cache"))) {
+    return nullptr;
+  }
+  Check(error, "allocating the KV cache");
   Check(FillOnDevice(data, 0, bytes), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
       KvCache::Storage(static_cast<std::byte*>(data),
                        [](std::byte* bytes) { cudaFree(bytes); }));
-}
-
-void CudaModel::BeginStep(std::span<const SequenceSlice> slices,
-                          const KvCache& cache, int64_t logits) {
-  CheckSlices(config_, kv_dtype_, slices, cache, logits);
-  Check(cudaSetDevice(options_.device), "choosing the device");
-  int64_t block_ids = 0;
-  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
-  // What a graph repeats has one table, so padding needs no more.
-  const absl::StatusOr<bool> moved = step_.ReserveBlockIds(block_ids);
-  if (!moved.ok()) Check(cudaErrorMemoryAllocation, "staging a step");
-  if (*moved) graphs_.Clear();
-}
-
-CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
-                                     Cursor* cursor) {
-  int64_t rest = -cursor->token;
-  for (size_t i = cursor->slice; i < slices.size(); ++i) {
-    rest += static_cast<int64_t>(slices[i].token_ids.size());
-  }
-  step_.Place(std::min(rest, step_.limits.tokens));
-  Pass pass;
-  const StepMemory::Places& to = step_.host;
-  int64_t block_ids = 0;
-  for (; cursor->slice < slices.size(); ++cursor->slice, cursor->token = 0) {
-    const SequenceSlice& slice = slices[cursor->slice];
-    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
-    const int64_t taken =
-        std::min(size - cursor->token, step_.limits.tokens - pass.tokens);
-    if (taken == 0) break;
-    const int64_t first = slice.first_position + cursor->token;
-    for (int64_t i = 0; i < taken; ++i) {
-      to.ids[pass.tokens] = slice.token_ids[cursor->token + i];
-      to.positions[pass.tokens] = static_cast<int32_t>(first + i);
-      to.tables[pass.tokens] = static_cast<int32_t>(block_ids);
-      if (cursor->token + i >= size - slice.logit_rows) {
-        to.row_ids[pass.rows++] = static_cast<int32_t>(pass.tokens);
-      }
-      ++pass.tokens;
-    }
-    pass.decodes &= size == 1 && slice.logit_rows == 1;
-    pass.max_position = std::max(pass.max_position, first + taken - 1);
-    const int64_t blocks = (first + taken - 1) / kBlockTokens + 1;
-    std::copy_n(slice.block_ids.begin(), blocks, to.block_ids + block_ids);
-    block_ids += blocks;
-    if (cursor->token + taken < size) {
-      cursor->token += taken;
-      break;
-    }
-  }
-  pass.block_ids = block_ids;
-  pass.launched_tokens = pass.tokens;
-  pass.launched_rows = pass.rows;
-  pass.max_position = LaunchPosition(pass.max_position);
-  PadToGraph(&pass);
-  Check(cudaMemcpyAsync(step_.staged.data(), step_.staged_host.data(),
-                        step_.StagedWords(block_ids) * sizeof(int32_t),
-                        cudaMemcpyHostToDevice, main_.stream()),
-        "staging a step");
-  std::fill_n(step_.finite.data(), pass.launched_tokens, 1);
-  return pass;
-}
-
-void CudaModel::PadToGraph(Pass* pass) {
-  const int64_t padded = PaddedTokens(pass->tokens);
-  pass->decodes &= options_.graphs && !observer_ && padded <= kGraphTokens &&
-                   padded <= step_.limits.tokens;
-  if (!pass->decodes) return;
-  const StepMemory::Places& to = step_.host;
-  for (int64_t t = pass->tokens; t < padded; ++t) {
-    for (int32_t* const of : {to.ids, to.positions, to.tables, to.row_ids}) {
-      of[t] = of[0];
-    }
-  }
-  pass->launched_tokens = padded;
-  pass->launched_rows = padded;
 }
 
 void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
@@ -314,7 +242,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   product(side, layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
-           c.rms_norm_eps, angles, cache, step_.finite.data());
+           c.rms_norm_eps, angles, cache, step_.results.finite);
   if (fast_pass_.has_prompts()) {
     main_.Follow(side);
     AttendToPrompts(layer, pass, places, angles, cache);
@@ -466,7 +394,10 @@ void CudaModel::BeginLayers(const Pass& pass) {
                    ? fast_->prompts->Divide(step_.host, pass.launched_tokens)
                    : FastPass();
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
-                  step_.device.ids, pass.launched_tokens, config_.hidden_size,
+                  StepTokens{.ids = step_.device.ids,
+                             .sampled = step_.results.sampled,
+                             .finite = step_.results.finite},
+                  pass.launched_tokens, config_.hidden_size,
                   step_.hidden.data(), main_.Next());
 }
 
@@ -510,12 +441,6 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
   }
 }
 
-void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
-  main_.Synchronize();
-  finite->insert(finite->end(), step_.finite.data(),
-                 step_.finite.data() + pass.tokens);
-}
-
 std::vector<SliceHealth> CudaModel::Forward(
     std::span<const SequenceSlice> slices, KvCache& cache,
     std::span<float> logits) {
@@ -525,7 +450,9 @@ std::vector<SliceHealth> CudaModel::Forward(
   std::vector<uint8_t> finite;
   float* out = logits.data();
   for (Cursor cursor; cursor.slice < slices.size();) {
-    Pass pass = StagePass(slices, &cursor);
+    constexpr int64_t kSlot = 0;  // Nothing is in flight.
+    Pass pass = StagePass(slices, kSlot, &cursor);
+    CopyStaged(pass, kSlot);
     pass.launched_tokens = pass.tokens;
     pass.launched_rows = pass.rows;
     BeginLayers(pass);
@@ -537,13 +464,16 @@ std::vector<SliceHealth> CudaModel::Forward(
                             cudaMemcpyDeviceToHost, main_.stream()),
             "reading logits");
     });
-    EndPass(pass, &finite);
+    CopyResults(pass, kSlot);
+    main_.Synchronize();
+    const uint8_t* const flags = step_.HostResults(kSlot).finite;
+    finite.insert(finite.end(), flags, flags + pass.tokens);
     if (observer_ && pass.rows > 0) {
       observer_({shown_layer_, "lm_head", pass.rows, vocab, out});
     }
     out += pass.rows * vocab;
   }
-  return Health(slices, finite, FiniteRows(config_, logits));
+  return Health(SizesOf(slices), finite, FiniteRows(config_, logits));
 }
 
 }  // namespace invar::cuda

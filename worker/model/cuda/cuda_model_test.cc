@@ -188,6 +188,81 @@ TEST_P(CudaModelTest, GraphsAreOfOneCache) {
   EXPECT_EQ(in_large, Decoded(*model, *alone, ids));
 }
 
+// Texts that a model writes, each with its log-probabilities.
+struct Written {
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<float> log_probs;
+  bool operator==(const Written&) const = default;
+};
+
+// Three sequences that write on behind their prompts. With `ahead` a step is
+// started before the tokens of the one before it are known. From time to time
+// one of the rows has a bias, which is the host's to answer.
+Written Write(Model& model, std::span<const int32_t> ids, bool ahead) {
+  constexpr int kSequences = 3;
+  constexpr int64_t kSteps = 40;
+  const auto cache = model.NewKvCache(2 * kSequences);
+  const std::vector<std::vector<int32_t>> blocks = {{4, 1}, {0, 5}, {2, 3}};
+  const cpu::TokenUse bias = {.id = 11, .bias = 100.0f};
+  Written written;
+  written.ids.resize(kSequences);
+  std::vector<int64_t> sizes;
+  for (int s = 0; s < kSequences; ++s) sizes.push_back(55 + 4 * s);
+  const auto start = [&](int64_t step) {
+    std::vector<SequenceSlice> slices;
+    std::vector<RowRequest> requests(kSequences);
+    for (int s = 0; s < kSequences; ++s) {
+      SequenceSlice slice = {.block_ids = blocks[s], .logit_rows = 1};
+      if (step == 0) {
+        slice.token_ids = ids.subspan(50 * s, sizes[s]);
+      } else {
+        slice.first_position = sizes[s]++;
+        if (ahead) {
+          slice.token_ids = ids.first(1);
+          slice.chosen_row = s;
+        } else {
+          slice.token_ids = std::span(written.ids[s]).last(1);
+        }
+      }
+      slices.push_back(slice);
+      RowRequest& request = requests[s];
+      request.task = RowTask::kChoose;
+      request.sampling.temperature = s == 1 ? 0.9f : 0.0f;
+      request.seed = 5;
+      request.position = static_cast<uint64_t>(sizes[s]);
+      request.log_prob = true;
+      if (step % 7 == 3 && s == 0) request.uses = {&bias, 1};
+    }
+    model.Start(slices, *cache, model.config().vocab_size, requests);
+  };
+  start(0);
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    if (ahead && step < kSteps) start(step);
+    std::vector<RowAnswer> answers(kSequences);
+    for (const SliceHealth health : model.Finish(answers)) {
+      EXPECT_EQ(health, SliceHealth::kFinite);
+    }
+    for (int s = 0; s < kSequences; ++s) {
+      written.ids[s].push_back(answers[s].token.token_id);
+      written.log_probs.push_back(answers[s].token.log_prob);
+    }
+    if (!ahead && step < kSteps) start(step);
+  }
+  return written;
+}
+
+TEST_P(CudaModelTest, StepsInFlightMoveNoBit) {
+  const auto model = Load(256);
+  const auto passes = Load(2);  // of three tokens: two passes a step
+  auto& cuda_model = static_cast<CudaModel&>(*model);
+  cuda_model.UseGraphs(false);
+  const Written expected = Write(*model, ids_, /*ahead=*/false);
+  EXPECT_EQ(Write(*model, ids_, /*ahead=*/true), expected);
+  cuda_model.UseGraphs(true);
+  EXPECT_EQ(Write(*model, ids_, /*ahead=*/true), expected);
+  EXPECT_EQ(Write(*passes, ids_, /*ahead=*/true), expected);
+}
+
 using Outputs = std::map<std::pair<int64_t, std::string>, std::vector<float>>;
 
 // Every operation's output over the whole text, in one step.
