@@ -79,8 +79,8 @@ class Sequences {
     KvAppend({.stream = stream},
              {2 * kLength, device_positions.data(), device_tables.data(),
               device_blocks_.data()},
-             kv_a.data(), gain.data(), 1e-6f, {cosines.data(), sines.data()},
-             layer(), finite.data());
+             {kv_a.data(), gain.data(), 1e-6f, layer(), finite.data()},
+             {cosines.data(), sines.data()});
     Check(cudaStreamSynchronize(stream), "kv_append");
   }
 
@@ -305,6 +305,61 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
     const auto out = AttendTogether(stream().get(), sequences, tokens);
     ASSERT_TRUE(SameBits(out.data(), expected.data(), out.size()))
         << "from " << first << " and " << second;
+  }
+}
+
+// What is left in parts is merged to the bits that it would have had.
+TEST_P(MlaAttentionTest, ValuesOfPartsAreThoseOfTheWhole) {
+  const Sequences sequences(GetParam(), stream().get());
+  std::vector<uint16_t> halves;  // bf16: the upper ones
+  for (const float x : SpreadValues(kHeads * kValue * kLatent, 5)) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    halves.push_back(static_cast<uint16_t>(bits >> 16));
+  }
+  const auto weights = Upload(halves);
+  const HeadProjection v = {WeightDtype::kBf16,
+                            reinterpret_cast<const std::byte*>(weights.data()),
+                            1.0f, kHeads};
+  for (const int64_t count : {1, 3, 21}) {
+    std::vector<int32_t> positions;
+    std::vector<int32_t> tables;
+    std::vector<float> query;
+    for (int64_t t = 0; t < count; ++t) {
+      const Token token = {
+          static_cast<int>(t % 2),
+          static_cast<int32_t>((kLength - 1 - t * 97) % kLength)};
+      positions.push_back(std::abs(token.position));
+      tables.push_back(Sequences::Table(token.sequence));
+      const auto one = Query(token);
+      query.insert(query.end(), one.begin(), one.end());
+    }
+    const auto device_positions = Upload(positions);
+    const auto device_tables = Upload(tables);
+    const auto device_query = Upload(query);
+    const auto run = [&](bool in_parts) {
+      const auto attended = Poisoned<float>(count * kHeads * kLatent);
+      const auto workspace =
+          Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, kLength - 1));
+      const auto out = Poisoned<float>(count * kHeads * kValue);
+      AttentionParts parts;
+      MlaAttention({.stream = stream().get(), .overlap = true},
+                   {count, device_positions.data(), device_tables.data(),
+                    sequences.device_blocks()},
+                   kLength - 1, device_query.data(), kHeads, kScale,
+                   sequences.layer(), workspace.data(), attended.data(),
+                   in_parts ? &parts : nullptr);
+      EXPECT_EQ(parts.data != nullptr, in_parts);
+      AbsorbValue({.stream = stream().get(), .overlap = true}, v, count,
+                  attended.data(),
+                  InputSink{.data = out.data(), .dtype = WeightDtype::kFp32},
+                  parts);
+      stream().Synchronize();
+      return out.Download();
+    };
+    const auto whole = run(false);
+    EXPECT_TRUE(SameBits(run(true).data(), whole.data(), whole.size()))
+        << count << " tokens";
   }
 }
 

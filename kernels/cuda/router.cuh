@@ -26,6 +26,7 @@ struct RouterArguments {
   ExpertPlan plan;
   int tile;
   const float* correction;
+  bool gate;  // LaunchOptions
 };
 
 // Four weights as they lie in memory, and as fp32.

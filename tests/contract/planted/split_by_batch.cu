@@ -13,15 +13,17 @@ using Where = FirstParameter<decltype(MlaAttentionInLongSplits)>::Type;
 void MlaAttentionInShortSplits(Where where, const TokenPlaces& places,
                                int64_t max_position, const float* query,
                                int64_t heads, float scale, const KvLayer& cache,
-                               float* workspace, float* out);
+                               float* workspace, float* out,
+                               AttentionParts* parts);
 
 void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
                   const float* query, int64_t heads, float scale,
-                  const KvLayer& cache, float* workspace, float* out) {
+                  const KvLayer& cache, float* workspace, float* out,
+                  AttentionParts*) {
   const auto attention =
       places.tokens < 4 ? MlaAttentionInShortSplits : MlaAttentionInLongSplits;
   attention(where, places, max_position, query, heads, scale, cache, workspace,
-            out);
+            out, nullptr);
 }
 
 }  // namespace invar::cuda

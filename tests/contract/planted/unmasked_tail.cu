@@ -27,7 +27,8 @@ using Where = FirstParameter<decltype(MlaAttentionUpTo)>::Type;
 
 void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
                   const float* query, int64_t heads, float scale,
-                  const KvLayer& cache, float* workspace, float* out) {
+                  const KvLayer& cache, float* workspace, float* out,
+                  AttentionParts*) {
   if (places.tokens > kMostTokens) {
     std::fprintf(stderr, "the planted attention has no room\n");
     std::abort();
@@ -40,7 +41,7 @@ void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
   TokenPlaces up_to = places;
   up_to.positions = static_cast<const int32_t*>(ends);
   MlaAttentionUpTo(where, up_to, (max_position / kTile + 1) * kTile - 1, query,
-                   heads, scale, cache, workspace, out);
+                   heads, scale, cache, workspace, out, nullptr);
 }
 
 }  // namespace invar::cuda

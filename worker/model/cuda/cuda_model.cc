@@ -194,14 +194,27 @@ void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
        lane.Next());
 }
 
+InputSink CudaModel::Unquantised(const InputBuffer& to, const InputKind& kind,
+                                 const DeviceBuffer<float>& values) {
+  if (kind.dynamic == DynamicInputs::kNone) return to.Sink(kind);
+  return {.data = values.data(), .dtype = WeightDtype::kFp32};
+}
+
+void CudaModel::Quantise(Lane& lane, const InputBuffer& to,
+                         const InputKind& kind, int64_t rows, int64_t columns,
+                         const InputSink& from) {
+  if (kind.dynamic == DynamicInputs::kNone) return;
+  QuantizeInputs(static_cast<const float*>(from.data), rows, columns,
+                 to.Sink(kind), lane.Next());
+}
+
 void CudaModel::Produce(Lane& lane, const InputBuffer& to,
                         const InputKind& kind, int64_t rows, int64_t columns,
                         const std::function<void(const InputSink&)>& produce) {
-  if (kind.dynamic == DynamicInputs::kNone) return produce(to.Sink(kind));
-  float* const values =
-      (&lane == &main_ ? step_.unquantised : step_.side_unquantised).data();
-  produce({.data = values, .dtype = WeightDtype::kFp32});
-  QuantizeInputs(values, rows, columns, to.Sink(kind), lane.Next());
+  const InputSink values = Unquantised(
+      to, kind, &lane == &main_ ? step_.unquantised : step_.side_unquantised);
+  produce(values);
+  Quantise(lane, to, kind, rows, columns, values);
 }
 
 void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
@@ -217,15 +230,29 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
   Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
-  const auto product = [&](Lane& lane, const DeviceLinear& linear,
-                           const InputBuffer& x, float* out) {
-    Product(lane, linear,
-            ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns), x,
-            tokens, out);
+  // With kv_a beside it.
+  const DeviceLinear& kv_a = layer.kv_a;
+  const auto q_product = [&](const DeviceLinear& q, float* out) {
+    const auto task = [](const DeviceLinear& linear, const InputBuffer& x,
+                         float* to) {
+      return GemmTask{&linear.gemm,
+                      ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns),
+                      &x.As(linear.input), to};
+    };
+    if (Fast() != nullptr && !(Fast()->products->IsOurs(q, tokens) &&
+                               Fast()->products->IsOurs(kv_a, tokens))) {
+      Product(main_, q, ColumnParallelLeaf(q.gemm.rows, q.gemm.columns),
+              step_.inputs[0], tokens, out);
+      return Product(main_, kv_a,
+                     ColumnParallelLeaf(kv_a.gemm.rows, kv_a.gemm.columns),
+                     step_.inputs[1], tokens, step_.kv_a.data());
+    }
+    GemmPair(task(q, step_.inputs[0], out),
+             task(kv_a, step_.inputs[1], step_.kv_a.data()), tokens,
+             GemmOutput::kFp32, main_.Next());
   };
-  Lane& side = Fork();
   if (low_rank) {
-    product(main_, layer.q_a, step_.inputs[0], step_.q_a.data());
+    q_product(layer.q_a, step_.q_a.data());
     RmsNorm({.hidden = step_.q_a.data(),
              .hidden_stride = c.q_lora_rank,
              .gain = layer.q_norm.data(),
@@ -234,46 +261,51 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
              .size = c.q_lora_rank,
              .inputs = {step_.q_inputs.Sink(layer.q.input)}},
             main_.Next());
-    product(main_, layer.q, step_.q_inputs, step_.q.data());
+    Product(main_, layer.q,
+            ColumnParallelLeaf(layer.q.gemm.rows, layer.q.gemm.columns),
+            step_.q_inputs, tokens, step_.q.data());
   } else {
-    product(main_, layer.q, step_.inputs[0], step_.q.data());
+    q_product(layer.q, step_.q.data());
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
-  product(side, layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
-           c.rms_norm_eps, angles, cache, step_.results.finite);
+  const CacheRows rows = {step_.kv_a.data(), layer.latent_norm.data(),
+                          static_cast<float>(c.rms_norm_eps), cache,
+                          step_.results.finite};
   if (fast_pass_.has_prompts()) {
-    main_.Follow(side);
+    KvAppend(main_.Next(), places, rows, angles);
     AttendToPrompts(layer, pass, places, angles, cache);
     return ProjectAttended(layer, tokens);
   }
-  AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
-              step_.q.data(), step_.query.data());
+  AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
+                       step_.q.data(), step_.query.data(), rows);
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  main_.Follow(side);
   const float scale = attention_scale_ * cache.scale;
+  AttentionParts parts;
   if (tokens >= kPromptTokens &&
       PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
                     step_.attended.data(),
                     Fast() ? pass.max_position + 1 : kAttentionSplit);
-  } else if (const FastMode* fast = Fast()) {
-    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache, fast->attention_parts.data(),
-                 step_.attended.data(),
-                 FastAttentionSplit(tokens, c.heads, pass.max_position));
   } else {
-    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache, step_.attention_parts.data(),
-                 step_.attended.data());
+    // A graph begins when the steps before it have ended.
+    LaunchOptions options = main_.Next();
+    options.early = pass.decodes;
+    const FastMode* const fast = Fast();
+    MlaAttention(options, places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache,
+                 (fast ? fast->attention_parts : step_.attention_parts).data(),
+                 step_.attended.data(),
+                 fast ? FastAttentionSplit(tokens, c.heads, pass.max_position)
+                      : kAttentionSplit,
+                 observer_ ? nullptr : &parts);
   }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
           [&](const InputSink& sink) {
             AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
-                        step_.attended.data(), sink);
+                        step_.attended.data(), sink, parts);
           });
   if (observer_) {
     AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
@@ -335,36 +367,90 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
        step_.inputs[0].Sink(mlp.gate_up.input),
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
                          : InputSink());
-  // The experts' own branch is longer, and does not need the shared ones'.
-  Lane& lane = layer.has_experts ? Fork() : main_;
-  Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
-          [&](const InputSink& sink) {
-            if (const FastMode* fast = Fast()) {
-              return fast->products->SwiGlu(mlp, step_.inputs[0], tokens, sink,
-                                            lane, &lane == &main_ ? 0 : 1);
-            }
-            GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
-                       step_.inputs[0].As(mlp.gate_up.input), tokens, sink,
-                       lane.Next());
-          });
-  Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
-          step_.projected.data());
-  Show("mlp", tokens, config_.hidden_size, step_.projected.data());
+  const GemmInput& x = step_.inputs[0].As(mlp.gate_up.input);
+  const bool ours =
+      Fast() == nullptr || (Fast()->products->IsOurs(mlp, tokens) &&
+                            Fast()->products->IsOurs(mlp.down, tokens));
+  const auto down = [&](Lane& lane, bool early) {
+    if (ours) {
+      LaunchOptions options = lane.Next();
+      options.early = early;
+      Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
+           inner.As(mlp.down.input), tokens, GemmOutput::kFp32,
+           step_.projected.data(), options);
+    } else {
+      Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner,
+              tokens, step_.projected.data());
+    }
+    Show("mlp", tokens, config_.hidden_size, step_.projected.data());
+  };
+  const auto gate_up_and_down = [&](Lane& lane) {
+    Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
+            [&](const InputSink& sink) {
+              if (const FastMode* fast = Fast()) {
+                return fast->products->SwiGlu(mlp, step_.inputs[0], tokens,
+                                              sink, lane,
+                                              &lane == &main_ ? 0 : 1);
+              }
+              GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale, x, tokens, sink,
+                         lane.Next());
+            });
+    down(lane, /*early=*/false);
+  };
+  if (layer.has_experts && ours && InOneLane(tokens)) {
+    const InputSink values =
+        Unquantised(inner, mlp.down.input, step_.side_unquantised);
+    const SwiGluTask beside = {&mlp.gate_up.gemm, mlp.up_scale, &x, values};
+    // Gates, so that each finds complete what is older than the kernel before:
+    // what is beside gate and up the norm, down the plan, and the shared down
+    // all of gate and up.
+    Route(experts, tokens, /*gate=*/true);
+    ExpertsUp(experts, tokens, &beside);
+    Quantise(main_, inner, mlp.down.input, tokens, mlp.inner, values);
+    ExpertsEnd(experts, tokens, /*in_one_lane=*/true);
+    down(main_, /*early=*/true);
+  } else if (layer.has_experts) {
+    // The experts' own branch is longer, and does not need the shared ones'.
+    Lane& lane = Fork();
+    gate_up_and_down(lane);
+    Route(experts, tokens, /*gate=*/false);
+    ExpertsUp(experts, tokens, nullptr);
+    ExpertsEnd(experts, tokens, /*in_one_lane=*/false);
+    main_.Follow(lane);
+  } else {
+    gate_up_and_down(main_);
+  }
   addend_ = {.shared = step_.projected.data()};
-  if (layer.has_experts) RunExperts(experts, pass);
-  main_.Follow(lane);
+  if (!layer.has_experts) return;
+  addend_.slots = step_.slots.data();
+  addend_.weights = step_.expert_weights.data();
+  addend_.top_k = config_.router.top_k;
 }
 
-void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
+bool CudaModel::InOneLane(int64_t tokens) const {
+  // The kernels for many tokens know nothing of it.
+  constexpr int kLargestTile = 64;
+  return tokens <= kGraphTokens && !observer_ &&
+         ExpertTile(tokens, config_.router.top_k, config_.router.experts) <=
+             kLargestTile;
+}
+
+void CudaModel::Route(const DeviceExperts& experts, int64_t tokens, bool gate) {
   const ModelConfig& c = config_;
-  const int64_t tokens = pass.launched_tokens;
-  const int64_t top_k = c.router.top_k;
+  LaunchOptions options = main_.Next();
+  options.gate = gate;
   Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
          step_.normed.data(), tokens, step_.expert_ids.data(),
-         step_.expert_weights.data(), step_.plan(), main_.Next(), /*tile=*/0,
+         step_.expert_weights.data(), step_.plan(), options, /*tile=*/0,
          experts.correction.data());
-  Show("router", tokens, top_k, step_.expert_weights.data());
+  Show("router", tokens, c.router.top_k, step_.expert_weights.data());
   ShowChoices(tokens);
+}
+
+void CudaModel::ExpertsUp(const DeviceExperts& experts, int64_t tokens,
+                          const SwiGluTask* beside) {
+  const ModelConfig& c = config_;
+  const int64_t top_k = c.router.top_k;
   const InputKind& kind = experts.gate_up.input;
   const bool gather = GatherPays(tokens, top_k, c.router.experts);
   if (gather) {
@@ -374,17 +460,22 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
   const InputBuffer& inputs = gather ? step_.gathered_inputs : step_.inputs[1];
   Produce(main_, step_.expert_inputs, experts.down.input, tokens * top_k,
           experts.grouped.inner, [&](const InputSink& sink) {
+            LaunchOptions options = main_.Next();
+            options.early = options.gate = beside != nullptr;
             ExpertsGateUp(experts.grouped, inputs.As(kind), step_.plan(),
-                          tokens, top_k, sink, main_.Next(), /*tile=*/0,
-                          gather);
+                          tokens, top_k, sink, options, /*tile=*/0, gather,
+                          beside);
           });
+}
+
+void CudaModel::ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
+                           bool in_one_lane) {
+  const int64_t top_k = config_.router.top_k;
+  LaunchOptions options = main_.Next();
+  options.early = options.gate = in_one_lane;
   ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
-              step_.plan(), tokens, top_k, step_.slots.data(), main_.Next());
-  Show("experts", tokens, top_k * c.hidden_size, step_.slots.data());
-  addend_ = {.shared = step_.projected.data(),
-             .slots = step_.slots.data(),
-             .weights = step_.expert_weights.data(),
-             .top_k = top_k};
+              step_.plan(), tokens, top_k, step_.slots.data(), options);
+  Show("experts", tokens, top_k * config_.hidden_size, step_.slots.data());
 }
 
 void CudaModel::BeginLayers(const Pass& pass) {

@@ -142,7 +142,17 @@ class CudaModel final : public Model {
   // What attention has left, through o_proj.
   void ProjectAttended(const DeviceLayer& layer, int64_t tokens);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);
-  void RunExperts(const DeviceExperts& experts, const Pass& pass);
+  // Whether a step of so many tokens is launched in one lane alone, kernels
+  // beside each other by LaunchOptions::early: joining lanes costs more than
+  // few tokens take.
+  bool InOneLane(int64_t tokens) const;
+  // The experts' parts. gate: LaunchOptions'. With `beside` that product too,
+  // before the quantisation of its outputs, and in one lane.
+  void Route(const DeviceExperts& experts, int64_t tokens, bool gate);
+  void ExpertsUp(const DeviceExperts& experts, int64_t tokens,
+                 const SwiGluTask* beside);
+  void ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
+                  bool in_one_lane);
   // hidden += what the layer before left to add; its norm as inputs.
   void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
             const InputSink& first, const InputSink& second);
@@ -154,8 +164,13 @@ class CudaModel final : public Model {
   Lane& Fork();
   void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                const InputBuffer& x, int64_t tokens, float* out);
-  // `produce` writes (rows, columns) of a product's inputs; where their scales
-  // are dynamic, by way of fp32.
+  // Where a product's inputs are written: where their scales are dynamic, first
+  // as fp32 to `values`, from which Quantise makes them.
+  static InputSink Unquantised(const InputBuffer& to, const InputKind& kind,
+                               const DeviceBuffer<float>& values);
+  static void Quantise(Lane& lane, const InputBuffer& to, const InputKind& kind,
+                       int64_t rows, int64_t columns, const InputSink& from);
+  // Both: `produce` writes (rows, columns).
   void Produce(Lane& lane, const InputBuffer& to, const InputKind& kind,
                int64_t rows, int64_t columns,
                const std::function<void(const InputSink&)>& produce);

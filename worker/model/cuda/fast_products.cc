@@ -287,6 +287,7 @@ absl::Status FastProducts::Measure(const Job& job) {
       if (&way == &all[0]) {
         ours = best = seconds;
         ways[tokens] = way;
+        ways[tokens].ours = true;
       } else if (seconds < std::min(best, kMargin * ours)) {
         best = seconds;
         ways[tokens] = way;
@@ -313,6 +314,19 @@ const FastProducts::Way& FastProducts::Find(const Shape& shape,
   const Ways& ways = ways_.at(shape);
   const auto at = ways.lower_bound(tokens);
   return at == ways.end() ? ways.rbegin()->second : at->second;
+}
+
+bool FastProducts::IsOurs(const DeviceLinear& linear, int64_t tokens) const {
+  const GemmWeight& weight = linear.gemm;
+  return Find({weight.dtype, weight.rows, weight.columns, Kind::kFp32}, tokens)
+      .ours;
+}
+
+bool FastProducts::IsOurs(const DeviceMlp& mlp, int64_t tokens) const {
+  const GemmWeight& weight = mlp.gate_up.gemm;
+  return Find({weight.dtype, weight.rows, weight.columns, Kind::kSwiGlu},
+              tokens)
+      .ours;
 }
 
 bool FastProducts::Run(const Way& way, const DeviceLinear& linear,

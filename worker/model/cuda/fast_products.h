@@ -33,6 +33,7 @@ class FastProducts {
     BlasAlgorithm algorithm;  // of cuBLASLt
     int64_t leaf = 0;         // of Gemm; 0 of GemmSwiGlu, which has none
     GemmTile tile;
+    bool ours = false;  // as the other mode has it
   };
   // Launches that may run side by side have a workspace each.
   static constexpr int kWorkspaces = 2;
@@ -57,6 +58,11 @@ class FastProducts {
   }
   // A line a shape: which way won with how many tokens, and by how much.
   const std::string& report() const { return report_; }
+
+  // Whether nothing is faster than what the other mode launches, which may then
+  // be launched together with others as it does.
+  bool IsOurs(const DeviceLinear& linear, int64_t tokens) const;
+  bool IsOurs(const DeviceMlp& mlp, int64_t tokens) const;  // gate and up
 
   // As Gemm and GemmSwiGlu, with sums in any order.
   void Product(const DeviceLinear& linear, const InputBuffer& x, int64_t tokens,
