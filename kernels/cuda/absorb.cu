@@ -155,38 +155,14 @@ constexpr int kManyWarps = 8;
 constexpr int kManyThreads = 32 * kManyWarps;
 constexpr int kManyBlockTokens = kManyGroups * kTokens;
 
-// sink[at], sink[at + 1] = x, y as inputs; `at` is even.
-__device__ void StoreInputPair(const InputSink& sink, int64_t at, float x,
-                               float y) {
-  switch (sink.dtype) {
-    case WeightDtype::kFp8E4m3: {
-      const uint32_t low =
-          __nv_cvt_float_to_fp8(x / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      const uint32_t high =
-          __nv_cvt_float_to_fp8(y / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      static_cast<uint16_t*>(sink.data)[at / 2] =
-          static_cast<uint16_t>(low | high << 8);
-      return;
-    }
-    case WeightDtype::kFp16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__half>(x, y);
-      return;
-    case WeightDtype::kBf16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__nv_bfloat16>(x, y);
-      return;
-    case WeightDtype::kFp32:
-      static_cast<float2*>(sink.data)[at / 2] = {x, y};
-      return;
-  }
-}
-
 template <int kColumns>
 struct ManyShared {
   uint4 operands[kManyGroups][kColumns / 16][32];
   float factors[kManyBlockTokens];
 };
 
-// HeadProduct of the block's tokens, all rows. grid (H, tokens / 64)
+// HeadProduct of the block's tokens, all rows, in fp32: grid (H, tokens / 64).
+// Values, and queries that PromptAttention reads, are prompt_absorb.cu's.
 template <typename Code, int kRows, int kColumns>
 __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
                                 const Rows& rows) {
@@ -260,7 +236,8 @@ __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
             x *= w.row_scales[h * kRows + row + 8 * n];
             y *= w.row_scales[h * kRows + row + 8 * n + 1];
           }
-          StoreInputPair(rows.out, out + 8 * n, x, y);
+          *reinterpret_cast<float2*>(static_cast<float*>(rows.out.data) + out +
+                                     8 * n) = {x, y};
         }
       }
     }
@@ -275,14 +252,6 @@ __global__ void __launch_bounds__(kManyThreads, 2)
       k, places.tokens, {q, kNope + kRope, {query, WeightDtype::kFp32}, kRow});
   RotateQuery(k.heads, blockIdx.x, int64_t{blockIdx.y} * kManyBlockTokens,
               kManyBlockTokens, places, angles, q, query);
-}
-
-template <typename Code>
-__global__ void __launch_bounds__(kManyThreads, 2)
-    ManyAbsorbValueKernel(HeadProjection v, int64_t tokens,
-                          const float* attended, InputSink out) {
-  ManyHeadProduct<Code, kValue, kLatent>(v, tokens,
-                                         {attended, kLatent, out, kValue});
 }
 
 template <int kColumns>
@@ -341,9 +310,7 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
                  int64_t tokens, const float* attended, const InputSink& out) {
   DispatchHead(v.dtype, [&]<typename Code>() {
     if (tokens >= kManyTokens) {
-      return Launch(ManyAbsorbValueKernel<Code>,
-                    ManyShape<kLatent>(v.heads, tokens), options, "AbsorbValue",
-                    v, tokens, attended, out);
+      return PromptAbsorbValue(options, v, tokens, attended, out);
     }
     Launch(AbsorbValueKernel<Code>, Shape(kValue, v.heads, tokens), options,
            "AbsorbValue", v, tokens, attended, out);

@@ -288,17 +288,29 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
            c.rms_norm_eps, angles, cache, step_.finite.data());
-  AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
-              step_.q.data(), step_.query.data());
-  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  main_.Follow(side);
   const float scale = attention_scale_ * cache.scale;
-  if (tokens >= kPromptTokens &&
-      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
+  const bool prompts =
+      tokens >= kPromptTokens &&
+      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
+  if (prompts && !observer_) {
+    const PackedQueries query =
+        PackedQueriesIn(step_.query.data(), tokens, c.heads);
+    PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
+                      step_.q.data(), cache.dtype, query);
+    main_.Follow(side);
+    PromptAttention(main_.Next(), places, pass.block_ids, query, c.heads, scale,
+                    cache, step_.prompt_tiles.data(), step_.attended.data());
+  } else {
+    AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
+                step_.q.data(), step_.query.data());
+    Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+    main_.Follow(side);
+  }
+  if (prompts && observer_) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
                     step_.attended.data());
-  } else {
+  } else if (!prompts) {
     MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
                  c.heads, scale, cache, step_.attention_parts.data(),
                  step_.attended.data());
