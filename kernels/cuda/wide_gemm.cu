@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
-  const WideRing<TileType> ring(shared, /*paired=*/true);
+  const WideRing<TileType> ring(shared);
   if (threadIdx.x == 0) {
     PrefetchMap(&weights);
     PrefetchMap(&x);
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
       for (int pair = first; pair < count; pair += step) {
         const int row = pair / pairs * kRows;
         ProduceWide<TileType>(
-            ring, walk, rank, &weights,
+            ring, walk, rank, /*common=*/true, &weights,
             [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
             a.k_blocks);
       }
