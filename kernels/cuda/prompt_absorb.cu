@@ -24,7 +24,7 @@ constexpr int kPackedHeads = 16;
 
 // An operand of kRows rows: blocks of 64 columns one after the other.
 template <int kRows, int kColumns>
-constexpr int kOperandBytes = kColumns / kBlockColumns * kRows * kTileRowBytes;
+constexpr int kOperandBytes = kColumns / kBlockColumns* kRows* kTileRowBytes;
 
 __device__ std::byte* Aligned(std::byte* memory) {
   return memory + (1024 - SharedAddress(memory) % 1024) % 1024;
@@ -49,9 +49,8 @@ __device__ void StoreWeights(const std::byte* weights, std::byte* to) {
 // sum = inputs (64, kColumns) times kColumnsOut rows of the weights from
 // first_row on: one chain of steps. Begun only.
 template <typename Operand, int kRows, int kColumns, int kColumnsOut>
-__device__ void BeginProducts(const std::byte* inputs,
-                              const std::byte* weights, int first_row,
-                              float (&sum)[kColumnsOut / 2]) {
+__device__ void BeginProducts(const std::byte* inputs, const std::byte* weights,
+                              int first_row, float (&sum)[kColumnsOut / 2]) {
   const uint64_t left = TileDescriptor(SharedAddress(inputs));
   const uint64_t right =
       TileDescriptor(SharedAddress(weights) + first_row * kTileRowBytes);
@@ -78,10 +77,9 @@ struct WarpRows {
     for (int i = 0; i < kWarpTokens; ++i) {
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
-        x[i][p] = first + i < tokens
-                      ? reinterpret_cast<const float2*>(from + i * stride)
-                            [32 * p + lane]
-                      : float2{0.0f, 0.0f};
+        x[i][p] = first + i < tokens ? reinterpret_cast<const float2*>(
+                                           from + i * stride)[32 * p + lane]
+                                     : float2{0.0f, 0.0f};
       }
     }
   }
@@ -175,8 +173,7 @@ struct WarpRopes {
     float2 turn[kWarpTokens];
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
-      const int64_t at =
-          int64_t{position[i]} * (kRope / 2) + threadIdx.x % 32;
+      const int64_t at = int64_t{position[i]} * (kRope / 2) + threadIdx.x % 32;
       turn[i] = {angles.cosines[at], angles.sines[at]};
     }
 #pragma unroll
@@ -406,7 +403,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         x *= v.row_scales[h * kValue + column];
         y *= v.row_scales[h * kValue + column + 1];
       }
-      if (t < tokens) StoreInputPair(out, (t * v.heads + h) * kValue + column, x, y);
+      if (t < tokens)
+        StoreInputPair(out, (t * v.heads + h) * kValue + column, x, y);
     }
     __syncthreads();  // the inputs and their scales have been read
   }

@@ -5,8 +5,8 @@
 // A block has four tokens' 16 heads, the 64 rows of its warpgroup products:
 // warp w of each warpgroup has token w. One warpgroup scores a tile, Q K^T, and
 // makes its weights, while two sum the tile before it, P V, 256 latents each; a
-// fourth copies. Tiles come as operands, made once a step (StageKernel): 16-bit,
-// swizzled, K in the order of operands.cuh.
+// fourth copies. Tiles come as operands, made once a step (StageKernel):
+// 16-bit, swizzled, K in the order of operands.cuh.
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/prompt_tiles.cuh"
 
@@ -18,7 +18,7 @@ constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
 // Warpgroups: one scores, kValueGroups sum, one copies.
 constexpr int kValueGroups = 2;
-constexpr int kGroups = 1 + kValueGroups;        // that multiply
+constexpr int kGroups = 1 + kValueGroups;         // that multiply
 constexpr int kLatents = kLatent / kValueGroups;  // of a group
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kSteps = kRow / 16;  // of a score
@@ -40,10 +40,10 @@ struct Shared {
   float rescale[kRows];
   float max[kRows];
   float score_factor[kRows];
-  uint64_t asked;     // queries
-  uint64_t full[2];   // rows
+  uint64_t asked;    // queries
+  uint64_t full[2];  // rows
   uint64_t empty[2];
-  uint64_t scored;    // weights
+  uint64_t scored;  // weights
   uint64_t taken;
 };
 constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
@@ -447,9 +447,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kPacked) {
       BarrierExpect(&shared.asked, kPromptTileBytes);
       CopyBulk(shared.query,
-               a.packed.tiles + (int64_t{first_token / kTokens} * gridDim.y +
-                                 blockIdx.y) *
-                                    kPromptTileBytes,
+               a.packed.tiles +
+                   (int64_t{first_token / kTokens} * gridDim.y + blockIdx.y) *
+                       kPromptTileBytes,
                kPromptTileBytes, &shared.asked);
     }
     ForEachSequence(a.places, first_token, [&](const Sequence& of, int) {
@@ -470,8 +470,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int h = 0; h < 2; ++h) {
       const int head = lane / 4 + 8 * h;
       if constexpr (kPacked) {
-        const int64_t token =
-            min(first_token + GroupWarp(), static_cast<int>(a.places.tokens) - 1);
+        const int64_t token = min(first_token + GroupWarp(),
+                                  static_cast<int>(a.places.tokens) - 1);
         scores.factor[h] =
             a.scale_log2 /
             a.packed.scales[token * kHeads * gridDim.y + first_head + head];
@@ -500,7 +500,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ForEachSequence(
         a.places, first_token, [&](const Sequence& of, int position) {
           values.position = position;
-for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
+          for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
             const int end = min((split + 1) * a.split_tiles, of.tiles);
             values.Clear();
 #pragma unroll 1
@@ -533,14 +533,14 @@ void Run(const LaunchOptions& options, int64_t blocks, const KvLayer& cache,
            {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
            options, "staging PromptAttention", a.places,
            static_cast<const std::byte*>(cache.data), tiles);
-    Launch(PromptAttentionKernel<Code, kPacked>,
-           {.grid = dim3(
-                static_cast<unsigned>((a.places.tokens + kTokens - 1) /
-                                      kTokens),
-                static_cast<unsigned>((a.heads + kHeads - 1) / kHeads)),
-            .threads = kThreads,
-            .shared_bytes = kSharedBytes},
-           options, "PromptAttention", a);
+    Launch(
+        PromptAttentionKernel<Code, kPacked>,
+        {.grid = dim3(
+             static_cast<unsigned>((a.places.tokens + kTokens - 1) / kTokens),
+             static_cast<unsigned>((a.heads + kHeads - 1) / kHeads)),
+         .threads = kThreads,
+         .shared_bytes = kSharedBytes},
+        options, "PromptAttention", a);
   });
 }
 

@@ -70,13 +70,12 @@ TEST_P(PromptAttentionTest, PackedQueriesGiveTheBitsOfOthers) {
     const auto workspace =
         Poisoned<std::byte>(PromptAttentionBytes(block_count));
     for (const bool scaled : {false, true}) {
-      const HeadProjection k = {
-          weights,
-          reinterpret_cast<const std::byte*>(w.data()),
-          0.0125f,
-          heads,
-          scaled ? inputs.data() : nullptr,
-          scaled ? rows.data() : nullptr};
+      const HeadProjection k = {weights,
+                                reinterpret_cast<const std::byte*>(w.data()),
+                                0.0125f,
+                                heads,
+                                scaled ? inputs.data() : nullptr,
+                                scaled ? rows.data() : nullptr};
       const auto query = Poisoned<float>(tokens * heads * kRow);
       const auto expected = Poisoned<float>(tokens * heads * kLatent);
       AbsorbQuery(options, k, places, angles, q.data(), query.data());

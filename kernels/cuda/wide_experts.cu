@@ -40,8 +40,8 @@ constexpr int kSharedBytes =
     Ring<TileType, TileType::kStages>::kSharedBytes + sizeof(Shared);
 static_assert(kSharedBytes <= 227 * 1024);
 
-// The tiles of a launch: of neighbouring entries of the work, one for each block
-// of a pair, and of some rows. Those of the same tokens lie side by side.
+// The tiles of a launch: of neighbouring entries of the work, one for each
+// block of a pair, and of some rows. Those of the same tokens lie side by side.
 template <bool kGateUp>
 struct Tiles {
   // Rows of the output that a tile, and that a group makes.
@@ -79,8 +79,7 @@ struct Tiles {
   // Of all experts' weights: where row block i of the tile begins.
   __device__ int WeightRow(int expert, int first_row, int i) const {
     return expert * a.rows * (kGateUp ? 2 : 1) + first_row +
-           (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
-                    : i * kProductRows);
+           (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows : i * kProductRows);
   }
 };
 

@@ -42,7 +42,8 @@ __device__ inline void BarrierSync(int barrier, int threads) {
 // promotes. Side by side both would end, and both promote, at the same time.
 // BeginTurns: once, before the first.
 __device__ inline void PassTurn(int group) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group) : "memory");
+  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group)
+               : "memory");
 }
 __device__ inline void BeginTurns(int group) {
   if (group == 1) PassTurn(group);
@@ -81,8 +82,8 @@ template <typename TileType, typename RowOf>
 __device__ void ProduceWide(const WideRing<TileType>& ring,
                             Walk<TileType::kStages>& walk, int rank,
                             bool common, const CUtensorMap* weights,
-                            RowOf row_of,
-                            const CUtensorMap* x, int token, int blocks) {
+                            RowOf row_of, const CUtensorMap* x, int token,
+                            int blocks) {
   constexpr int kInputBoxes = TileType::kTokens / kProductRows;
   constexpr int kBoxes = TileType::kRowBlocks + kInputBoxes;
   const int lane = threadIdx.x % 32;
@@ -116,8 +117,7 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
 template <typename Format, typename TileType>
 __device__ void MultiplyChain(
     const WideRing<TileType>& ring, Walk<TileType::kStages>& walk, int group,
-    int blocks,
-    float (&sum)[TileType::kBlocks][TileType::kValues]) {
+    int blocks, float (&sum)[TileType::kBlocks][TileType::kValues]) {
   constexpr int kBlocks = TileType::kBlocks;
   constexpr int kValues = TileType::kValues;
   constexpr int kSteps = kTileRowBytes / kProductBytes;
