@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/kv_append.cuh"
+#include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/silu_mul.h"
@@ -44,31 +45,6 @@ __device__ void LoadX(const Rows& rows, int64_t heads, int64_t tokens,
   }
   LoadRow<kColumns>(
       t < tokens ? rows.x + (t * heads + h) * rows.x_stride : nullptr, x);
-}
-
-// sink[at], sink[at + 1] = x, y as inputs; `at` is even.
-__device__ void StoreInputPair(const InputSink& sink, int64_t at, float x,
-                               float y) {
-  switch (sink.dtype) {
-    case WeightDtype::kFp8E4m3: {
-      const uint32_t low =
-          __nv_cvt_float_to_fp8(x / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      const uint32_t high =
-          __nv_cvt_float_to_fp8(y / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      static_cast<uint16_t*>(sink.data)[at / 2] =
-          static_cast<uint16_t>(low | high << 8);
-      return;
-    }
-    case WeightDtype::kFp16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__half>(x, y);
-      return;
-    case WeightDtype::kBf16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__nv_bfloat16>(x, y);
-      return;
-    case WeightDtype::kFp32:
-      static_cast<float2*>(sink.data)[at / 2] = {x, y};
-      return;
-  }
 }
 
 // out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
@@ -257,7 +233,8 @@ struct ManyShared {
   float factors[kManyBlockTokens];
 };
 
-// HeadProduct of the block's tokens, all rows. grid (H, tokens / 64)
+// HeadProduct of the block's tokens, all rows, in fp32: grid (H, tokens / 64).
+// Values, and queries that PromptAttention reads, are prompt_absorb.cu's.
 template <typename Code, int kRows, int kColumns>
 __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
                                 const Rows& rows) {
@@ -331,7 +308,8 @@ __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
             x *= w.row_scales[h * kRows + row + 8 * n];
             y *= w.row_scales[h * kRows + row + 8 * n + 1];
           }
-          StoreInputPair(rows.out, out + 8 * n, x, y);
+          *reinterpret_cast<float2*>(static_cast<float*>(rows.out.data) + out +
+                                     8 * n) = {x, y};
         }
       }
     }
@@ -346,14 +324,6 @@ __global__ void __launch_bounds__(kManyThreads, 2)
       k, places.tokens, {q, kNope + kRope, {query, WeightDtype::kFp32}, kRow});
   RotateQuery(k.heads, blockIdx.x, int64_t{blockIdx.y} * kManyBlockTokens,
               kManyBlockTokens, places, angles, q, query);
-}
-
-template <typename Code>
-__global__ void __launch_bounds__(kManyThreads, 2)
-    ManyAbsorbValueKernel(HeadProjection v, int64_t tokens,
-                          const float* attended, InputSink out) {
-  ManyHeadProduct<Code, kValue, kLatent>(v, tokens,
-                                         {attended, kLatent, out, kValue});
 }
 
 template <int kColumns>
@@ -449,9 +419,7 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
                  const AttentionParts& parts) {
   DispatchHead(v.dtype, [&]<typename Code>() {
     if (tokens >= kManyTokens) {  // whole sequences, which leave no parts
-      return Launch(ManyAbsorbValueKernel<Code>,
-                    ManyShape<kLatent>(v.heads, tokens), options, "AbsorbValue",
-                    v, tokens, attended, out);
+      return PromptAbsorbValue(options, v, tokens, attended, out);
     }
     const auto run = [&]<int kWarps>() {
       constexpr int kRowBlocks = kValue / (16 * kWarps);

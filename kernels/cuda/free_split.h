@@ -22,6 +22,10 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out, int64_t split);
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const PackedQueries& query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out, int64_t split);
 
 // MlaAttention's split in mode FAST: as few as keep the GPU busy, however many
 // sequences of whatever length share it.

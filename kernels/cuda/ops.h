@@ -131,6 +131,31 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      float* out);
 int64_t PromptAttentionBytes(int64_t blocks);
 
+// A step's queries as PromptAttention rounds them: it then reads half of the
+// bytes, and none waits for them. Tiles of four tokens' 16 heads.
+struct PackedQueries {
+  std::byte* tiles = nullptr;
+  float* scales = nullptr;  // of a (token, head): what it was multiplied with
+};
+// Laid out in PackedQueryBytes of memory, on 16 bytes.
+PackedQueries PackedQueriesIn(void* memory, int64_t tokens, int64_t heads);
+int64_t PackedQueryBytes(int64_t tokens, int64_t heads);
+
+// AbsorbQuery, its queries packed for a cache of this dtype.
+void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const float* q, KvDtype cache,
+                       const PackedQueries& query);
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const PackedQueries& query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out);
+
+// AbsorbValue of many tokens.
+void PromptAbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                       int64_t tokens, const float* attended,
+                       const InputSink& out);
+
 // 0 where each block walks a whole sequence, since enough blocks run then.
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                  int64_t max_position);

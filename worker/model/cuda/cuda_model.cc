@@ -277,18 +277,32 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     AttendToPrompts(layer, pass, places, angles, cache);
     return ProjectAttended(layer, tokens);
   }
-  AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
-                       step_.q.data(), step_.query.data(), rows);
-  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
   const float scale = attention_scale_ * cache.scale;
+  const bool prompts =
+      tokens >= kPromptTokens &&
+      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
+  const int64_t prompt_split =
+      Fast() ? pass.max_position + 1 : kAttentionSplit;
   AttentionParts parts;
-  if (tokens >= kPromptTokens &&
-      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
+  if (prompts && !observer_) {
+    const PackedQueries query =
+        PackedQueriesIn(step_.query.data(), tokens, c.heads);
+    KvAppend(main_.Next(), places, rows, angles);
+    PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
+                      step_.q.data(), cache.dtype, query);
+    PromptAttention(main_.Next(), places, pass.block_ids, query, c.heads, scale,
+                    cache, step_.prompt_tiles.data(), step_.attended.data(),
+                    prompt_split);
+  } else {
+    AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
+                         step_.q.data(), step_.query.data(), rows);
+    Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+  }
+  if (prompts && observer_) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
-                    step_.attended.data(),
-                    Fast() ? pass.max_position + 1 : kAttentionSplit);
-  } else {
+                    step_.attended.data(), prompt_split);
+  } else if (!prompts) {
     // A graph begins when the steps before it have ended.
     LaunchOptions options = main_.Next();
     options.early = pass.decodes;
