@@ -30,9 +30,9 @@ class FastProducts {
   // A way to compute a product.
   struct Way {
     bool blas = false;
-    BlasAlgorithm algorithm;  // of cuBLASLt
-    int64_t leaf = 0;         // of Gemm; 0 of GemmSwiGlu, which has none
-    GemmTile tile;
+    BlasAlgorithm algorithm = {};  // of cuBLASLt
+    int64_t leaf = 0;              // of Gemm; 0 of GemmSwiGlu, which has none
+    GemmTile tile = {};
     bool ours = false;  // as the other mode has it
   };
   // Launches that may run side by side have a workspace each.
