@@ -45,7 +45,7 @@ __device__ inline void MergeRow(const AttentionParts& parts, int64_t t, int h,
                                 WarpRow<kLatent>& x) {
   constexpr int kMine = kLatent / 64;
   const int lane = threadIdx.x % 32;
-  const int splits = parts.positions[t] / static_cast<int>(kAttentionSplit) + 1;
+  const int splits = parts.positions[t] / static_cast<int>(parts.split) + 1;
   const int head = h % kPartialHeads;
   const float* part = parts.data + (t * parts.groups + h / kPartialHeads) *
                                        parts.splits * int64_t{kPartialFloats};

@@ -19,6 +19,17 @@ struct LaunchShape {
   int cluster = 1;  // blocks along x
 };
 
+// Of the device in use: how many blocks to start of a kernel whose blocks go on
+// from tile to tile. It moves no bit.
+inline int Multiprocessors() {
+  int device = 0;
+  int count = 0;
+  Check(cudaGetDevice(&device), "asking for the device");
+  Check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "asking for the device's multiprocessors");
+  return count;
+}
+
 template <typename... Parameters, typename... Arguments>
 void Launch(void (*kernel)(Parameters...), const LaunchShape& shape,
             const LaunchOptions& options, const char* what,

@@ -8,6 +8,7 @@
 // has two groups they take turns at the splits, and the first merges.
 #include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/split_attention.cuh"
 
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(kGroups* kThreads,
                                   Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, bool early,
-                    float* partials, float* out) {
+                    float* partials, float* out, int split_tiles) {
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
@@ -206,9 +207,11 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   if (!early) WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int last_split = partials == nullptr ? position / kSplit : blockIdx.z;
+  const int split_rows = split_tiles * kTile;
+  const int last_split =
+      partials == nullptr ? position / split_rows : blockIdx.z;
   int split = partials == nullptr ? Group() : blockIdx.z;
-  if (partials != nullptr && split * kSplit > position) return;
+  if (partials != nullptr && split * split_rows > position) return;
   const int32_t* blocks = places.block_ids + places.tables[t];
   auto& rows = shared.groups[Group()].rows;
   int loaded = 0;  // tiles of this group so far
@@ -217,10 +220,10 @@ __global__ void __launch_bounds__(kGroups* kThreads,
                    tile * kTile, position, rows[loaded++ % 2]);
   };
   // A tile that the token's own row is not in.
-  const bool ahead = early && (split * kSplitTiles + 1) * kTile <= position;
-  if (split <= last_split && ahead) load(split * kSplitTiles);
+  const bool ahead = early && (split * split_tiles + 1) * kTile <= position;
+  if (split <= last_split && ahead) load(split * split_tiles);
   WaitForPriorKernel();
-  if (split <= last_split && !ahead) load(split * kSplitTiles);
+  if (split <= last_split && !ahead) load(split * split_tiles);
   const int first_head = blockIdx.y * kHeads;
   const int block_heads = min(kHeads, heads - first_head);
   LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
@@ -232,14 +235,14 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   Merged merged;
   const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
   for (int added = 0; split <= last_split; split += kGroups) {
-    const int end = min((split + 1) * kSplitTiles, position / kTile + 1);
-    for (int tile = split * kSplitTiles; tile < end; ++tile, ++added) {
+    const int end = min((split + 1) * split_tiles, position / kTile + 1);
+    for (int tile = split * split_tiles; tile < end; ++tile, ++added) {
       WaitForCopies();
       GroupSync();  // The tile is here, nobody reads the other any more.
       if (tile + 1 < end) {
         load(tile + 1);
       } else if (split + kGroups <= last_split) {
-        load((split + kGroups) * kSplitTiles);
+        load((split + kGroups) * split_tiles);
       }
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
@@ -301,24 +304,70 @@ __global__ void __launch_bounds__(kThreads)
 
 int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 
+// MlaAttention, of any split.
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts);
+
 }  // namespace
 
+int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
+                           int64_t max_position) {
+  // Two blocks a multiprocessor; but the merge waits for memory every few
+  // splits, and a split's first four tiles cost little more than one.
+  constexpr int64_t kBlocks = 2 * 132;
+  constexpr int64_t kMostSplits = 16;
+  const int64_t units = tokens * Groups(heads);
+  const int64_t tiles = max_position / kTile + 1;
+  // Whole sequences: groups that take turns need turns.
+  if (units >= kWholeUnits) {
+    return units < kPairedUnits ? kSplit : tiles * kTile;
+  }
+  const int64_t splits = std::min(kMostSplits, kBlocks / units);
+  return kTile * std::max<int64_t>(kSplitTiles, (tiles + splits - 1) / splits);
+}
+
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position) {
-  const int64_t splits = max_position / kSplit + 1;
+                                 int64_t max_position, int64_t split) {
+  const int64_t splits = max_position / split + 1;
   const int64_t units = tokens * Groups(heads);
   return units >= kWholeUnits || splits == 1 ? 0
                                              : units * splits * kPartialFloats;
+}
+
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position) {
+  return AttentionWorkspaceFloats(tokens, heads, max_position, kSplit);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out, AttentionParts* parts) {
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, kSplit, parts);
+}
+
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, int64_t split) {
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, split, nullptr);
+}
+
+namespace {
+
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts) {
   constexpr float kLog2E = 0x1.715476p+0f;
   const bool whole =
-      AttentionWorkspaceFloats(places.tokens, heads, max_position) == 0;
-  const int64_t splits = max_position / kSplit + 1;
+      AttentionWorkspaceFloats(places.tokens, heads, max_position, split) == 0;
+  const int64_t splits = max_position / split + 1;
+  const int split_tiles = static_cast<int>(split / kTile);
   const dim3 grid(static_cast<unsigned>(places.tokens),
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
@@ -330,19 +379,20 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
               .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
              options, "MlaAttention", places, query, static_cast<int>(heads),
              scale * kLog2E, static_cast<const std::byte*>(cache.data),
-             options.early, whole ? nullptr : workspace, out);
+             options.early, whole ? nullptr : workspace, out, split_tiles);
     };
     // Several tiles of bf16 a group do not fit shared memory.
     if constexpr (Code::kBytes == 1 && kSplitWarps == kHeads) {
       const int64_t units = int64_t{grid.x} * grid.y;
-      if (!whole && units * splits <= kSpreadBlocks) {
+      if (!whole && split_tiles <= kSplitTiles &&
+          units * splits <= kSpreadBlocks) {
         Launch(SplitKernel<Code>,
                {.grid = grid,
                 .threads = kSplitThreads,
                 .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
                options, "MlaAttention", places, query, static_cast<int>(heads),
                scale * kLog2E, static_cast<const std::byte*>(cache.data),
-               options.early, workspace);
+               options.early, workspace, split_tiles);
       } else {
         whole&& splits > 1 && units < kPairedUnits
             ? launch.template operator()<2>()
@@ -353,7 +403,7 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
     }
   });
   if (whole) return;
-  const AttentionParts left = {workspace, Groups(heads), splits,
+  const AttentionParts left = {workspace, Groups(heads), splits, split,
                                places.positions};
   if (parts != nullptr) {
     *parts = left;
@@ -365,4 +415,5 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
          options, "MlaAttention's merge", left, static_cast<int>(heads), out);
 }
 
+}  // namespace
 }  // namespace invar::cuda

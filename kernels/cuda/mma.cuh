@@ -52,8 +52,10 @@ __device__ inline void CopyAsync(uint32_t to, const void* from, bool real) {
 __device__ inline void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
+// Returns once at most the last kPending groups are unfinished.
+template <int kPending = 0>
 __device__ inline void WaitForCopies() {
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // 2^x by the machine's own instruction.

@@ -15,19 +15,12 @@
 #include <cstdint>
 
 #include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/widths.h"
 #include "kernels/types.h"
 
 namespace invar::cuda {
 
 // ---- Attention --------------------------------------------------------------
-
-// The family's widths, which the attention's tiles are cut for. The loader
-// refuses others.
-inline constexpr int kLatent = 512;  // L
-inline constexpr int kRope = 64;     // R
-inline constexpr int kRow = kLatent + kRope;
-inline constexpr int kNope = 128;   // N
-inline constexpr int kValue = 128;  // V
 
 // Where the step's tokens lie: token t is position positions[t] of the sequence
 // whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...
@@ -103,6 +96,7 @@ struct AttentionParts {
   const float* data = nullptr;  // (T, groups, splits, a split's result)
   int64_t groups = 0;           // of 16 heads
   int64_t splits = 0;           // of which a token has as many as it needs
+  int64_t split = 0;            // rows of one
   const int32_t* positions = nullptr;  // (T)
 };
 

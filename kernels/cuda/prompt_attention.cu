@@ -3,10 +3,11 @@
 // product.
 //
 // A block has four tokens' 16 heads, the 64 rows of its warpgroup products:
-// warp w of either warpgroup has token w. Scores = Q K^T of a tile are shared
-// by its cached rows, 32 a warpgroup, out = P V by latents, 256 each. Tiles
-// come as operands, made once a step (StageKernel): 16-bit, swizzled, K in the
-// order of operands.cuh.
+// warp w of each warpgroup has token w. One warpgroup scores a tile, Q K^T, and
+// makes its weights, while two sum the tile before it, P V, 256 latents each; a
+// fourth copies. Tiles come as operands, made once a step (StageKernel): 16-bit,
+// swizzled, K in the order of operands.cuh.
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/prompt_tiles.cuh"
 
@@ -16,25 +17,34 @@ namespace {
 constexpr int kTokens = 4;  // of a block
 constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
-constexpr int kSplitTiles = static_cast<int>(kAttentionSplit) / kTile;
-constexpr int kGroups = 2;                     // multiplying warpgroups
-constexpr int kScoreRows = kTile / kGroups;    // cached rows of a group
-constexpr int kLatents = kLatent / kGroups;    // of a group
-constexpr int kThreads = (kGroups + 1) * 128;  // a warpgroup produces
-constexpr int kSteps = kRow / 16;              // of a score
+// Warpgroups: one scores, kValueGroups sum, one copies.
+constexpr int kValueGroups = 2;
+constexpr int kGroups = 1 + kValueGroups;        // that multiply
+constexpr int kLatents = kLatent / kValueGroups;  // of a group
+constexpr int kThreads = (kGroups + 1) * 128;
+constexpr int kSteps = kRow / 16;  // of a score
 static_assert(kRows == kProductRows && kTile == 64 && kTile == kBlockTokens);
 
 constexpr int kProducerRegisters = 24;
-constexpr int kMultiplierRegisters = 240;
+constexpr int kScoreRegisters = 104;
+constexpr int kValueRegisters = 192;
+static_assert(kProducerRegisters + kScoreRegisters +
+                  kValueGroups * kValueRegisters <=
+              65536 / 128);
 
 struct Shared {
   std::byte query[kPromptTileBytes];
   std::byte rows[2][kPromptTileBytes];
-  uint4 weights[kGroups][kTokens][kScoreRows / 16][32];
-  float warp_max[kGroups][kRows];
+  // Of the tile that is scored last: what its values are multiplied with, what
+  // the sums before it are, and the maximum so far.
+  uint4 weights[kTokens][kTile / 16][32];
+  float rescale[kRows];
+  float max[kRows];
   float score_factor[kRows];
-  uint64_t full[2];
+  uint64_t full[2];   // rows
   uint64_t empty[2];
+  uint64_t scored;    // weights
+  uint64_t taken;
 };
 constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
 static_assert(kSharedBytes <= 227 * 1024);
@@ -48,6 +58,7 @@ struct Arguments {
   float scale_log2;
   const std::byte* tiles;
   float* out;
+  int split_tiles;
 };
 
 __device__ int Group() { return threadIdx.x / 128; }
@@ -58,11 +69,6 @@ __device__ int GroupWarp() { return threadIdx.x / 32 % 4; }
 __device__ uint32_t Unknown(uint32_t address) {
   asm volatile("" : "+r"(address));
   return address;
-}
-
-// The two warps that have the same token.
-__device__ void TokenSync() {
-  asm volatile("bar.sync %0, 64;" ::"r"(1 + GroupWarp()) : "memory");
 }
 
 // The next sequence that the block's tokens are of, after that of table
@@ -144,19 +150,115 @@ __device__ bool DivideFour(float4& v, float divisor, float inverse) {
   return plain;
 }
 
-// A thread's part of an online softmax over its warp's token, of heads g and
-// g + 8, and of its group's latents.
+// Of one tile after the other: where its rows lie, and the phase of their
+// barriers.
+struct Place {
+  int tile = 0;
+
+  __device__ int slot() const { return tile % 2; }
+  __device__ uint32_t phase() const { return tile / 2 % 2; }
+};
+
+// A thread's part of the scores of its warp's token, of heads g and g + 8.
 template <typename Code>
-struct Attention {
+struct Scores {
   using Operand = typename Code::Operand;
-  static constexpr int kScores = kScoreRows / 2;  // a thread has of a tile
+  static constexpr int kValues = kTile / 2;  // a thread has of a tile
+
+  Shared& shared;
+  int position;     // of the warp's token, or -1
+  float factor[2];  // of its scores
+  float max[2];
+  float even[kValues];
+  float odd[kValues];
+
+  __device__ explicit Scores(Shared& shared) : shared(shared) {}
+
+  // even, odd = the scores of a tile, its steps two chains.
+  __device__ void Multiply(const std::byte* rows) {
+    const uint64_t query = TileDescriptor(Unknown(SharedAddress(shared.query)));
+    const uint64_t keys = TileDescriptor(Unknown(SharedAddress(rows)));
+    ProductFence();
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int at = (s / 4 * kBlockBytes + s % 4 * kProductBytes) / 16;
+      Product<FormatOf<Operand>, kTile>::Run(s % 2 == 0 ? even : odd,
+                                             query + at, keys + at, s >= 2);
+    }
+    ProductCommit();
+    ProductWait<0>();
+  }
+
+  // The scores of tile `tile` become its weights, once those of the tile before
+  // it, of which there are `before`, have been taken.
+  __device__ void Exponentials(int tile, int before) {
+    // Weights in fp16 are 2^14 times as large, clear of its subnormals.
+    constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
+    const int lane = threadIdx.x % 32;
+    const int warp = GroupWarp();
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int row = tile * kTile + FragmentToken(lane, i);
+      const int h = i / 2 % 2;
+      const float score = even[i] + odd[i];
+      even[i] = row <= position ? score * factor[h] : -INFINITY;
+      largest[h] = fmaxf(largest[h], even[i]);
+    }
+    const bool has_rows = tile * kTile <= position;
+    float rescale[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      largest[h] =
+          fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 1));
+      largest[h] =
+          fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 2));
+      const float new_max = fmaxf(max[h], largest[h]);
+      // A tile past the token leaves all as it was.
+      rescale[h] = has_rows ? Exp2(max[h] - new_max) : 1.0f;
+      max[h] = new_max;
+    }
+    const uint32_t keep = has_rows ? 0xffffffff : 0;
+    uint32_t parts[kTile / 16][4];
+#pragma unroll
+    for (int s = 0; s < kTile / 16; ++s) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const float offset = max[p % 2] - kShift;
+        parts[s][p] =
+            keep & Pack<Operand>(Exp2(even[8 * s + 2 * p] - offset),
+                                 Exp2(even[8 * s + 2 * p + 1] - offset));
+      }
+    }
+    BarrierWait(&shared.taken, before % 2 ^ 1);
+#pragma unroll
+    for (int s = 0; s < kTile / 16; ++s) {
+      shared.weights[warp][s][lane] = {parts[s][0], parts[s][1], parts[s][2],
+                                       parts[s][3]};
+    }
+    if (lane % 4 == 0) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = 16 * warp + lane / 4 + 8 * h;
+        shared.rescale[row] = rescale[h];
+        shared.max[row] = max[h];
+      }
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(&shared.scored);
+  }
+};
+
+// A thread's part of the sums of its warp's token, of heads g and g + 8 and of
+// its group's latents.
+template <typename Code>
+struct Values {
+  using Operand = typename Code::Operand;
 
   Shared& shared;
   const Arguments& a;
-  int position;     // of the warp's token, or -1
-  float factor[2];  // of its scores
-  float even[kScores];
-  float odd[kScores];
+  int group;     // of those that sum
+  int position;  // of the warp's token, or -1
   uint4 weights[kTile / 16];
   float max[2];
   float rescale[2];
@@ -165,35 +267,34 @@ struct Attention {
   float merged_max[2];
   float merged_sum[2];
 
-  __device__ Attention(Shared& shared, const Arguments& a)
-      : shared(shared), a(a) {}
+  __device__ Values(Shared& shared, const Arguments& a, int group)
+      : shared(shared), a(a), group(group) {}
 
-  // even, odd = the group's scores of a tile, its steps two chains. Begun only.
-  __device__ void BeginScores(const std::byte* rows) {
-    const uint64_t query = TileDescriptor(Unknown(SharedAddress(shared.query)));
-    const uint64_t keys = TileDescriptor(
-        Unknown(SharedAddress(rows) + Group() * kScoreRows * kTileRowBytes));
-    ProductFence();
+  // What was scored as tile number `tile` of the block's.
+  __device__ void Take(int tile) {
+    const int lane = threadIdx.x % 32;
+    const int warp = GroupWarp();
+    BarrierWait(&shared.scored, tile % 2);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int at = (s / 4 * kBlockBytes + s % 4 * kProductBytes) / 16;
-      if (s % 2 == 0) {
-        Product<FormatOf<Operand>, kScoreRows>::Run(even, query + at, keys + at,
-                                                    s >= 2);
-      } else {
-        Product<FormatOf<Operand>, kScoreRows>::Run(odd, query + at, keys + at,
-                                                    s >= 2);
-      }
+    for (int s = 0; s < kTile / 16; ++s) {
+      weights[s] = shared.weights[warp][s][lane];
     }
-    ProductCommit();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      rescale[h] = shared.rescale[16 * warp + lane / 4 + 8 * h];
+      max[h] = shared.max[16 * warp + lane / 4 + 8 * h];
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(&shared.taken);
   }
 
-  // out += P V for the group's latents. Begun only.
-  __device__ void BeginValues(const std::byte* rows) {
+  // out += P V for the group's latents.
+  __device__ void Multiply(const std::byte* rows) {
+    constexpr uint32_t kOnes =
+        std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
     constexpr int kHalf = 128 / kBlockColumns * kBlockBytes / 16;
-    const uint64_t values = TransposedDescriptor(
-        Unknown(SharedAddress(rows) +
-                Group() * kLatents / kBlockColumns * kBlockBytes));
+    const uint64_t values = TransposedDescriptor(Unknown(
+        SharedAddress(rows) + group * kLatents / kBlockColumns * kBlockBytes));
     ProductFence();
 #pragma unroll
     for (int s = 0; s < kTile / 16; ++s) {
@@ -202,81 +303,14 @@ struct Attention {
       ValueProduct<Operand>(out[1], weights[s], at + kHalf);
     }
     ProductCommit();
-  }
-
-  __device__ void AddWeights() {
-    constexpr uint32_t kOnes =
-        std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
 #pragma unroll
     for (int s = 0; s < kTile / 16; ++s) {
       Mma<Operand>(sum, weights[s], kOnes, kOnes);
     }
-  }
-
-  // The scores of tile `tile` become its weights, which LoadWeights then finds,
-  // and `rescale`, what the sums before it are multiplied with.
-  __device__ void Exponentials(int tile) {
-    // Weights in fp16 are 2^14 times as large, clear of its subnormals.
-    constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
-    const int lane = threadIdx.x % 32;
-    const int warp = GroupWarp();
-    const int first = tile * kTile + Group() * kScoreRows;
-    float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      const int row = first + FragmentToken(lane, i);
-      const int h = i / 2 % 2;
-      const float score = even[i] + odd[i];
-      even[i] = row <= position ? score * factor[h] : -INFINITY;
-      largest[h] = fmaxf(largest[h], even[i]);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      largest[h] =
-          fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 1));
-      largest[h] =
-          fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 2));
-      if (lane % 4 == 0) {
-        shared.warp_max[Group()][16 * warp + lane / 4 + 8 * h] = largest[h];
-      }
-    }
-    TokenSync();
-    const bool has_rows = tile * kTile <= position;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = 16 * warp + lane / 4 + 8 * h;
-      const float new_max = fmaxf(
-          max[h], fmaxf(shared.warp_max[0][row], shared.warp_max[1][row]));
-      // A tile past the token leaves all as it was.
-      rescale[h] = has_rows ? Exp2(max[h] - new_max) : 1.0f;
-      max[h] = new_max;
-    }
-    const uint32_t keep = has_rows ? 0xffffffff : 0;
-#pragma unroll
-    for (int s = 0; s < kScoreRows / 16; ++s) {
-      uint32_t part[4];
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        const float offset = max[p % 2] - kShift;
-        part[p] = keep & Pack<Operand>(Exp2(even[8 * s + 2 * p] - offset),
-                                       Exp2(even[8 * s + 2 * p + 1] - offset));
-      }
-      shared.weights[Group()][warp][s][lane] = {part[0], part[1], part[2],
-                                                part[3]};
-    }
-    TokenSync();
-  }
-
-  __device__ void LoadWeights() {
-#pragma unroll
-    for (int s = 0; s < kTile / 16; ++s) {
-      weights[s] = shared.weights[s / (kScoreRows / 16)][GroupWarp()]
-                                 [s % (kScoreRows / 16)][threadIdx.x % 32];
-    }
+    ProductWait<0>();
   }
 
   __device__ void Clear() {
-    max[0] = max[1] = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] = 0.0f;
 #pragma unroll
@@ -299,11 +333,11 @@ struct Attention {
   // Merged::Add of mla_attention.cu. What is merged so far waits in the output;
   // after the token's last split it is divided.
   __device__ void MergeSplit(int split, int token, int first_head) {
-    constexpr int kSplit = static_cast<int>(kAttentionSplit);
-    if (split * kSplit > position) return;
+    const int split_rows = a.split_tiles * kTile;
+    if (split * split_rows > position) return;
     const int lane = threadIdx.x % 32;
     const bool is_first = split == 0;
-    const bool is_last = split == position / kSplit;
+    const bool is_last = split == position / split_rows;
     float old_factor[2] = {0.0f, 0.0f};
     float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
@@ -322,13 +356,14 @@ struct Attention {
     }
     constexpr int kElements = 16 / Code::kBytes;
     constexpr int kRunSteps = kElements / 4;
+    constexpr int kTogether = 8;  // as many as registers take
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int head = first_head + lane / 4 + 8 * h;
       if (head >= a.heads) continue;
       float* const row =
           a.out + (static_cast<int64_t>(token) * a.heads + head) * kLatent +
-          Group() * kLatents + kElements * (lane % 4);
+          group * kLatents + kElements * (lane % 4);
       const float all = merged_sum[h];
       const float inverse = 1.0f / all;
       uint32_t rest = 0;  // whose quotients are left to a slower loop
@@ -339,26 +374,31 @@ struct Attention {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         constexpr int kHalf = kLatents / 32;
-        float4 old[kHalf];
-        if (!is_first) {  // all at once: they wait for memory together
 #pragma unroll
-          for (int m = 0; m < kHalf; ++m) old[m] = *place(n * kHalf + m);
-        }
+        for (int first = 0; first < kHalf; first += kTogether) {
+          float4 old[kTogether];
+          if (!is_first) {  // they wait for memory together
 #pragma unroll
-        for (int m = 0; m < kHalf; ++m) {
-          const int i = 8 * m + 2 * h;
-          const float(&d)[64] = out[n];
-          float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
-          if (!is_first) {
-            v = {fmaf(v.x, new_factor[h], old[m].x * old_factor[h]),
-                 fmaf(v.y, new_factor[h], old[m].y * old_factor[h]),
-                 fmaf(v.z, new_factor[h], old[m].z * old_factor[h]),
-                 fmaf(v.w, new_factor[h], old[m].w * old_factor[h])};
+            for (int m = 0; m < kTogether; ++m) {
+              old[m] = *place(n * kHalf + first + m);
+            }
           }
-          if (is_last && !DivideFour(v, all, inverse)) {
-            rest |= 1u << (n * kHalf + m);
+#pragma unroll
+          for (int m = 0; m < kTogether; ++m) {
+            const int i = 8 * (first + m) + 2 * h;
+            const float(&d)[64] = out[n];
+            float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
+            if (!is_first) {
+              v = {fmaf(v.x, new_factor[h], old[m].x * old_factor[h]),
+                   fmaf(v.y, new_factor[h], old[m].y * old_factor[h]),
+                   fmaf(v.z, new_factor[h], old[m].z * old_factor[h]),
+                   fmaf(v.w, new_factor[h], old[m].w * old_factor[h])};
+            }
+            if (is_last && !DivideFour(v, all, inverse)) {
+              rest |= 1u << (n * kHalf + first + m);
+            }
+            *place(n * kHalf + first + m) = v;
           }
-          *place(n * kHalf + m) = v;
         }
       }
       while (rest != 0) {
@@ -371,6 +411,19 @@ struct Attention {
     }
   }
 };
+
+// f(sequence's tiles, position of the warp's token) for each sequence of the
+// block's tokens.
+template <typename Function>
+__device__ void ForEachSequence(const TokenPlaces& places, int first_token,
+                                Function f) {
+  const int token = first_token + GroupWarp();
+  for (Sequence of = {-1, 0}; NextSequence(places, first_token, &of);) {
+    f(of, token < places.tokens && places.tables[token] == of.table
+              ? places.positions[token]
+              : -1);
+  }
+}
 
 // grid (blocks of four tokens, the last first; groups of 16 heads)
 template <typename Code>
@@ -386,66 +439,77 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       BarrierInit(&shared.full[i], 1);
-      BarrierInit(&shared.empty[i], kGroups * 4);
+      BarrierInit(&shared.empty[i], kValueGroups * 4);
     }
+    BarrierInit(&shared.scored, 4);
+    BarrierInit(&shared.taken, kValueGroups * 4);
     BarrierInitFence();
   }
   __syncthreads();
   WaitForPriorKernel();
+  Place place;
+  const int lane = threadIdx.x % 32;
+  const auto load_query = [&] {
+    LoadQuery<Code>(a, first_token, first_head, shared);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(kGroups * 128) : "memory");
+  };
   if (Group() == kGroups) {
     ReduceRegisters<kProducerRegisters>();
-    if (threadIdx.x % 128 == 0) {
-      int loaded = 0;
-      for (Sequence of = {-1, 0}; NextSequence(a.places, first_token, &of);) {
-        for (int tile = 0; tile < of.tiles; ++tile, ++loaded) {
-          const int at = loaded % 2;
-          if (loaded >= 2) BarrierWait(&shared.empty[at], (loaded / 2 - 1) % 2);
-          BarrierExpect(&shared.full[at], kPromptTileBytes);
-          CopyBulk(shared.rows[at],
-                   a.tiles + int64_t{of.table + tile} * kPromptTileBytes,
-                   kPromptTileBytes, &shared.full[at]);
-        }
+    if (threadIdx.x % 128 != 0) return;
+    ForEachSequence(a.places, first_token, [&](const Sequence& of, int) {
+      for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
+        uint64_t* const full = &shared.full[place.slot()];
+        BarrierWait(&shared.empty[place.slot()], place.phase() ^ 1);
+        BarrierExpect(full, kPromptTileBytes);
+        CopyBulk(shared.rows[place.slot()],
+                 a.tiles + int64_t{of.table + tile} * kPromptTileBytes,
+                 kPromptTileBytes, full);
       }
-    }
-    return;
-  }
-  RaiseRegisters<kMultiplierRegisters>();
-  LoadQuery<Code>(a, first_token, first_head, shared);
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  asm volatile("bar.sync 5, %0;" ::"n"(kGroups * 128) : "memory");
-  const int lane = threadIdx.x % 32;
-  const int warp = GroupWarp();
-  Attention<Code> sums(shared, a);
+    });
+  } else if (Group() == 0) {
+    ReduceRegisters<kScoreRegisters>();
+    load_query();
+    Scores<Code> scores(shared);
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sums.factor[h] = shared.score_factor[16 * warp + lane / 4 + 8 * h];
-  }
-  int used = 0;  // tiles so far
-  for (Sequence of = {-1, 0}; NextSequence(a.places, first_token, &of);) {
-    const int token = first_token + warp;
-    sums.position =
-        token < a.places.tokens && a.places.tables[token] == of.table
-            ? a.places.positions[token]
-            : -1;
-    for (int split = 0; split * kSplitTiles < of.tiles; ++split) {
-      const int end = min((split + 1) * kSplitTiles, of.tiles);
-      sums.Clear();
-#pragma unroll 1
-      for (int tile = split * kSplitTiles; tile < end; ++tile, ++used) {
-        const std::byte* const rows = shared.rows[used % 2];
-        BarrierWait(&shared.full[used % 2], used / 2 % 2);
-        sums.BeginScores(rows);
-        ProductWait<0>();
-        sums.Exponentials(tile);
-        sums.LoadWeights();
-        sums.Rescale();
-        sums.BeginValues(rows);
-        sums.AddWeights();
-        ProductWait<0>();
-        if (lane == 0) BarrierArrive(&shared.empty[used % 2]);
-      }
-      sums.MergeSplit(split, token, first_head);
+    for (int h = 0; h < 2; ++h) {
+      scores.factor[h] =
+          shared.score_factor[16 * GroupWarp() + lane / 4 + 8 * h];
     }
+    ForEachSequence(
+        a.places, first_token, [&](const Sequence& of, int position) {
+          scores.position = position;
+#pragma unroll 1
+          for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
+            if (tile % a.split_tiles == 0) {
+              scores.max[0] = scores.max[1] = -INFINITY;
+            }
+            BarrierWait(&shared.full[place.slot()], place.phase());
+            scores.Multiply(shared.rows[place.slot()]);
+            scores.Exponentials(tile, place.tile);
+          }
+        });
+  } else {
+    RaiseRegisters<kValueRegisters>();
+    load_query();
+    Values<Code> values(shared, a, Group() - 1);
+    ForEachSequence(
+        a.places, first_token, [&](const Sequence& of, int position) {
+          values.position = position;
+for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
+            const int end = min((split + 1) * a.split_tiles, of.tiles);
+            values.Clear();
+#pragma unroll 1
+            for (int tile = split * a.split_tiles; tile < end;
+                 ++tile, ++place.tile) {
+              values.Take(place.tile);
+              values.Rescale();
+              values.Multiply(shared.rows[place.slot()]);
+              if (lane == 0) BarrierArrive(&shared.empty[place.slot()]);
+            }
+            values.MergeSplit(split, first_token + GroupWarp(), first_head);
+          }
+        });
   }
 }
 
@@ -459,6 +523,14 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out) {
+  PromptAttention(options, places, blocks, query, heads, scale, cache,
+                  workspace, out, kAttentionSplit);
+}
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const float* query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out, int64_t split) {
   constexpr float kLog2E = 0x1.715476p+0f;
   if (places.tokens == 0) return;
   const Arguments a = {.places = places,
@@ -466,7 +538,8 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                        .heads = static_cast<int>(heads),
                        .scale_log2 = scale * kLog2E,
                        .tiles = workspace,
-                       .out = out};
+                       .out = out,
+                       .split_tiles = static_cast<int>(split / kTile)};
   DispatchKv(cache.dtype, [&]<typename Code>() {
     Launch(StageKernel<Code>,
            {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},

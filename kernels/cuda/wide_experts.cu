@@ -1,7 +1,11 @@
 // The experts' products, and dense gate and up, with many tokens.
 //
 // What such a product ends with costs as much as a third of its arithmetic, so
-// each scale is read once, and the tile leaves through shared memory in runs.
+// each scale is read once, and the tile leaves through shared memory in runs. A
+// block takes tile after tile: the next one's operands and scales come while
+// this one ends.
+#include <algorithm>
+
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/silu_mul.h"
@@ -14,35 +18,89 @@ namespace {
 using TileType = WideTile<kWideExpertTile, 2, 4>;
 constexpr int kTokens = TileType::kTokens;
 constexpr int kValues = TileType::kValues;
+constexpr int kRowBlocks = TileType::kRowBlocks;
 
-// Which tokens this block multiplies; count below 1: none.
-__device__ ExpertWork FindWork(const ExpertArguments& a) {
-  const int item = blockIdx.y;
-  if (a.work == nullptr) {
-    return {0, item * kTokens, min(kTokens, a.tokens - item * kTokens), 0};
-  }
-  WaitForPriorKernel();
-  if (item >= *a.work_count) return {0, 0, 0, 0};
-  return a.work[item];
-}
-
-// What the tile's end reads of its tokens.
+// What the end of a tile reads: made by a warp of its own, a tile ahead.
 struct Ends {
-  float scale[kTokens];
-  int64_t row[kTokens];  // of the output
+  ExpertWork work;
+  float factor[kRowBlocks][kProductRows];  // of the sums of a row
+  float scale[kTokens];                    // of those of a token
+  int row[kTokens];                        // of the output
 };
 
+struct Shared {
+  Ends ends[2];
+  uint64_t ends_full[2];
+  uint64_t ends_empty[2];
+  alignas(16) std::byte staging[TileType::kGroups][kStagingBytes<uint8_t>];
+};
+static_assert(kStagingBytes<uint8_t> >= kStagingBytes<__half> &&
+              kStagingBytes<uint8_t> >= kStagingBytes<float>);
+constexpr int kSharedBytes =
+    Ring<TileType, TileType::kStages>::kSharedBytes + sizeof(Shared);
+static_assert(kSharedBytes <= 227 * 1024);
+
+// The tiles of a launch, those of the same tokens side by side.
 template <bool kGateUp>
-__device__ void FindEnds(const ExpertArguments& a, const ExpertWork& work,
-                         Ends& ends) {
-  for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
-    if (t >= work.count) {
-      ends.scale[t] = 0.0f;
-      continue;
-    }
-    const int place = work.first + t;
+struct Tiles {
+  // Rows of the output that a tile, and that a group makes.
+  static constexpr int kGroupRows = (kGateUp ? 1 : 2) * kProductRows;
+  static constexpr int kRows = TileType::kGroups * kGroupRows;
+
+  const ExpertArguments& a;
+  int across;
+  int count;
+
+  __device__ explicit Tiles(const ExpertArguments& a)
+      : a(a), across((a.rows + kRows - 1) / kRows) {
+    const int items = a.work == nullptr ? (a.tokens + kTokens - 1) / kTokens
+                                        : *a.work_count;
+    count = items * across;
+  }
+  __device__ int FirstRow(int tile) const { return tile % across * kRows; }
+  __device__ ExpertWork Work(int tile) const {
+    const int item = tile / across;
+    if (a.work != nullptr) return a.work[item];
+    return {0, item * kTokens, min(kTokens, a.tokens - item * kTokens), 0};
+  }
+  // Of all experts' weights: where row block i of the tile begins.
+  __device__ int WeightRow(int expert, int first_row, int i) const {
+    return expert * a.rows * (kGateUp ? 2 : 1) + first_row +
+           (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
+                    : i * kProductRows);
+  }
+};
+
+// By one warp.
+template <bool kGateUp>
+__device__ void FindEnds(const Tiles<kGateUp>& tiles, int tile, Ends& ends) {
+  const ExpertArguments& a = tiles.a;
+  const int lane = threadIdx.x % 32;
+  const ExpertWork work = tiles.Work(tile);
+  const int first_row = tiles.FirstRow(tile);
+  if (lane == 0) ends.work = work;
+#pragma unroll
+  for (int t = lane; t < kTokens; t += 32) {
+    const int place = work.first + min(t, work.count - 1);
     ends.row[t] = kGateUp ? place : a.order[place];
     ends.scale[t] = a.token_scales == nullptr ? 1.0f : a.token_scales[place];
+  }
+#pragma unroll
+  for (int i = 0; i < kRowBlocks; ++i) {
+    const bool up = kGateUp && i % 2 == 1;
+    const float* const scales = up ? a.up_scales : a.scales;
+    const float own = up ? a.up_scale : a.scale;
+    const float scale = scales == nullptr ? own : own * scales[work.expert];
+#pragma unroll
+    for (int r = lane; r < kProductRows; r += 32) {
+      // Past the last row of the matrix nothing is stored.
+      const int past =
+          first_row + (kGateUp ? i / 2 : i) * kProductRows + r - (a.rows - 1);
+      const int row = tiles.WeightRow(work.expert, first_row, i) + r;
+      ends.factor[i][r] =
+          scale *
+          (a.row_scales == nullptr ? 1.0f : a.row_scales[row - max(past, 0)]);
+    }
   }
 }
 
@@ -55,6 +113,38 @@ __device__ float Divide(float x, float divisor, float inverse) {
   return nearly != 0.0f && fabsf(nearly) < 0x1p100f ? quotient : nearly;
 }
 
+// SwiGlu of eight values, in place: the same bits. A division's own checks cost
+// as much as it; here eight share one, and what is out of its range, rarely
+// anything, is divided the long way.
+__device__ void SwiGluEight(float (&gate)[kValues], const float (&up)[kValues],
+                            int first) {
+  float quotient[8];
+  float divisor[8];
+  float most = 0.0f;  // of what divides and is divided; NaNs go either way
+  float least = 1.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float x = gate[first + i];
+    const float d = 1.0f + Exponential(-x);  // 1 or more
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(d));
+    inverse = fmaf(fmaf(-d, inverse, 1.0f), inverse, inverse);
+    float q = x * inverse;
+    q = fmaf(fmaf(-d, q, x), inverse, q);
+    q = fmaf(fmaf(-d, q, x), inverse, q);
+    quotient[i] = q;
+    divisor[i] = d;
+    most = fmaxf(most, fmaxf(d, fabsf(x)));
+    least = fminf(least, fabsf(q));
+  }
+  if (most > 0x1p80f || least < 0x1p-80f) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) quotient[i] = gate[first + i] / divisor[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) gate[first + i] = quotient[i] * up[first + i];
+}
+
 // StoreInput's roundings, as those of wide_store.cuh.
 struct ToE4m3 {
   using Element = __nv_fp8_storage_t;
@@ -65,121 +155,158 @@ struct ToE4m3 {
                                  __NV_E4M3);
   }
 };
+
 // Both row blocks' sums, times their scales, in place; of gate and up the first
 // becomes their SwiGLU.
 template <bool kGateUp>
-__device__ void FinishSums(const ExpertArguments& a, const ExpertWork& work,
-                           int first_row, const Ends& ends,
+__device__ void FinishSums(bool token_scales, const Ends& ends, int group,
                            float (&sum)[2][kValues]) {
   const int thread = threadIdx.x % 128;
   float factor[2][2];  // of row block m, and of its rows g and g + 8
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
-    const bool up = kGateUp && m == 1;
-    const float* scales = up ? a.up_scales : a.scales;
-    const float own = up ? a.up_scale : a.scale;
-    const float scale = scales == nullptr ? own : own * scales[work.expert];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = min(first_row + FragmentRow(thread, 2 * h) +
-                              (kGateUp ? 0 : m * kProductRows),
-                          a.rows - 1);
-      const int64_t at =
-          static_cast<int64_t>(work.expert) * a.rows * (kGateUp ? 2 : 1) +
-          (up ? a.rows : 0) + row;
-      factor[m][h] =
-          scale * (a.row_scales == nullptr ? 1.0f : a.row_scales[at]);
+      factor[m][h] = ends.factor[2 * group + m][FragmentRow(thread, 2 * h)];
     }
   }
+  if (token_scales) {
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    const float token_scale = ends.scale[FragmentToken(thread, i)];
-    const int h = i / 2 % 2;
-    const float first = sum[0][i] * (factor[0][h] * token_scale);
-    const float second = sum[1][i] * (factor[1][h] * token_scale);
-    sum[0][i] = kGateUp ? SwiGlu(first, second) : first;
-    sum[1][i] = second;
+    for (int i = 0; i < kValues; ++i) {
+      const float scale = ends.scale[FragmentToken(thread, i)];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) sum[m][i] *= factor[m][i / 2 % 2] * scale;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) sum[m][i] *= factor[m][i / 2 % 2];
+    }
+  }
+  if constexpr (kGateUp) {
+#pragma unroll
+    for (int i = 0; i < kValues; i += 8) SwiGluEight(sum[0], sum[1], i);
   }
 }
 
 template <bool kGateUp>
-__device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
-                          int first_row, const Ends& ends, std::byte* staging,
+__device__ void StoreSums(const ExpertArguments& a, const Ends& ends, int group,
+                          int first_row, std::byte* staging,
                           float (&sum)[2][kValues]) {
-  FinishSums<kGateUp>(a, work, first_row, ends, sum);
-  const auto store = [&]<typename Convert>(const Convert& convert, void* out) {
-    StoreTile<kGateUp ? 1 : 2>(
-        convert, [&](int token) { return ends.row[token]; }, work.count, a.rows,
-        first_row, staging, static_cast<typename Convert::Element*>(out), sum);
+  FinishSums<kGateUp>(a.token_scales != nullptr, ends, group, sum);
+  const auto row_of = [&](int token) {
+    return static_cast<int64_t>(ends.row[token]);
+  };
+  const auto store = [&]<typename Convert>(const Convert& convert, void* out,
+                                           int m) {
+    StoreBlock(convert, row_of, ends.work.count, a.rows,
+               first_row + m * kProductRows, staging,
+               static_cast<typename Convert::Element*>(out), sum[m]);
   };
   if constexpr (!kGateUp) {
-    store(ToFp32(), a.slots);
+    store(ToFp32(), a.slots, 0);
+    store(ToFp32(), a.slots, 1);
   } else {
     const InputSink& sink = a.activated;
     switch (sink.dtype) {
       case WeightDtype::kFp8E4m3:
-        return store(ToE4m3{sink.scale, 1.0f / sink.scale}, sink.data);
+        return store(ToE4m3{sink.scale, 1.0f / sink.scale}, sink.data, 0);
       case WeightDtype::kFp16:
-        return store(ToFp16(), sink.data);
+        return store(ToFp16(), sink.data, 0);
       case WeightDtype::kBf16:
-        return store(ToBf16(), sink.data);
+        return store(ToBf16(), sink.data, 0);
       case WeightDtype::kFp32:
-        return store(ToFp32(), sink.data);
+        return store(ToFp32(), sink.data, 0);
     }
   }
 }
 
-// grid (row tiles, entries of the work)
+// The third warpgroup's: one warp copies operands, one makes Ends.
+template <bool kGateUp>
+__device__ void Prepare(const Tiles<kGateUp>& tiles,
+                        const WideRing<TileType>& ring, Shared& shared,
+                        const CUtensorMap* weights, const CUtensorMap* x) {
+  const int warp = threadIdx.x / 32 % 4;
+  if (warp == 0) {
+    Walk<TileType::kStages> walk;
+    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+      const ExpertWork work = tiles.Work(tile);
+      const int row = tiles.FirstRow(tile);
+      ProduceWide<TileType>(
+          ring, walk, /*rank=*/0, weights,
+          [&](int i) { return tiles.WeightRow(work.expert, row, i); }, x,
+          work.first, tiles.a.k_blocks);
+    }
+  } else if (warp == 1) {
+    Walk<2> walk;
+    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+      BarrierWait(&shared.ends_empty[walk.stage], walk.phase ^ 1);
+      FindEnds<kGateUp>(tiles, tile, shared.ends[walk.stage]);
+      BarrierArrive(&shared.ends_full[walk.stage]);
+      walk.Advance();
+    }
+  }
+}
+
+// A block takes every gridDim.x-th tile.
 template <typename Format, bool kGateUp>
 __global__ void __launch_bounds__(TileType::kThreads, 1)
     WideExpertKernel(const __grid_constant__ CUtensorMap weights,
                      const __grid_constant__ CUtensorMap x,
                      const __grid_constant__ ExpertArguments a) {
-  // Rows of the output that a group makes.
-  constexpr int kGroupRows = (kGateUp ? 1 : 2) * kProductRows;
-  extern __shared__ std::byte shared[];
-  __shared__ Ends ends;
+  extern __shared__ std::byte memory[];
   AllowNextKernel();
-  const ExpertWork work = FindWork(a);
-  if (work.count <= 0) return;
-  const WideRing<TileType> ring(shared, /*paired=*/false);
-  if (threadIdx.x == 0) WideRing<TileType>(ring).Init();
-  const int row = blockIdx.x * (TileType::kGroups * kGroupRows);
-  const int group = threadIdx.x / 128;
-  WaitForPriorKernel();
-  FindEnds<kGateUp>(a, work, ends);
+  const WideRing<TileType> ring(memory, /*paired=*/false);
+  Shared& shared = *reinterpret_cast<Shared*>(
+      ring.stages + TileType::kStages * TileType::kStageBytes);
+  if (threadIdx.x == 0) {
+    PrefetchMap(&weights);
+    PrefetchMap(&x);
+    for (int i = 0; i < 2; ++i) {
+      BarrierInit(&shared.ends_full[i], 32);
+      BarrierInit(&shared.ends_empty[i], TileType::kMultipliers / 32);
+    }
+    WideRing<TileType>(ring).Init();
+  }
   __syncthreads();
+  WaitForPriorKernel();
+  const Tiles<kGateUp> tiles(a);
+  const int group = threadIdx.x / 128;
   if (group == TileType::kGroups) {
     ReduceRegisters<TileType::kProducerRegisters>();
-    if (threadIdx.x % 128 < 32) {
-      const int first = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
-      ProduceWide<TileType>(
-          ring, /*rank=*/0, &weights,
-          [&](int i) {
-            return first + (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
-                                    : i * kProductRows);
-          },
-          &x, work.first, a.k_blocks);
-    }
+    Prepare<kGateUp>(tiles, ring, shared, &weights, &x);
     return;
   }
   RaiseRegisters<TileType::kMultiplierRegisters>();
-  float sum[2][kValues];
-  MultiplyChain<Format, TileType>(ring, group, a.k_blocks, sum);
-  BarrierSync(kMultipliersBarrier, TileType::kMultipliers);
-  std::byte* const staging = ring.stages + group * (2 * TileType::kStageBytes);
-  StoreSums<kGateUp>(a, work, row + group * kGroupRows, ends, staging, sum);
+  if constexpr (kPromoted<Format>) BeginTurns(group);
+  Walk<TileType::kStages> walk;
+  Walk<2> ends;
+  for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    float sum[2][kValues];
+    MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
+    BarrierWait(&shared.ends_full[ends.stage], ends.phase);
+    StoreSums<kGateUp>(
+        a, shared.ends[ends.stage], group,
+        tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
+        shared.staging[group], sum);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) BarrierArrive(&shared.ends_empty[ends.stage]);
+    ends.Advance();
+  }
 }
 
 template <typename Format, bool kGateUp>
 void Run(const CUtensorMap& weights, const CUtensorMap& x,
          const ExpertArguments& a, int64_t items,
          const LaunchOptions& options) {
-  constexpr int kRows = TileType::kRowBlocks * kProductRows / (kGateUp ? 2 : 1);
+  const int64_t across =
+      (a.rows + Tiles<kGateUp>::kRows - 1) / Tiles<kGateUp>::kRows;
   const LaunchShape shape = {
-      .grid = dim3((a.rows + kRows - 1) / kRows, static_cast<unsigned>(items)),
+      .grid = dim3(static_cast<unsigned>(
+          std::min<int64_t>(Multiprocessors(), across * items))),
       .threads = TileType::kThreads,
-      .shared_bytes = Ring<TileType, TileType::kStages>::kSharedBytes};
+      .shared_bytes = kSharedBytes};
   Launch(WideExpertKernel<Format, kGateUp>, shape, options,
          kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/wide_gemm.h"
 #include "kernels/cuda/wide_store.cuh"
@@ -25,13 +27,17 @@ struct Arguments {
 
 // The sums of leaves that wait for others, as a binary counter: the tree of
 // kernels/types.h. The lowest level lies in registers, the others in shared
-// memory, each thread's in a column of its own.
+// memory, a group's together and each thread's in a column of its own.
 constexpr int kLevels = 3;  // 2^3 places
 static_assert(1 << kLevels == kMaxLeaves);
 struct Waiting {
-  float4 level[kLevels - 1][kValues / 4][TileType::kMultipliers];
+  float4 level[kLevels - 1][kValues / 4][128];
 };
 constexpr int kWaitingBytes = static_cast<int>(sizeof(Waiting));
+constexpr int kSharedBytes =
+    Ring<TileType, TileType::kStages>::kSharedBytes +
+    TileType::kGroups * kWaitingBytes;
+static_assert(kSharedBytes <= 227 * 1024);
 
 // sum becomes what leaf `leaf` and those that wait come to; true after the
 // last.
@@ -40,14 +46,13 @@ __device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
 #pragma unroll
   for (int level = 0; level < kLevels; ++level) {
     const bool waits = leaf >> level & 1;
-    float4(*const column)[TileType::kMultipliers] =
-        waiting.level[level == 0 ? 0 : level - 1];
+    float4(*const column)[128] = waiting.level[level == 0 ? 0 : level - 1];
     if (waits) {
 #pragma unroll
       for (int i = 0; i < kValues; i += 4) {
         const float4 add = level == 0 ? float4{first[i], first[i + 1],
                                                first[i + 2], first[i + 3]}
-                                      : column[i / 4][threadIdx.x];
+                                      : column[i / 4][threadIdx.x % 128];
         sum[i] += add.x;
         sum[i + 1] += add.y;
         sum[i + 2] += add.z;
@@ -60,8 +65,8 @@ __device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
 #pragma unroll
           for (int j = i; j < i + 4; ++j) first[j] = sum[j];
         } else {
-          column[i / 4][threadIdx.x] = {sum[i], sum[i + 1], sum[i + 2],
-                                        sum[i + 3]};
+          column[i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
+                                              sum[i + 3]};
         }
       }
       return false;
@@ -73,20 +78,18 @@ __device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
 // sum = the tile's products, its leaves folded.
 template <typename Format>
 __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
+                               Walk<TileType::kStages>& walk,
                                const Arguments& a, int group, Waiting& waiting,
                                float (&sum)[kValues]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   const bool leader = threadIdx.x % 32 == 0;
-  Walk<TileType::kStages> walk;
   float first[kValues];
   for (int leaf = 0, done = 0; leaf < a.leaves; ++leaf) {
     const int blocks = min(a.leaf_blocks, a.k_blocks - done);
     done += blocks;
-    if constexpr (kPromoted<Format>) {
 #pragma unroll
-      for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
-    }
+    for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
     int previous = -1;
     for (int b = 0; b < blocks; ++b) {
       BarrierWait(&ring.full[walk.stage], walk.phase);
@@ -95,6 +98,7 @@ __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
                          group * TileType::kBlockBytes);
       const uint64_t inputs =
           TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+      if constexpr (kPromoted<Format>) TakeTurn(group);
       ProductFence();
       if constexpr (kPromoted<Format>) {
         float part[kValues];
@@ -104,6 +108,7 @@ __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
                                         inputs + k * kStep, k != 0);
         }
         ProductCommit();
+        PassTurn(group);
         ProductWait<0>();
         if (leader) ring.Release(walk.stage);
 #pragma unroll
@@ -131,7 +136,7 @@ __device__ void MultiplyLeaves(const WideRing<TileType>& ring,
 
 // What the group's sums become: StoreOutput of gemm.cu.
 __device__ void StoreOutput(const Arguments& a, int first_row, int token,
-                            std::byte* staging, float (&sum)[1][kValues]) {
+                            std::byte* staging, float (&sum)[kValues]) {
   const int thread = threadIdx.x % 128;
   const int count = min(kTokens, a.tokens - token);
   float scale[2];  // of rows g and g + 8
@@ -147,19 +152,22 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
       factor *=
           a.token_scales[min(token + FragmentToken(thread, i), a.tokens - 1)];
     }
-    sum[0][i] *= factor;
+    sum[i] *= factor;
   }
   const auto row_of = [&](int t) { return static_cast<int64_t>(token + t); };
   if (a.type == GemmOutput::kFp32) {
-    StoreTile<1>(ToFp32(), row_of, count, a.rows, first_row, staging,
+    StoreBlock(ToFp32(), row_of, count, a.rows, first_row, staging,
                  static_cast<float*>(a.out), sum);
   } else {
-    StoreTile<1>(ToBf16(), row_of, count, a.rows, first_row, staging,
+    StoreBlock(ToBf16(), row_of, count, a.rows, first_row, staging,
                  static_cast<__nv_bfloat16*>(a.out), sum);
   }
 }
 
-// grid (token tiles, in pairs, row tiles)
+// A pair of blocks, with neighbouring tokens, takes every pair of tiles that is
+// gridDim.x / 2 after the last; tokens first, so that a row tile's weights are
+// read once. Past the last token a block multiplies zeros for its neighbour's
+// sake.
 template <typename Format>
 __global__ void __launch_bounds__(TileType::kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
@@ -167,55 +175,65 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
-  const int token = blockIdx.x * kTokens;
-  if (token >= a.tokens) return;
-  const bool paired = rank == 1 || token + kTokens < a.tokens;
-  const WideRing<TileType> ring(shared, paired);
-  if (threadIdx.x == 0) WideRing<TileType>(ring).Init();
-  if (paired) {
-    ClusterSync();
-  } else {
-    __syncthreads();
+  const WideRing<TileType> ring(shared, /*paired=*/true);
+  if (threadIdx.x == 0) {
+    PrefetchMap(&weights);
+    PrefetchMap(&x);
+    WideRing<TileType>(ring).Init();
   }
-  const int row = blockIdx.y * kRows;
+  ClusterSync();
+  WaitForPriorKernel();
+  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+  const int count = pairs * ((a.rows + kRows - 1) / kRows);
+  const auto token_of = [&](int pair) {
+    return (2 * (pair % pairs) + rank) * kTokens;
+  };
+  const int first = blockIdx.x / 2;
+  const int step = gridDim.x / 2;
   const int group = threadIdx.x / 128;
+  Walk<TileType::kStages> walk;
   if (group == TileType::kGroups) {
     ReduceRegisters<TileType::kProducerRegisters>();
     if (threadIdx.x % 128 < 32) {
-      ProduceWide<TileType>(
-          ring, rank, &weights, [&](int i) { return row + i * kProductRows; },
-          &x, token, a.k_blocks);
+      for (int pair = first; pair < count; pair += step) {
+        const int row = pair / pairs * kRows;
+        ProduceWide<TileType>(
+            ring, walk, rank, &weights,
+            [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
+            a.k_blocks);
+      }
     }
-    if (paired) {
-      ClusterArrive();
-      ClusterWait();
+  } else {
+    RaiseRegisters<TileType::kMultiplierRegisters>();
+    if constexpr (kPromoted<Format>) BeginTurns(group);
+    std::byte* const after = ring.stages +
+                             TileType::kStages * TileType::kStageBytes +
+                             group * kWaitingBytes;
+    for (int pair = first; pair < count; pair += step) {
+      float sum[kValues];
+      MultiplyLeaves<Format>(ring, walk, a, group,
+                             *reinterpret_cast<Waiting*>(after), sum);
+      StoreOutput(a, pair / pairs * kRows + group * kProductRows,
+                  token_of(pair), after, sum);
+      // Sums wait where it has been stored from.
+      BarrierSync(kGroupBarrier + group, 128);
     }
-    return;
   }
-  RaiseRegisters<TileType::kMultiplierRegisters>();
-  std::byte* const after =
-      ring.stages + TileType::kStages * TileType::kStageBytes;
-  float sum[1][kValues];
-  MultiplyLeaves<Format>(ring, a, group, *reinterpret_cast<Waiting*>(after),
-                         sum[0]);
-  if (paired) ClusterArrive();  // it has read what the other one sent
-  BarrierSync(kMultipliersBarrier, TileType::kMultipliers);
-  WaitForPriorKernel();
-  StoreOutput(a, row + group * kProductRows, token,
-              after + group * (kWaitingBytes / 2), sum);
-  if (paired) ClusterWait();  // no block leaves while it is being told
+  ClusterArrive();
+  ClusterWait();  // no block leaves while it is being told
 }
 
 template <typename Format>
 void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
          const LaunchOptions& options) {
-  static_assert(StagingBytes<1, float, kValues>() <= kWaitingBytes / 2);
+  static_assert(kStagingBytes<float> <= kWaitingBytes &&
+                kStagingBytes<__nv_bfloat16> <= kWaitingBytes);
   const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+  const int tiles = pairs * ((a.rows + kRows - 1) / kRows);
   const LaunchShape shape = {
-      .grid = dim3(2 * pairs, (a.rows + kRows - 1) / kRows),
+      .grid = dim3(2 * std::min(Multiprocessors() / 2, tiles)),
       .threads = TileType::kThreads,
-      .shared_bytes =
-          Ring<TileType, TileType::kStages>::kSharedBytes + kWaitingBytes,
+      .shared_bytes = kSharedBytes,
       .cluster = 2};
   Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
          a);

@@ -30,6 +30,27 @@ struct WideTile {
   static constexpr int kMultiplierRegisters = 232;
 };
 
+// Named barriers of a wide tile; 0 is the block's own.
+inline constexpr int kGroupBarrier = 1;  // and the next: of each group
+inline constexpr int kTurnBarrier = 3;   // and the next: each group's turn
+
+__device__ inline void BarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// FP8's groups begin their products in turn: then one's run while the other
+// promotes. Side by side both would end, and both promote, at the same time.
+// BeginTurns: once, before the first.
+__device__ inline void PassTurn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group) : "memory");
+}
+__device__ inline void BeginTurns(int group) {
+  if (group == 1) PassTurn(group);
+}
+__device__ inline void TakeTurn(int group) {
+  BarrierSync(kTurnBarrier + group, 256);
+}
+
 // As Ring. A stage of a pair is empty when both blocks have read it.
 template <typename TileType>
 struct WideRing : Ring<TileType, TileType::kStages> {
@@ -59,14 +80,15 @@ struct WideRing : Ring<TileType, TileType::kStages> {
   }
 };
 
-// The producer warp's whole work, `blocks` stages from K block `first_block`.
+// The producer warp's work for one tile: `blocks` stages, K from its beginning.
 // Row block i of the tile's weights begins at row row_of(i), its tokens at
-// `token`.
+// `token`. The walk goes on from tile to tile: the next one's first stages are
+// asked for while this one is multiplied and stored.
 template <typename TileType, typename RowOf>
-__device__ void ProduceWide(const WideRing<TileType>& ring, int rank,
+__device__ void ProduceWide(const WideRing<TileType>& ring,
+                            Walk<TileType::kStages>& walk, int rank,
                             const CUtensorMap* weights, RowOf row_of,
                             const CUtensorMap* x, int token, int blocks) {
-  constexpr int kStages = TileType::kStages;
   constexpr int kInputBoxes = TileType::kTokens / kProductRows;
   constexpr int kBoxes = TileType::kRowBlocks + kInputBoxes;
   const int lane = threadIdx.x % 32;
@@ -78,10 +100,9 @@ __device__ void ProduceWide(const WideRing<TileType>& ring, int rank,
   const int row = is_input
                       ? token + (lane - TileType::kRowBlocks) * kProductRows
                       : row_of(min(lane, TileType::kRowBlocks - 1));
-  WaitForPriorKernel();
-  Walk<kStages> walk;
   for (int b = 0; b < blocks; ++b) {
-    if (b >= kStages) BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
+    // Of a stage's first use there is nothing to wait for, and this does not.
+    BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
     uint64_t* const full = &ring.full[walk.stage];
     if (lane == 0) BarrierExpect(full, TileType::kStageBytes);
     __syncwarp();
@@ -96,11 +117,12 @@ __device__ void ProduceWide(const WideRing<TileType>& ring, int rank,
   }
 }
 
-// sum[m] = the products of all `blocks` stages, one chain, for the warpgroup's
-// row blocks. By all threads of the warpgroup.
+// sum[m] = the products of the next `blocks` stages, one chain, for the
+// warpgroup's row blocks. By all threads of the warpgroup.
 template <typename Format, typename TileType>
 __device__ void MultiplyChain(
-    const WideRing<TileType>& ring, int group, int blocks,
+    const WideRing<TileType>& ring, Walk<TileType::kStages>& walk, int group,
+    int blocks,
     float (&sum)[TileType::kBlocks][TileType::kValues]) {
   constexpr int kBlocks = TileType::kBlocks;
   constexpr int kValues = TileType::kValues;
@@ -108,7 +130,6 @@ __device__ void MultiplyChain(
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   constexpr int kBlockStep = TileType::kBlockBytes / 16;
   const bool leader = threadIdx.x % 32 == 0;
-  Walk<TileType::kStages> walk;
   int previous = -1;
   if constexpr (kPromoted<Format>) {
 #pragma unroll
@@ -128,6 +149,7 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
+        TakeTurn(group);
         ProductFence();
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
@@ -136,6 +158,7 @@ __device__ void MultiplyChain(
               k != 0);
         }
         ProductCommit();
+        PassTurn(group);
         ProductWait<0>();
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
