@@ -34,19 +34,6 @@ struct Rows {
   AttentionParts parts = {};
 };
 
-// Token t's head h of x as a warp's row; past the last token zeros.
-template <int kColumns>
-__device__ void LoadX(const Rows& rows, int64_t heads, int64_t tokens,
-                      int64_t t, int h, WarpRow<kColumns>& x) {
-  if constexpr (kColumns == kLatent) {
-    if (rows.parts.data != nullptr && t < tokens) {
-      return MergeRow(rows.parts, t, h, x);
-    }
-  }
-  LoadRow<kColumns>(
-      t < tokens ? rows.x + (t * heads + h) * rows.x_stride : nullptr, x);
-}
-
 // out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
 // Outputs are walked 16 kWarps at a time, kPasses times.
 // grid (kRows / (16 kWarps kPasses), H, tokens / 16)
@@ -90,20 +77,36 @@ __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
   AllowNextKernel();
   load(0);
   WaitForPriorKernel();
-  WarpRow<kColumns> x[kMine];
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    LoadX<kColumns>(rows, w.heads, tokens, first_token + warp + i * kWarps,
-                    static_cast<int>(h), x[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int token = warp + i * kWarps;
+  const auto pack = [&](WarpRow<kColumns>& x, int token) {
     const float row_scale = PackRow<Code, kColumns>(
-        x[i],
-        w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns,
+        x, w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns,
         token, operands);
     if (lane == 0) factors[token] = w.scale / row_scale;
+  };
+  const auto token_of = [&](int i) { return warp + i * kWarps; };
+  if (kColumns == kLatent && rows.parts.data != nullptr) {
+    // One at a time: merging needs the registers.
+#pragma unroll 1
+    for (int i = 0; i < kMine; ++i) {
+      const int64_t t = first_token + token_of(i);
+      WarpRow<kColumns> x;
+      if constexpr (kColumns == kLatent) {
+        if (t < tokens) MergeRow(rows.parts, t, static_cast<int>(h), x);
+      }
+      if (t >= tokens) LoadRow<kColumns>(nullptr, x);
+      pack(x, token_of(i));
+    }
+  } else {
+    WarpRow<kColumns> x[kMine];
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int64_t t = first_token + token_of(i);
+      LoadRow<kColumns>(
+          t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
+          x[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) pack(x[i], token_of(i));
   }
   __syncthreads();
   float sums[2][4] = {};

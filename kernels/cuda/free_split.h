@@ -15,7 +15,7 @@ namespace invar::cuda {
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out, int64_t split, AttentionParts* parts = nullptr);
+                  float* out, int64_t split, AttentionParts* parts);
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                  int64_t max_position, int64_t split);
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,

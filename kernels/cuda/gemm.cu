@@ -424,15 +424,18 @@ GemmTile ChooseTile(const Problems& p) {
                                : 128;
   if (p.of[0].a.leaves == 1 || tile.tokens < 64) return tile;
   // Sums that are shared or stacked fit registers up to 64 tokens. A block has
-  // a multiprocessor for itself, so a cluster is as large as gives each of an
-  // H100's at most one.
+  // a multiprocessor for itself: half of an H100's at least, and two blocks a
+  // tile where all have room. Larger clusters find no place while the kernel
+  // before ends, and wait.
   constexpr int kMultiprocessors = 132;
   const int row_tiles =
       (p.of[0].a.rows + 127) / 128 + (p.of[1].a.rows + 127) / 128;
   const int tiles = row_tiles * ((tokens + 63) / 64);
-  tile = {.tokens = 64, .walk = true, .cluster = 1};
+  tile = {.tokens = 64,
+          .walk = true,
+          .cluster = 2 * tiles <= kMultiprocessors ? 2 : 1};
   while (tile.cluster < kMaxLeaves &&
-         2 * tile.cluster * tiles <= kMultiprocessors) {
+         tiles * tile.cluster < kMultiprocessors / 2 - 2) {
     tile.cluster *= 2;
   }
   return tile;

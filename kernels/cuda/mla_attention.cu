@@ -304,6 +304,12 @@ __global__ void __launch_bounds__(kThreads)
 
 int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 
+// MlaAttention, of any split.
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts);
+
 }  // namespace
 
 int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
@@ -339,14 +345,24 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out, AttentionParts* parts) {
-  MlaAttention(options, places, max_position, query, heads, scale, cache,
-               workspace, out, kSplit, parts);
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, kSplit, parts);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out, int64_t split, AttentionParts* parts) {
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, split, parts);
+}
+
+namespace {
+
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts) {
   constexpr float kLog2E = 0x1.715476p+0f;
   const bool whole =
       AttentionWorkspaceFloats(places.tokens, heads, max_position, split) == 0;
@@ -387,8 +403,8 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
     }
   });
   if (whole) return;
-  const AttentionParts left = {workspace, Groups(heads), splits,
-                               places.positions, split};
+  const AttentionParts left = {workspace, Groups(heads), splits, split,
+                               places.positions};
   if (parts != nullptr) {
     *parts = left;
     return;
@@ -399,4 +415,5 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
          options, "MlaAttention's merge", left, static_cast<int>(heads), out);
 }
 
+}  // namespace
 }  // namespace invar::cuda

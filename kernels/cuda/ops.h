@@ -96,8 +96,8 @@ struct AttentionParts {
   const float* data = nullptr;  // (T, groups, splits, a split's result)
   int64_t groups = 0;           // of 16 heads
   int64_t splits = 0;           // of which a token has as many as it needs
+  int64_t split = 0;            // rows of one
   const int32_t* positions = nullptr;  // (T)
-  int64_t split = kAttentionSplit;     // tokens of one
 };
 
 // out[t, h] = V_h attended[t, h].

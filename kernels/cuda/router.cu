@@ -218,6 +218,19 @@ struct PlanShared {
   int32_t total[kMaxExperts];
 };
 
+// Lanes whose expert is this lane's; e is below kMaxExperts, or -1. Bit by bit.
+__device__ unsigned SameExpert(int e) {
+  static_assert(kMaxExperts == 1 << 9, "bit 9 is -1's alone");
+  unsigned same = kAll;
+#pragma unroll
+  for (int bit = 0; bit < 10; ++bit) {
+    const bool set = e >> bit & 1;
+    const unsigned others = __ballot_sync(kAll, set);
+    same &= set ? others : ~others;
+  }
+  return same;
+}
+
 // Groups the slots by expert, stably, and cuts the groups into tiles. By one
 // block: warp w owns a run of slots and counts it, then places it.
 __device__ void Plan(const Arguments& a, PlanShared& shared) {
@@ -245,7 +258,7 @@ __device__ void Plan(const Arguments& a, PlanShared& shared) {
       for (int i = 0; i < kAhead; ++i) {
         if (base + 32 * i >= last) break;
         const int e = ids[i];
-        const unsigned same = __match_any_sync(kAll, e);
+        const unsigned same = SameExpert(e);
         const int before = __popc(same & ((1u << lane) - 1));
         const int at = e >= 0 ? begin[warp][e] : 0;
         __syncwarp();

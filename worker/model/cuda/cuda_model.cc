@@ -230,22 +230,21 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
   Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
+  const auto leaf = [](const DeviceLinear& linear) {
+    return ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns);
+  };
   // With kv_a beside it.
-  const DeviceLinear& kv_a = layer.kv_a;
   const auto q_product = [&](const DeviceLinear& q, float* out) {
-    const auto task = [](const DeviceLinear& linear, const InputBuffer& x,
-                         float* to) {
-      return GemmTask{&linear.gemm,
-                      ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns),
-                      &x.As(linear.input), to};
+    const DeviceLinear& kv_a = layer.kv_a;
+    const auto task = [&](const DeviceLinear& linear, const InputBuffer& x,
+                          float* to) {
+      return GemmTask{&linear.gemm, leaf(linear), &x.As(linear.input), to};
     };
     if (Fast() != nullptr && !(Fast()->products->IsOurs(q, tokens) &&
                                Fast()->products->IsOurs(kv_a, tokens))) {
-      Product(main_, q, ColumnParallelLeaf(q.gemm.rows, q.gemm.columns),
-              step_.inputs[0], tokens, out);
-      return Product(main_, kv_a,
-                     ColumnParallelLeaf(kv_a.gemm.rows, kv_a.gemm.columns),
-                     step_.inputs[1], tokens, step_.kv_a.data());
+      Product(main_, q, leaf(q), step_.inputs[0], tokens, out);
+      return Product(main_, kv_a, leaf(kv_a), step_.inputs[1], tokens,
+                     step_.kv_a.data());
     }
     GemmPair(task(q, step_.inputs[0], out),
              task(kv_a, step_.inputs[1], step_.kv_a.data()), tokens,
@@ -261,17 +260,15 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
              .size = c.q_lora_rank,
              .inputs = {step_.q_inputs.Sink(layer.q.input)}},
             main_.Next());
-    Product(main_, layer.q,
-            ColumnParallelLeaf(layer.q.gemm.rows, layer.q.gemm.columns),
-            step_.q_inputs, tokens, step_.q.data());
+    Product(main_, layer.q, leaf(layer.q), step_.q_inputs, tokens,
+            step_.q.data());
   } else {
     q_product(layer.q, step_.q.data());
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   const CacheRows rows = {step_.kv_a.data(), layer.latent_norm.data(),
-                          static_cast<float>(c.rms_norm_eps), cache,
-                          step_.results.finite};
+                          c.rms_norm_eps, cache, step_.results.finite};
   if (fast_pass_.has_prompts()) {
     KvAppend(main_.Next(), places, rows, angles);
     AttendToPrompts(layer, pass, places, angles, cache);
@@ -382,22 +379,6 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
                          : InputSink());
   const GemmInput& x = step_.inputs[0].As(mlp.gate_up.input);
-  const bool ours =
-      Fast() == nullptr || (Fast()->products->IsOurs(mlp, tokens) &&
-                            Fast()->products->IsOurs(mlp.down, tokens));
-  const auto down = [&](Lane& lane, bool early) {
-    if (ours) {
-      LaunchOptions options = lane.Next();
-      options.early = early;
-      Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
-           inner.As(mlp.down.input), tokens, GemmOutput::kFp32,
-           step_.projected.data(), options);
-    } else {
-      Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner,
-              tokens, step_.projected.data());
-    }
-    Show("mlp", tokens, config_.hidden_size, step_.projected.data());
-  };
   const auto gate_up_and_down = [&](Lane& lane) {
     Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
             [&](const InputSink& sink) {
@@ -409,9 +390,11 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
               GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale, x, tokens, sink,
                          lane.Next());
             });
-    down(lane, /*early=*/false);
+    Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner,
+            tokens, step_.projected.data());
+    Show("mlp", tokens, config_.hidden_size, step_.projected.data());
   };
-  if (layer.has_experts && ours && InOneLane(tokens)) {
+  if (layer.has_experts && InOneLane(mlp, tokens)) {
     const InputSink values =
         Unquantised(inner, mlp.down.input, step_.side_unquantised);
     const SwiGluTask beside = {&mlp.gate_up.gemm, mlp.up_scale, &x, values};
@@ -422,7 +405,11 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
     ExpertsUp(experts, tokens, &beside);
     Quantise(main_, inner, mlp.down.input, tokens, mlp.inner, values);
     ExpertsEnd(experts, tokens, /*in_one_lane=*/true);
-    down(main_, /*early=*/true);
+    LaunchOptions options = main_.Next();
+    options.early = true;
+    Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
+         inner.As(mlp.down.input), tokens, GemmOutput::kFp32,
+         step_.projected.data(), options);
   } else if (layer.has_experts) {
     // The experts' own branch is longer, and does not need the shared ones'.
     Lane& lane = Fork();
@@ -441,9 +428,14 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
   addend_.top_k = config_.router.top_k;
 }
 
-bool CudaModel::InOneLane(int64_t tokens) const {
+bool CudaModel::InOneLane(const DeviceMlp& mlp, int64_t tokens) const {
   // The kernels for many tokens know nothing of it.
   constexpr int kLargestTile = 64;
+  const FastMode* const fast = Fast();
+  if (fast != nullptr && !(fast->products->IsOurs(mlp, tokens) &&
+                           fast->products->IsOurs(mlp.down, tokens))) {
+    return false;
+  }
   return tokens <= kGraphTokens && !observer_ &&
          ExpertTile(tokens, config_.router.top_k, config_.router.experts) <=
              kLargestTile;

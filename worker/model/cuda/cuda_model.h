@@ -145,7 +145,7 @@ class CudaModel final : public Model {
   // Whether a step of so many tokens is launched in one lane alone, kernels
   // beside each other by LaunchOptions::early: joining lanes costs more than
   // few tokens take.
-  bool InOneLane(int64_t tokens) const;
+  bool InOneLane(const DeviceMlp& mlp, int64_t tokens) const;
   // The experts' parts. gate: LaunchOptions'. With `beside` that product too,
   // before the quantisation of its outputs, and in one lane.
   void Route(const DeviceExperts& experts, int64_t tokens, bool gate);
