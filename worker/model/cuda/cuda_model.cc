@@ -358,7 +358,8 @@ void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
       MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
                    heads, scale, cache, fast_->attention_parts.data(),
                    step_.attended.data(),
-                   FastAttentionSplit(run.tokens, heads, pass.max_position));
+                   FastAttentionSplit(run.tokens, heads, pass.max_position),
+                   nullptr);
       AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
                   step_.attended.data(), rows);
     }
