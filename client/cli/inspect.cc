@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <fstream>
 #include <utility>
 
@@ -5,14 +6,27 @@
 #include "absl/strings/str_format.h"
 #include "client/cli/command.h"
 #include "client/cli/json.h"
+#include "kernels/cuda/support.h"
+#include "scheduler/tokenizer/tokenizer.h"
 #include "worker/model/checkpoint/inspection.h"
 #include "worker/model/checkpoint/manifest.h"
+#include "worker/model/checkpoint/memory_needs.h"
 
 namespace invar {
 namespace {
 
-std::string Gibibytes(int64_t bytes) {
-  return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+// "14.63 GiB".
+std::string Size(int64_t bytes) {
+  double size = static_cast<double>(bytes) / 1024;
+  for (const char* unit : {"KiB", "MiB"}) {
+    if (size < 100) return absl::StrFormat("%.2f %s", size, unit);
+    size /= 1024;
+  }
+  return absl::StrFormat("%.2f GiB", size);
+}
+
+int64_t All(const StepNeeds& step) {
+  return step.activations + step.logits + step.reserved;
 }
 
 // As the config writes kv_cache.dtype.
@@ -30,14 +44,15 @@ class InspectCommand : public Command {
   }
   std::string Usage() const override { return "inspect FOLDER [flags]"; }
   std::string Description() const override {
-    return "Reads config.json and the tensors' headers, not the weights: "
-           "architecture,\n"
-           "parameters, quantisation, bytes of KV cache a token, the memory "
-           "that the given\n"
-           "limits take (weights and cache: a step's own comes on top), and "
+    return "Reads config.json, the tokenizer and the tensors' headers, not the "
+           "weights:\n"
+           "architecture, parameters, quantisation, bytes of KV cache a token, "
+           "the memory that\n"
+           "a worker takes at the given limits on a CPU and on a GPU, "
            "everything for which\n"
-           "a worker would refuse the folder (exit 1). Needs neither a server "
-           "nor a GPU.\n";
+           "the folder would be refused (exit 1), and for which a GPU worker "
+           "alone would.\n"
+           "Needs neither a server nor a GPU.\n";
   }
   std::string Examples() const override {
     return "  invar inspect deploy/models/invar-gsm-20m\n"
@@ -48,10 +63,14 @@ class InspectCommand : public Command {
 
   void AddFlags(FlagSet& flags) override {
     flags.Section("Limits");
-    flags.Add("context", "TOKENS", "Of each sequence. Default: 4096.",
+    flags.Add("context", "TOKENS",
+              "Of each sequence, at most what the model has. "
+              "Default: 4096.",
               &context_);
     flags.Add("sequences", "COUNT", "At the same time. Default: 16.",
               &sequences_);
+    flags.Add("step-tokens", "COUNT",
+              "As limits.max_step_tokens. Default: 512.", &step_tokens_);
     flags.Section("What is done");
     flags.AddSwitch("write-manifest",
                     "Reads every weight and writes FOLDER/invar-manifest.json, "
@@ -64,7 +83,8 @@ class InspectCommand : public Command {
   int Run(const GlobalFlags& globals,
           const std::vector<std::string>& positional,
           Terminal& terminal) override {
-    if (positional.size() != 1 || context_ < 1 || sequences_ < 1) {
+    if (positional.size() != 1 || context_ < 1 || sequences_ < 1 ||
+        step_tokens_ < 1) {
       return ReportUsage(terminal,
                          "inspect takes one folder and limits above 0. See "
                          "invar inspect --help");
@@ -73,8 +93,12 @@ class InspectCommand : public Command {
       const absl::Status written = WriteManifest(positional[0]);
       if (!written.ok()) return ReportFailure(terminal, written);
     }
-    const auto inspection = Inspect(positional[0]);
+    auto inspection = Inspect(positional[0]);
     if (!inspection.ok()) return ReportFailure(terminal, inspection.status());
+    CheckTokenizer(positional[0], &*inspection);
+    // As a server does with limits.max_context_tokens.
+    const int64_t positions = inspection->config.max_position_embeddings;
+    if (positions > 0) context_ = std::min<int64_t>(context_, positions);
     if (json_) {
       terminal.out << Dump(Json(*inspection)) << "\n";
     } else {
@@ -94,6 +118,23 @@ class InspectCommand : public Command {
                 : absl::UnknownError("cannot write " + manifest->path);
   }
 
+  // The scheduler and the worker refuse a folder without a tokenizer, or with
+  // that of another model.
+  void CheckTokenizer(const std::string& folder, Inspection* inspection) {
+    const auto tokenizer = Tokenizer::Load(folder);
+    if (tokenizer.ok()) {
+      tokenizer_ids_ = (*tokenizer)->vocab_size();
+    } else {
+      inspection->problems.push_back(tokenizer.status());
+    }
+  }
+
+  ServingLimits Limits() const {
+    return {.context = context_,
+            .sequences = sequences_,
+            .step_tokens = step_tokens_};
+  }
+
   void Print(const Inspection& inspection, Terminal& terminal) const {
     const ModelConfig& config = inspection.config;
     std::string out;
@@ -110,24 +151,16 @@ class InspectCommand : public Command {
     }
     absl::StrAppend(&out, "parameters     ", inspection.parameters, " in ",
                     inspection.tensors, " tensors, ", inspection.files,
-                    " files\n");
-    absl::StrAppend(&out, "weights        ",
-                    Gibibytes(inspection.weight_bytes));
+                    inspection.files == 1 ? " file\n" : " files\n");
+    absl::StrAppend(&out, "weights        ", Size(inspection.weight_bytes));
     for (const auto& [dtype, bytes] : inspection.bytes_by_dtype) {
-      absl::StrAppend(&out, "  ", dtype, " ", Gibibytes(bytes));
+      absl::StrAppend(&out, "  ", dtype, " ", Size(bytes));
     }
     absl::StrAppend(&out, "\n");
-    if (config.layers > 0) {
-      for (const auto& [name, dtype] : kKvDtypes) {
-        const int64_t cache = inspection.KvBytes(dtype, context_, sequences_);
-        absl::StrAppendFormat(
-            &out,
-            "KV cache       %-8s %d bytes a token; %d sequences of %d tokens: "
-            "%s, with the weights %s\n",
-            name, inspection.KvBytesPerToken(dtype), sequences_, context_,
-            Gibibytes(cache), Gibibytes(cache + inspection.weight_bytes));
-      }
+    if (tokenizer_ids_ > 0) {
+      absl::StrAppend(&out, "tokenizer      ", tokenizer_ids_, " ids\n");
     }
+    if (config.layers > 0) PrintMemory(inspection, &out);
     if (!inspection.pinned_digest.empty()) {
       absl::StrAppend(&out, "manifest       pins the weights digest ",
                       inspection.pinned_digest, "\n");
@@ -135,21 +168,71 @@ class InspectCommand : public Command {
     for (const absl::Status& problem : inspection.problems) {
       absl::StrAppend(&out, "does not load  ", problem.message(), "\n");
     }
+    for (const absl::Status& problem : inspection.gpu_problems) {
+      absl::StrAppend(&out, "CPU only       ", problem.message(), "\n");
+    }
     terminal.out << out;
+  }
+
+  void PrintMemory(const Inspection& inspection, std::string* out) const {
+    const ModelConfig& config = inspection.config;
+    const StepNeeds cpu = CpuStepNeeds(config, Limits());
+    const StepNeeds gpu = GpuStepNeeds(config, Limits());
+    const bool on_gpu = inspection.gpu_problems.empty();
+    absl::StrAppendFormat(
+        out, "cache          of %d sequences of %d tokens, with all else:\n",
+        sequences_, context_);
+    for (const auto& [name, dtype] : kKvDtypes) {
+      const int64_t cache = KvBytes(config, dtype, Limits());
+      const int64_t loaded = inspection.weight_bytes + cache;
+      absl::StrAppendFormat(
+          out, "  %-8s     %d bytes a token, %s; CPU %s, GPU %s\n", name,
+          KvBytesPerToken(config, dtype), Size(cache), Size(loaded + All(cpu)),
+          on_gpu && cuda::SupportsKv(dtype).ok() ? Size(loaded + All(gpu))
+                                                 : "none");
+    }
+    absl::StrAppendFormat(
+        out, "on a CPU       a step of %d tokens %s, its logits %s\n",
+        step_tokens_, Size(cpu.activations), Size(cpu.logits));
+    if (!on_gpu) return;
+    absl::StrAppendFormat(out,
+                          "on a GPU       a step of %d tokens %s, its logits "
+                          "%s, the runtime %s\n",
+                          step_tokens_, Size(gpu.activations), Size(gpu.logits),
+                          Size(gpu.reserved));
+  }
+
+  static nlohmann::ordered_json Strings(
+      const std::vector<absl::Status>& problems) {
+    nlohmann::ordered_json out = nlohmann::ordered_json::array();
+    for (const absl::Status& problem : problems) {
+      out.push_back(std::string(problem.message()));
+    }
+    return out;
+  }
+
+  static nlohmann::ordered_json Json(const StepNeeds& step) {
+    return {{"activation_bytes", step.activations},
+            {"logit_bytes", step.logits},
+            {"reserved_bytes", step.reserved}};
   }
 
   nlohmann::ordered_json Json(const Inspection& inspection) const {
     const ModelConfig& config = inspection.config;
-    nlohmann::ordered_json problems = nlohmann::ordered_json::array();
-    for (const absl::Status& problem : inspection.problems) {
-      problems.push_back(std::string(problem.message()));
-    }
+    const bool loads = inspection.problems.empty();
+    const bool on_gpu = loads && inspection.gpu_problems.empty();
+    const StepNeeds cpu = CpuStepNeeds(config, Limits());
+    const StepNeeds gpu = GpuStepNeeds(config, Limits());
     nlohmann::ordered_json cache = nlohmann::ordered_json::object();
     for (const auto& [name, dtype] : kKvDtypes) {
-      const int64_t bytes = inspection.KvBytes(dtype, context_, sequences_);
-      cache[name] = {{"bytes_per_token", inspection.KvBytesPerToken(dtype)},
+      const int64_t bytes = KvBytes(config, dtype, Limits());
+      const int64_t loaded = inspection.weight_bytes + bytes;
+      cache[name] = {{"bytes_per_token", KvBytesPerToken(config, dtype)},
                      {"bytes", bytes},
-                     {"bytes_with_weights", bytes + inspection.weight_bytes}};
+                     {"cpu_bytes_in_all", loaded + All(cpu)}};
+      if (on_gpu && cuda::SupportsKv(dtype).ok()) {
+        cache[name]["gpu_bytes_in_all"] = loaded + All(gpu);
+      }
     }
     return {{"architecture", ::invar::Name(config.architecture)},
             {"format", ::invar::Name(config.quantization.format)},
@@ -160,14 +243,21 @@ class InspectCommand : public Command {
             {"parameters", inspection.parameters},
             {"weight_bytes", inspection.weight_bytes},
             {"bytes_by_dtype", inspection.bytes_by_dtype},
+            {"tokenizer_ids", tokenizer_ids_},
             {"kv_cache", cache},
+            {"cpu_step", Json(cpu)},
+            {"gpu_step", Json(gpu)},
             {"pinned_weights_digest", inspection.pinned_digest},
-            {"loads", inspection.problems.empty()},
-            {"problems", problems}};
+            {"loads", loads},
+            {"problems", Strings(inspection.problems)},
+            {"loads_on_gpu", on_gpu},
+            {"gpu_problems", Strings(inspection.gpu_problems)}};
   }
 
   int32_t context_ = 4096;
   int32_t sequences_ = 16;
+  int32_t step_tokens_ = 512;
+  int64_t tokenizer_ids_ = 0;  // 0: it does not load
   bool json_ = false;
   bool write_manifest_ = false;
 };

@@ -247,54 +247,6 @@ TEST(Check, TellsReadyFromAlive) {
   EXPECT_THAT(no.out, HasSubstr("invar.v1.InferenceService: NOT_SERVING\n"));
 }
 
-TEST(Inspect, SaysWhatAFolderHoldsAndWhyItDoesNotLoad) {
-  const Outcome good = Invoke({"inspect", "tests/goldens/full_block",
-                               "--context", "100", "--sequences", "2"});
-  EXPECT_EQ(good.code, 0) << good.err;
-  EXPECT_THAT(good.out, HasSubstr("DeepseekV2ForCausalLM, 2 layers"));
-  EXPECT_THAT(good.out, HasSubstr("one a block of 128 x 128"));
-  // 2 layers of 144 + 16 elements; a sequence takes two blocks of 64 tokens.
-  EXPECT_THAT(good.out, HasSubstr("FP8_E4M3 320 bytes a token; 2 sequences of "
-                                  "100 tokens"));
-  EXPECT_THAT(good.out, HasSubstr("FP32     1280 bytes a token"));
-  const auto fields = nlohmann::json::parse(
-      Invoke({"inspect", "tests/goldens/full_block", "--context", "100",
-              "--sequences", "2", "--json"})
-          .out);
-  EXPECT_EQ(fields["kv_cache"]["BF16"]["bytes_per_token"], 640);
-  EXPECT_EQ(fields["kv_cache"]["FP8_E5M2"]["bytes"], 2 * 128 * 320);
-  EXPECT_EQ(fields["kv_cache"]["FP8_E5M2"]["bytes_with_weights"],
-            2 * 128 * 320 + fields["weight_bytes"].get<int64_t>());
-  EXPECT_EQ(fields["loads"], true);
-  EXPECT_EQ(Invoke({"inspect"}).code, 2);
-  EXPECT_EQ(Invoke({"inspect", "tests"}).code, 2);
-
-  const std::string folder = ::testing::TempDir() + "/inspect";
-  std::filesystem::remove_all(folder);
-  std::filesystem::copy("tests/goldens/full_block", folder);
-  std::filesystem::copy_file("tests/goldens/lite_bf16/config.json",
-                             folder + "/config.json",
-                             std::filesystem::copy_options::overwrite_existing);
-  const Outcome bad = Invoke({"inspect", folder});
-  EXPECT_EQ(bad.code, 1);
-  EXPECT_THAT(bad.out, HasSubstr("does not load"));
-  EXPECT_THAT(bad.out, HasSubstr("model.embed_tokens.weight"));
-}
-
-TEST(Inspect, PinsAFolderAndNamesWhatChanged) {
-  const std::string folder = ::testing::TempDir() + "/inspect_pinned";
-  std::filesystem::remove_all(folder);
-  std::filesystem::copy("tests/goldens/full_block", folder);
-  const Outcome pinned = Invoke({"inspect", folder, "--write-manifest"});
-  EXPECT_EQ(pinned.code, 0) << pinned.err;
-  EXPECT_THAT(pinned.out, HasSubstr("pins the weights digest"));
-  // The same JSON, with other bytes.
-  std::ofstream(folder + "/config.json", std::ios::app) << "\n";
-  const Outcome changed = Invoke({"inspect", folder});
-  EXPECT_EQ(changed.code, 1);
-  EXPECT_THAT(changed.out, HasSubstr("/config.json: is not the file that"));
-}
-
 TEST(Workers, ListsDrainsAndResumes) {
   FakeBehaviour behaviour;
   behaviour.workers.set_queued_requests(3);

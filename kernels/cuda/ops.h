@@ -15,19 +15,12 @@
 #include <cstdint>
 
 #include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/widths.h"
 #include "kernels/types.h"
 
 namespace invar::cuda {
 
 // ---- Attention --------------------------------------------------------------
-
-// The family's widths, which the attention's tiles are cut for. The loader
-// refuses others.
-inline constexpr int kLatent = 512;  // L
-inline constexpr int kRope = 64;     // R
-inline constexpr int kRow = kLatent + kRope;
-inline constexpr int kNope = 128;   // N
-inline constexpr int kValue = 128;  // V
 
 // Where the step's tokens lie: token t is position positions[t] of the sequence
 // whose cache blocks are block_ids[tables[t]], block_ids[tables[t] + 1], ...
@@ -109,7 +102,7 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out, int64_t split = kAttentionSplit);
+                     float* out);
 int64_t PromptAttentionBytes(int64_t blocks);
 
 // A step's queries as PromptAttention rounds them: it then reads half of the

@@ -1,7 +1,7 @@
 #include "kernels/cuda/support.h"
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/widths.h"
 
 namespace invar::cuda {
 namespace {

@@ -19,6 +19,7 @@
 
 #include "worker/engine/engine.h"
 #include "worker/engine/testing/engine_harness.h"
+#include "worker/model/arithmetic.h"
 #include "worker/model/model.h"
 
 namespace invar {
@@ -26,6 +27,9 @@ namespace {
 
 constexpr int kRepetitions = 5;
 constexpr int64_t kSharedTokens = 1024;
+// Decode: the tokens of a prompt, and the steps that are measured after it.
+constexpr int64_t kDecodePrompt = 128;
+constexpr int64_t kMeasuredSteps = 30;
 
 double Seconds(const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();
@@ -55,16 +59,14 @@ class Bench {
 
   // Tokens a second over the decode steps of `sequences` sequences.
   double Decode(int64_t sequences) {
-    constexpr int64_t kPrompt = 128;
-    constexpr int32_t kSteps = 32;
     for (int64_t s = 0; s < sequences; ++s) {
-      Submit(FreshPrompt(kPrompt), kSteps + 2);
+      Submit(FreshPrompt(kDecodePrompt), kMeasuredSteps + 4);
     }
     while (harness_.Step().prompt_tokens > 0) {
     }
     int64_t tokens = 0;
     const double seconds = Seconds([&] {
-      for (int step = 0; step < kSteps - 2; ++step) {
+      for (int step = 0; step < kMeasuredSteps; ++step) {
         tokens += harness_.Step().generated_tokens;
       }
     });
@@ -112,6 +114,17 @@ class Bench {
   int64_t request_ = 0;
 };
 
+// Tokens a second if Decode's multiply-adds were all that takes time.
+double DecodeCeiling(const ModelConfig& config, const PeakRates& peak) {
+  double milliseconds = 0.0;
+  for (int64_t step = 0; step < kMeasuredSteps; ++step) {
+    for (const auto& [op, work] : WorkOf(config, kDecodePrompt + 1 + step)) {
+      milliseconds += peak.Milliseconds(work);
+    }
+  }
+  return 1e3 * kMeasuredSteps / milliseconds;
+}
+
 int Main(int argc, char** argv) {
   if (argc < 2 || argc > 3) {
     std::fprintf(stderr, "usage: engine_bench MODEL_FOLDER [JSON_FILE]\n");
@@ -122,7 +135,9 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
     return 1;
   }
-  const Engine::Options options = Bench::Options((*model)->config());
+  const ModelConfig config = (*model)->config();
+  const Engine::Options options = Bench::Options(config);
+  cpu::ThreadPool pool(0);
   Bench bench(options, *std::move(model));
   const std::vector<std::pair<std::string, std::function<double()>>> lines = {
       {"decode tokens/s, batch 1", [&] { return bench.Decode(1); }},
@@ -137,23 +152,32 @@ int Main(int argc, char** argv) {
       {"first token, 1024 shared tokens cached / not",
        [&] { return bench.PrefixRatio(); }},
   };
+  std::vector<double> fp32, pairs, ceiling;
   // Interleaved, so that a busy moment of the machine meets all of them.
   std::map<std::string, std::vector<double>> values;
   for (int i = 0; i < kRepetitions; ++i) {
     for (const auto& [name, measure] : lines) {
       values[name].push_back(measure());
     }
+    const PeakRates peak = MeasurePeakRates(pool);
+    fp32.push_back(peak.fp32 / 1e6);
+    pairs.push_back(peak.pairs / 1e6);
+    ceiling.push_back(DecodeCeiling(config, peak));
   }
   nlohmann::json json = nlohmann::json::object();
-  for (const auto& line : lines) {
-    const double median = Median(values[line.first]);
-    json[line.first] = median;
-    std::printf("%-48s %12.4g\n", line.first.c_str(), median);
-  }
-  constexpr char kRatio[] = "decode, batch 64 over batch 1";
-  json[kRatio] = json["decode tokens/s, batch 64"].get<double>() /
-                 json["decode tokens/s, batch 1"].get<double>();
-  std::printf("%-48s %12.4g\n", kRatio, json[kRatio].get<double>());
+  const auto print = [&json](const std::string& name, double value) {
+    json[name] = value;
+    std::printf("%-52s %12.4g\n", name.c_str(), value);
+  };
+  for (const auto& line : lines) print(line.first, Median(values[line.first]));
+  const double one = json["decode tokens/s, batch 1"].get<double>();
+  const double most = Median(ceiling);
+  print("decode, batch 64 over batch 1",
+        json["decode tokens/s, batch 64"].get<double>() / one);
+  print("peak of fp32 multiply-adds, GMAC/s", Median(fp32));
+  print("peak of bf16 pairs, GMAC/s", Median(pairs));
+  print("decode tokens/s if these were all, any batch", most);
+  print("the same over batch 1", most / one);
   if (argc == 3) {
     std::ofstream file(argv[2]);
     file << json.dump(2) << "\n";

@@ -63,7 +63,8 @@ class Process:
 class Deployment:
     """A scheduler and its workers."""
 
-    def __init__(self, folder, model=MODEL, config="", kv_dtype="FP8_E5M2", device="cpu"):
+    def __init__(self, folder, model=MODEL, config="", kv_dtype="FP8_E5M2", device="cpu",
+                 kv_bytes=256 << 20):
         self.folder = pathlib.Path(folder)
         self.device = device
         api, link, admin, metrics = free_ports(4)
@@ -74,7 +75,7 @@ class Deployment:
         self.config = self.folder / "config.textproto"
         self.config.write_text(
             f'model {{ path: "{model}" name: "test" }}\n'
-            f"kv_cache {{ dtype: {kv_dtype} memory_bytes: 268435456 }}\n"
+            f"kv_cache {{ dtype: {kv_dtype} memory_bytes: {kv_bytes} }}\n"
             f'listen {{ api: "{self.address}" worker_link: "{self.link}"'
             f' admin: "{self.admin}" metrics: "{self.metrics}" }}\n' + config
         )

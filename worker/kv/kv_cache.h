@@ -8,6 +8,8 @@
 #ifndef INVAR_WORKER_KV_KV_CACHE_H_
 #define INVAR_WORKER_KV_KV_CACHE_H_
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -74,6 +76,7 @@ class KvCache {
     constexpr int64_t kLine = 64;
     auto* const p = static_cast<std::byte*>(std::calloc(bytes + kLine, 1));
     if (p == nullptr) throw std::bad_alloc();
+    AdviseHugePages(p, bytes);
     std::byte* const line = p + kLine - reinterpret_cast<uintptr_t>(p) % kLine;
     static_assert(alignof(std::max_align_t) >= sizeof(p));
     std::memcpy(line - sizeof(p), &p, sizeof(p));
@@ -82,6 +85,19 @@ class KvCache {
       std::memcpy(&p, line - sizeof(p), sizeof(p));
       std::free(p);
     });
+  }
+
+  // Only advice: a step reads some rows of each of many blocks, more pages of
+  // 4 KiB than a processor keeps the translations of.
+  static void AdviseHugePages(std::byte* p, int64_t bytes) {
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t begin =
+        (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
+    const uintptr_t end =
+        (reinterpret_cast<uintptr_t>(p) + bytes) / kPage * kPage;
+    if (begin < end) {
+      madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    }
   }
 
   KvDtype dtype_;

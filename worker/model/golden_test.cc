@@ -46,6 +46,19 @@ double RelativeError(std::span<const float> actual,
   return std::sqrt(error / norm);
 }
 
+double LargestDifference(std::span<const float> actual,
+                         std::span<const float> expected) {
+  double largest = 0.0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest,
+                       std::abs(static_cast<double>(actual[i]) - expected[i]));
+  }
+  return largest;
+}
+
+// Of logits in fp32, as vectors and of each.
+constexpr double kFp32ErrorMost = 1e-4;
+
 class GoldenTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenTest, LogitsMatchTheReferenceImplementation) {
@@ -59,7 +72,10 @@ TEST_P(GoldenTest, LogitsMatchTheReferenceImplementation) {
   const auto logits = Score(**model, ids);
   ASSERT_EQ(logits.size(), expected.size());
 
-  EXPECT_LT(RelativeError(logits, expected), 1e-4);
+  EXPECT_LT(RelativeError(logits, expected), kFp32ErrorMost);
+  EXPECT_LT(LargestDifference(logits, expected), kFp32ErrorMost);
+  RecordProperty("largest_difference",
+                 absl::StrCat(LargestDifference(logits, expected)));
   const int64_t vocab = (*model)->config().vocab_size;
   for (size_t t = 0; t < ids.size(); ++t) {
     const auto argmax = [&](const std::vector<float>& rows) {
@@ -94,14 +110,20 @@ TEST_P(FormatGoldenTest, LogitsMatchTheReference) {
     const auto all = Score(**model, ids);
     ASSERT_GE(all.size(), expected.size());
     // The last positions', which everything before them has moved.
-    const double error =
-        RelativeError(std::span(all).last(expected.size()), expected);
+    const std::span last = std::span(all).last(expected.size());
+    const double error = RelativeError(last, expected);
     const double change =
         Values<float>(**golden, absl::StrCat("change_", cache))[0];
     RecordProperty(absl::StrCat("error_", cache),
                    absl::StrCat(error, ", of the reference's own change ",
                                 error / change));
     EXPECT_LT(error, 3 * change) << cache;
+    if ((*model)->config().quantization.format == CheckpointFormat::kPlain) {
+      EXPECT_LT(error, kFp32ErrorMost);
+      EXPECT_LT(LargestDifference(last, expected), kFp32ErrorMost);
+      RecordProperty("largest_difference",
+                     absl::StrCat(LargestDifference(last, expected)));
+    }
   }
 }
 

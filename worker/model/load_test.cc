@@ -6,10 +6,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <list>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -19,6 +22,7 @@
 #include "worker/model/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
+#include "worker/model/weights.h"
 
 namespace invar {
 namespace {
@@ -429,6 +433,210 @@ TEST_F(LoadTest, IgnoredModulesByNameParentAndPattern) {
   EXPECT_TRUE(quantization.Covers("model.layers.0.self_attn2.o_proj"));
   EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.12.up_proj2"));
   EXPECT_TRUE(quantization.Covers("model.layers.1.mlp.experts.x.up_proj"));
+  // Lists are written with "model." in front and without.
+  for (const char* name : {"model.layers.1.mlp", "layers.1.mlp"}) {
+    quantization.ignored = {name};
+    EXPECT_FALSE(quantization.Covers("model.layers.1.mlp.up_proj")) << name;
+    EXPECT_TRUE(quantization.Covers("model.layers.11.mlp.up_proj")) << name;
+  }
+}
+
+// Older compressed-tensors files have another key, and do not name the method.
+TEST_F(LoadTest, CompressionConfigIsAQuantizationConfig) {
+  config_.quantization = {.format = CheckpointFormat::kCompressedTensors,
+                          .weights = WeightScaling::kChannel,
+                          .inputs = InputScaling::kToken,
+                          .ignored = {"re:.*lm_head$"}};
+  WriteChanged([](auto&) {});
+  const auto digest = Model::Load({.path = folder_, .threads = 1});
+  ASSERT_TRUE(digest.ok()) << digest.status();
+  std::string text = Read("/config.json");
+  const auto replace = [&text](const std::string& from, const std::string& to) {
+    ASSERT_NE(text.find(from), std::string::npos) << from;
+    text.replace(text.find(from), from.size(), to);
+  };
+  replace("\"quantization_config\"", "\"compression_config\"");
+  replace("\"quant_method\"", "\"quantization_status\"");
+  const auto config = ParseModelConfig(text, "config.json");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->quantization.format, CheckpointFormat::kCompressedTensors);
+  EXPECT_EQ(config->quantization.weights, WeightScaling::kChannel);
+  EXPECT_EQ(config->quantization.inputs, InputScaling::kToken);
+  EXPECT_EQ(config->quantization.ignored, config_.quantization.ignored);
+  Write("/config.json", text);
+  EXPECT_TRUE(Load().ok()) << Load();
+  replace("float-quantized", "int-quantized");
+  Write("/config.json", text);
+  ExpectRefused(absl::StatusCode::kUnimplemented,
+                {"compression_config.format is \"int-quantized\""});
+}
+
+// The scale of an expert that calibration gave no token is a placeholder, which
+// would saturate: all experts of a layer have the largest one.
+TEST_F(LoadTest, ExpertsShareTheLargestInputScale) {
+  constexpr float kPlaceholder = 1.0f / 448.0f;
+  const auto set = [](std::vector<RawTensor>& tensors, int expert,
+                      const std::string& module, float scale) {
+    std::memcpy(Find(tensors, absl::StrCat("model.layers.1.mlp.experts.",
+                                           expert, ".", module, ".input_scale"))
+                    .bytes.data(),
+                &scale, sizeof(scale));
+  };
+  WriteChanged([&](auto& tensors) {
+    for (int e = 0; e < config_.router.experts; ++e) {
+      set(tensors, e, "gate_proj", 0.02f);
+      set(tensors, e, "up_proj", 0.02f);
+      set(tensors, e, "down_proj", 0.03f);
+    }
+    for (const char* module : {"gate_proj", "up_proj", "down_proj"}) {
+      set(tensors, 5, module, kPlaceholder);
+    }
+    set(tensors, 2, "up_proj", 0.25f);
+    set(tensors, 3, "down_proj", 0.5f);
+  });
+  const auto checked = LoadChecked(folder_);
+  ASSERT_TRUE(checked.ok()) << checked.status();
+  const ModelWeights weights =
+      ReadWeights(checked->config, checked->checkpoint, KvDtype::kFp32);
+  for (const cpu::Expert& expert : weights.layers[1].experts) {
+    EXPECT_EQ(expert.gate.input_scale, 0.25f);
+    EXPECT_EQ(expert.up.input_scale, 0.25f);
+    EXPECT_EQ(expert.down.input_scale, 0.5f);
+  }
+}
+
+// In the host's memory, what a GPU's is in the product.
+class HostStore : public TensorStore {
+ public:
+  // In what it fails; empty: in nothing.
+  explicit HostStore(std::string failure = "") : failure_(failure) {}
+
+  absl::StatusOr<std::vector<std::byte*>> Place(
+      const std::vector<TensorHeader>& tensors) override {
+    if (failure_ == "place") return absl::ResourceExhaustedError("no place");
+    std::vector<std::byte*> places;
+    for (const TensorHeader& header : tensors) {
+      const bool stored = header.spec->shape.size() == 2 &&
+                          header.spec->kind != TensorKind::kScale;
+      if (stored) memory_.emplace_back(header.tensor->bytes);
+      places.push_back(stored ? memory_.back().data() : nullptr);
+    }
+    return places;
+  }
+
+  absl::StatusOr<std::unique_ptr<Copier>> NewCopier() override {
+    if (failure_ == "copier") return absl::ResourceExhaustedError("no copier");
+    return std::make_unique<HostCopier>(failure_);
+  }
+
+  bool Has(const std::byte* data) const {
+    return std::any_of(memory_.begin(), memory_.end(),
+                       [&](const auto& m) { return m.data() == data; });
+  }
+
+ private:
+  // Copies when it must: what is written to a room too early is seen.
+  class HostCopier : public Copier {
+   public:
+    explicit HostCopier(const std::string& failure) : failure_(failure) {}
+    ~HostCopier() override {
+      for (const auto& room : rooms_) std::free(room);
+    }
+    absl::StatusOr<char*> Room(int64_t bytes) override {
+      at_ = (at_ + 1) % 2;
+      Arrive(at_);
+      std::free(rooms_[at_]);
+      rooms_[at_] = static_cast<char*>(
+          std::aligned_alloc(FileReader::kBlockBytes, bytes));
+      return rooms_[at_];
+    }
+    absl::Status Copy(const char* from, int64_t bytes, std::byte* to) override {
+      if (failure_ == "copy") return absl::InternalError("no copy");
+      copies_[at_] = {from, bytes, to};
+      return absl::OkStatus();
+    }
+    absl::Status Finish() override {
+      if (failure_ == "finish") return absl::InternalError("no finish");
+      Arrive(0);
+      Arrive(1);
+      return absl::OkStatus();
+    }
+
+   private:
+    struct Pending {
+      const char* from = nullptr;
+      int64_t bytes = 0;
+      std::byte* to = nullptr;
+    };
+    void Arrive(int at) {
+      Pending& copy = copies_[at];
+      if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
+      copy = {};
+    }
+
+    const std::string failure_;
+    std::array<char*, 2> rooms_ = {};
+    std::array<Pending, 2> copies_;
+    int at_ = 0;
+  };
+
+  const std::string failure_;
+  std::list<std::vector<std::byte>> memory_;
+};
+
+// At any offset in the file, from the page cache and past it; the digest does
+// not tell where the tensors lie.
+TEST_F(LoadTest, AStoreGetsEveryByte) {
+  config_.vocab_size = 40'001;  // embedding and lm_head: 2.56 MB
+  for (const int64_t shift : {0, 2, 66, 4094}) {
+    std::vector<RawTensor> tensors = testing::RandomTensors(config_, 1);
+    tensors.insert(tensors.begin(),
+                   {"shift", "BF16", {shift / 2}, std::string(shift, 'x')});
+    ASSERT_TRUE(testing::WriteCheckpoint(folder_, config_, tensors).ok());
+    auto expected = ArchitectureTensors(config_);
+    expected.push_back({"shift", {shift / 2}});
+    const auto plain = Checkpoint::Load(folder_, expected);
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    for (const bool cached : {true, false}) {
+      SCOPED_TRACE(absl::StrCat(shift, cached ? " cached" : ""));
+      if (!cached) DropPages(folder_ + "/model.safetensors");
+      HostStore store;
+      const auto stored =
+          Checkpoint::Load(folder_, expected, {.store = &store});
+      ASSERT_TRUE(stored.ok()) << stored.status();
+      EXPECT_EQ(stored->digest(), plain->digest());
+      EXPECT_EQ(stored->bytes(), plain->bytes());
+      int matrices = 0;
+      for (const TensorSpec& spec : expected) {
+        const LoadedTensor& loaded = stored->tensor(spec.name);
+        const LoadedTensor& same = plain->tensor(spec.name);
+        ASSERT_EQ(loaded.bytes, same.bytes) << spec.name;
+        EXPECT_EQ(std::memcmp(loaded.data, same.data, same.bytes), 0)
+            << spec.name;
+        matrices += store.Has(loaded.data);
+      }
+      EXPECT_GT(matrices, 30);
+    }
+  }
+}
+
+TEST_F(LoadTest, AStoreThatFailsIsNoModel) {
+  WriteSharded();
+  for (const std::string failure : {"place", "copier", "copy", "finish"}) {
+    HostStore store(failure);
+    const auto refused = LoadChecked(folder_, {.threads = 2},
+                                     [&](const auto&) { return &store; });
+    EXPECT_THAT(std::string(refused.status().message()),
+                HasSubstr("no " + failure));
+  }
+  // Nor is what is damaged, though its bytes have gone there.
+  std::filesystem::remove_all(folder_);
+  WriteChanged([](auto& tensors) { Find(tensors, kQ).bytes[5] = '\xff'; });
+  HostStore store;
+  const auto refused =
+      LoadChecked(folder_, {}, [&](const auto&) { return &store; });
+  EXPECT_THAT(std::string(refused.status().message()),
+              AllOf(HasSubstr(kQ), HasSubstr("not numbers")));
 }
 
 TEST_F(LoadTest, EachProblemOfAConfigIsListed) {

@@ -1,5 +1,6 @@
 #include "worker/model/model.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <utility>
@@ -15,7 +16,8 @@
 namespace invar {
 
 absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
-                                         const Checkpoint::Options& options) {
+                                         const Checkpoint::Options& options,
+                                         const MakeTensorStore& make_store) {
   const std::string config_path = std::filesystem::path(folder) / kConfigFile;
   absl::StatusOr<std::string> text = ReadTextFile(config_path);
   if (!text.ok()) return text.status();
@@ -29,6 +31,7 @@ absl::StatusOr<CheckedModel> LoadChecked(const std::string& folder,
   }
   absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, config_path);
   if (!config.ok()) return config.status();
+  if (make_store != nullptr) checked.store = make_store(*config);
   absl::StatusOr<Checkpoint> checkpoint =
       Checkpoint::Load(folder, ArchitectureTensors(*config), checked);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -65,6 +68,17 @@ std::vector<SliceHealth> Model::Answer(std::span<const SequenceSlice> slices,
     }
   }
   return health;
+}
+
+void Model::Start(std::span<const SequenceSlice> slices, KvCache& cache,
+                  int64_t limit, std::span<const RowRequest> requests) {
+  answers_.assign(requests.size(), RowAnswer());
+  health_ = Answer(slices, cache, limit, requests, answers_);
+}
+
+std::vector<SliceHealth> Model::Finish(std::span<RowAnswer> answers) {
+  std::move(answers_.begin(), answers_.end(), answers.begin());
+  return std::move(health_);
 }
 
 }  // namespace invar

@@ -8,8 +8,6 @@
 // before (Model::Observe), so small ones count with the next that is shown. An
 // observed step is not shared out by sequence: for a thread's share, ask for
 // its sequences on one thread. "step" is not observed.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -22,6 +20,7 @@
 #include <vector>
 
 #include "kernels/cpu/thread_pool.h"
+#include "worker/model/arithmetic.h"
 #include "worker/model/model.h"
 
 namespace invar {
@@ -39,100 +38,6 @@ double Median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + values.size() / 2,
                    values.end());
   return values[values.size() / 2];
-}
-
-// Independent sums that hide the latency of their additions.
-constexpr int kChains = 16;
-constexpr int64_t kRounds = 1 << 16;
-
-__attribute__((target("avx512f"))) float FusedMultiplyAdds512() {
-  __m512 factor = _mm512_set1_ps(1.0f);
-  __m512 sum[kChains];
-  for (__m512& chain : sum) chain = factor;
-  for (int64_t i = 0; i < kRounds; ++i) {
-    asm volatile("" : "+v"(factor));
-#pragma GCC unroll 16
-    for (int c = 0; c < kChains; ++c) {
-      sum[c] = _mm512_fmadd_ps(factor, factor, sum[c]);
-    }
-  }
-  __m512 total = sum[0];
-  for (const __m512 chain : sum) total = _mm512_add_ps(total, chain);
-  return _mm512_cvtss_f32(total);
-}
-
-__attribute__((target("avx2,fma"))) float FusedMultiplyAdds256() {
-  __m256 factor = _mm256_set1_ps(1.0f);
-  __m256 sum[kChains];
-  for (__m256& chain : sum) chain = factor;
-  for (int64_t i = 0; i < kRounds; ++i) {
-    asm volatile("" : "+x"(factor));
-#pragma GCC unroll 16
-    for (int c = 0; c < kChains; ++c) {
-      sum[c] = _mm256_fmadd_ps(factor, factor, sum[c]);
-    }
-  }
-  __m256 total = sum[0];
-  for (const __m256 chain : sum) total = _mm256_add_ps(total, chain);
-  return _mm256_cvtss_f32(total);
-}
-
-// fp32 multiply-adds a millisecond by the pool's threads, the best of some.
-double PeakRate(cpu::ThreadPool& pool) {
-  const bool wide = pool.isa() != cpu::Isa::kAvx2;
-  constexpr int64_t kLoops = 64;
-  std::vector<float> results(kLoops);
-  double best = 0.0;
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto start = Clock::now();
-    pool.ParallelFor(kLoops, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        results[i] = wide ? FusedMultiplyAdds512() : FusedMultiplyAdds256();
-      }
-    });
-    const double products =
-        static_cast<double>(kLoops * kRounds * kChains * (wide ? 16 : 8));
-    best = std::max(best, products / Milliseconds(Clock::now() - start));
-  }
-  return best;
-}
-
-// Multiply-adds of an operation for one token, all layers together: of inputs
-// in fp32, and of those that are FP8.
-struct Work {
-  double fp32 = 0.0;
-  double fp8 = 0.0;
-};
-
-std::map<std::string, Work> WorkOf(const ModelConfig& c, int64_t context) {
-  const bool fp8 = c.quantization.inputs != InputScaling::kNone;
-  std::map<std::string, Work> work;
-  const auto linear = [&](const char* op, int64_t layers, int64_t products) {
-    const double count = static_cast<double>(layers * products);
-    (fp8 ? work[op].fp8 : work[op].fp32) += count;
-  };
-  const auto exact = [&](const char* op, int64_t layers, int64_t products) {
-    work[op].fp32 += static_cast<double>(layers * products);
-  };
-  const int64_t q_size = c.heads * c.qk_head_dim();
-  linear("q", c.layers,
-         c.q_lora_rank == 0 ? c.hidden_size * q_size
-                            : c.q_lora_rank * (c.hidden_size + q_size));
-  linear("kv_a", c.layers, c.hidden_size * c.kv_row_elements());
-  exact("absorb_query", c.layers,
-        c.heads * c.qk_nope_head_dim * c.kv_lora_rank);
-  exact("mla_attention", c.layers,
-        c.heads * context * (c.kv_row_elements() + c.kv_lora_rank));
-  exact("absorb_value", c.layers, c.heads * c.v_head_dim * c.kv_lora_rank);
-  linear("o", c.layers, c.heads * c.v_head_dim * c.hidden_size);
-  const int64_t sparse = c.layers - c.dense_layers;
-  linear("mlp", c.dense_layers, 3 * c.hidden_size * c.intermediate_size);
-  const int64_t expert = 3 * c.hidden_size * c.moe_intermediate_size;
-  linear("mlp", sparse, c.shared_experts * expert);
-  linear("experts", sparse, c.router.top_k * expert);
-  exact("router", sparse, c.router.experts * c.hidden_size);
-  exact("lm_head", 1, c.vocab_size * c.hidden_size);
-  return work;
 }
 
 // Decode steps of `sequences` sequences whose cache holds `context` tokens.
@@ -225,25 +130,21 @@ void PrintLine(const std::string& op, double ms, double products,
               products / 1e6, floor, 100.0 * floor / ms);
 }
 
-// work: of one token; peak: fp32 multiply-adds a millisecond.
+// work: of one token.
 void PrintTable(const Times& times, const std::map<std::string, Work>& work,
-                double tokens, double peak, bool has_pairs) {
+                double tokens, const PeakRates& peak) {
   std::printf("%-16s %9s %9s %9s %9s\n", "operation", "ms", "MMAC", "floor",
               "share");
-  double floors = 0.0;
-  double all_products = 0.0;
+  Work all;
   for (const std::string& op : times.order) {
     const auto found = work.find(op);
     const Work one = found == work.end() ? Work() : found->second;
-    const double products = tokens * (one.fp32 + one.fp8);
-    // Pairs of bf16 multiply twice as fast.
-    const double floor =
-        tokens * (one.fp32 + one.fp8 * (has_pairs ? 0.5 : 1.0)) / peak;
-    PrintLine(op, Median(times.operations.at(op)), products, floor);
-    floors += floor;
-    all_products += products;
+    PrintLine(op, Median(times.operations.at(op)), tokens * one.all(),
+              tokens * peak.Milliseconds(one));
+    all += one;
   }
-  PrintLine("step", Median(times.steps), all_products, floors);
+  PrintLine("step", Median(times.steps), tokens * all.all(),
+            tokens * peak.Milliseconds(all));
 }
 
 int Main(const std::string& folder, int64_t sequences, int64_t context,
@@ -262,16 +163,17 @@ int Main(const std::string& folder, int64_t sequences, int64_t context,
     return 2;
   }
   cpu::ThreadPool pool(threads);
-  const double peak = PeakRate(pool);
+  const PeakRates peak = MeasurePeakRates(pool);
   Steps steps(**model, sequences, context);
   for (int i = 0; i < 10; ++i) steps.Run();
   const Times times = Measure(**model, steps);
-  std::printf("%lld sequences, context %lld, %d threads, %s, %.0f GMAC/s\n",
-              static_cast<long long>(sequences),
-              static_cast<long long>(context), pool.threads(),
-              cpu::Name(pool.isa()), peak / 1e6);
+  std::printf(
+      "%lld sequences, context %lld, %d threads, %s, GMAC/s: %.0f of fp32, "
+      "%.0f of pairs\n",
+      static_cast<long long>(sequences), static_cast<long long>(context),
+      pool.threads(), cpu::Name(pool.isa()), peak.fp32 / 1e6, peak.pairs / 1e6);
   PrintTable(times, WorkOf(config, context + 1), static_cast<double>(sequences),
-             peak, pool.isa() == cpu::Isa::kAvx512Bf16);
+             peak);
   return 0;
 }
 

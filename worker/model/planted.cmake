@@ -53,7 +53,7 @@ invar_planted_load(
   Formats/FormatGoldenTest.LogitsMatchTheReference/lite_autofp8)
 # A square of block scales is read by columns.
 invar_planted_load(
-  scales_transposed checkpoint/checkpoint.cc
+  scales_transposed checkpoint/loader.cc
   [[  tensor.dtype = TensorDtype::kF32;]]
   [[  tensor.dtype = TensorDtype::kF32;
   float* scales = reinterpret_cast<float*>(tensor.data);
@@ -85,6 +85,17 @@ invar_planted_load(
   LoadTest.MissingLeftOverOrMisshapenTensor)
 # What is read in blocks stays where the blocks are.
 invar_planted_load(
-  unmoved checkpoint/checkpoint.cc
-  [[read.ok() && block != chunk]] [[false]]
+  unmoved checkpoint/loader.cc
+  [[if (block != chunk)]] [[if (false)]]
   LoadTest.LargeTensorsAreReadWhole)
+# A tensor of a store arrives a block's beginning too early.
+invar_planted_load(
+  store_offset checkpoint/loader.cc
+  [[*room + Offset() % FileReader::kBlockBytes]]
+  [[*room + Offset() % TensorMemory::kAlignment]]
+  LoadTest.AStoreGetsEveryByte)
+# Of two tensors that are hashed at once, one has the other's bytes.
+invar_planted_load(
+  digest_of_another checkpoint/tensor_digest.cc
+  [[{bytes_a.data(), bytes_b.data()}]] [[{bytes_a.data(), bytes_a.data()}]]
+  TensorDigest.IsOpensslsInAnyParts)

@@ -4,6 +4,7 @@
 #define INVAR_WORKER_MODEL_WEIGHTS_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,14 @@ struct CheckedModel {
   Checkpoint checkpoint;
 };
 
+// Gives what takes tensors of a model out of host memory. The loader calls it
+// when it has read the config.
+using MakeTensorStore = std::function<TensorStore*(const ModelConfig&)>;
+
 // Errors are those of Model::Load.
 absl::StatusOr<CheckedModel> LoadChecked(
-    const std::string& folder, const Checkpoint::Options& options = {});
+    const std::string& folder, const Checkpoint::Options& options = {},
+    const MakeTensorStore& make_store = nullptr);
 
 struct MlpWeights {
   Weight gate, up;  // (inner, hidden)
@@ -56,7 +62,8 @@ struct ModelWeights {
 };
 
 // Of a checkpoint that has the tensors of `config`. Weights point into
-// `checkpoint`; vectors are its values as fp32.
+// `checkpoint`, or its store, which has matrices alone: neither kv_b_proj nor
+// the router's; vectors are its values as fp32.
 ModelWeights ReadWeights(const ModelConfig& config,
                          const Checkpoint& checkpoint, KvDtype kv_dtype);
 

@@ -14,6 +14,7 @@
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/safetensors.h"
 #include "worker/model/checkpoint/tensor_memory.h"
+#include "worker/model/checkpoint/tensor_store.h"
 #include "worker/model/checkpoint/text_file.h"
 
 namespace invar {
@@ -25,7 +26,7 @@ struct LoadedTensor {
   // As in the file; scales are F32, whatever the file has.
   TensorDtype dtype = TensorDtype::kF32;
   std::vector<int64_t> shape;
-  std::byte* data = nullptr;  // in the checkpoint's memory
+  std::byte* data = nullptr;  // in the checkpoint's memory, or in the store
   int64_t bytes = 0;
 };
 
@@ -44,6 +45,8 @@ class Checkpoint {
     const Manifest* manifest = nullptr;
     // Gives each tensor's memory back once it is checked: for digests alone.
     bool discard = false;
+    // Takes tensors out of host memory; none: all are in it.
+    TensorStore* store = nullptr;
   };
 
   // Reads model.safetensors, or the shards of model.safetensors.index.json, in

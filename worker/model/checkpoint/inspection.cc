@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "absl/strings/match.h"
+#include "worker/model/checkpoint/gpu_support.h"
 #include "worker/model/checkpoint/manifest.h"
 #include "worker/model/checkpoint/shards.h"
 #include "worker/model/checkpoint/text_file.h"
@@ -23,8 +24,12 @@ absl::StatusOr<Inspection> Inspect(const std::string& folder) {
       ParseModelConfig(*text, path, &inspection.problems);
   if (config.ok()) {
     inspection.config = *config;
-    inspection.problems =
-        CheckTable(*shards, ArchitectureTensors(*config), kMostTensors);
+    const std::vector<TensorSpec> expected = ArchitectureTensors(*config);
+    inspection.problems = CheckTable(*shards, expected, kMostTensors);
+    if (inspection.problems.empty()) {
+      inspection.gpu_problems =
+          CheckGpu(*config, Headers(*shards, expected), kMostTensors);
+    }
   }
   absl::StatusOr<std::optional<Manifest>> manifest = ReadManifest(folder);
   if (!manifest.ok()) {

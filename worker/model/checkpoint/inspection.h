@@ -8,7 +8,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/types.h"
 #include "worker/model/checkpoint/config.h"
 
 namespace invar {
@@ -25,18 +24,12 @@ struct Inspection {
   // weights, at most 20 tensors among it; empty: it would load them.
   std::vector<absl::Status> problems;
 
+  // Everything beyond that for which a GPU worker would refuse it, as many;
+  // of a folder without problems.
+  std::vector<absl::Status> gpu_problems;
+
   // That a manifest beside the checkpoint pins; empty without one.
   std::string pinned_digest;
-
-  // Of one token in all layers.
-  int64_t KvBytesPerToken(KvDtype dtype) const {
-    return config.layers * config.kv_row_elements() * KvElementBytes(dtype);
-  }
-  // Of so many sequences of `context` tokens, in whole blocks.
-  int64_t KvBytes(KvDtype dtype, int64_t context, int64_t sequences) const {
-    const int64_t blocks = (context + kBlockTokens - 1) / kBlockTokens;
-    return sequences * blocks * kBlockTokens * KvBytesPerToken(dtype);
-  }
 };
 
 // NOT_FOUND or INVALID_ARGUMENT where the files cannot be read at all.

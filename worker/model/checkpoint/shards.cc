@@ -191,4 +191,15 @@ std::vector<absl::Status> CheckTable(const Shards& shards,
   return problems;
 }
 
+std::vector<TensorHeader> Headers(const Shards& shards,
+                                  const std::vector<TensorSpec>& expected) {
+  std::vector<TensorHeader> headers;
+  for (const TensorSpec& spec : expected) {
+    const auto it = shards.tensors.find(spec.name);
+    if (it == shards.tensors.end()) continue;
+    headers.push_back({&spec, it->second.tensor});
+  }
+  return headers;
+}
+
 }  // namespace invar

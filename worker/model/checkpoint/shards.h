@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "worker/model/checkpoint/architecture.h"
 #include "worker/model/checkpoint/safetensors.h"
+#include "worker/model/checkpoint/tensor_store.h"
 
 namespace invar {
 
@@ -44,6 +45,10 @@ absl::StatusOr<Shards> OpenShards(const std::string& folder);
 std::vector<absl::Status> CheckTable(const Shards& shards,
                                      const std::vector<TensorSpec>& expected,
                                      size_t limit = 1);
+
+// Those of `expected` that are there, in its order.
+std::vector<TensorHeader> Headers(const Shards& shards,
+                                  const std::vector<TensorSpec>& expected);
 
 }  // namespace invar
 

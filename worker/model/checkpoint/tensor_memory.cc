@@ -9,6 +9,7 @@ namespace invar {
 
 absl::StatusOr<TensorMemory> TensorMemory::Allocate(int64_t bytes) {
   TensorMemory memory;
+  if (bytes == 0) return memory;
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 
 namespace invar::cuda {
@@ -38,17 +37,19 @@ std::vector<float> Widen(const Weight& weight) {
   return values;
 }
 
-// Copies to the device; after a first failure nothing more is done, and
-// status() says what it was.
+// Takes what the store has, and copies the rest to the device; after a first
+// failure nothing more is done, and status() says what it was.
 class Uploader {
  public:
+  explicit Uploader(DeviceStore& store) : store_(store) {}
+
   const absl::Status& status() const { return status_; }
 
   DeviceBuffer<float> Floats(const std::vector<float>& values) {
     return Take(DeviceBuffer<float>::Upload(values, "a vector of the model"));
   }
 
-  // The parts one after the other.
+  // The parts one after the other, of one dtype.
   DeviceBuffer<std::byte> Stack(const std::vector<Weight>& parts);
   DeviceScales Scales(const std::vector<Weight>& parts);
   // `input` is that of all parts; one scale, if they have it, is of the first.
@@ -72,21 +73,25 @@ class Uploader {
 
   void SetRouter(const LayerWeights& layer, DeviceExperts* out);
 
+  DeviceStore& store_;
   absl::Status status_;
 };
 
 DeviceBuffer<std::byte> Uploader::Stack(const std::vector<Weight>& parts) {
+  if (!status_.ok()) return {};
+  DeviceBuffer<std::byte> buffer = store_.Take(parts[0].data);
+  const bool stored = buffer.data() != nullptr;
   int64_t bytes = 0;
   for (const Weight& part : parts) {
-    bytes += Bytes(part);
-    if (part.dtype != parts[0].dtype) {
-      status_.Update(absl::UnimplementedError(
-          "on a GPU, gate and up, and the experts of one layer, must have one "
-          "dtype: use --device cpu"));
+    if (part.dtype != parts[0].dtype ||
+        (stored && part.data != buffer.data() + bytes)) {
+      status_ = absl::InternalError("weights of one matrix lie apart");
+      return {};
     }
+    bytes += Bytes(part);
   }
-  if (!status_.ok()) return {};
-  auto buffer = Take(DeviceBuffer<std::byte>::Allocate(
+  if (stored) return buffer;
+  buffer = Take(DeviceBuffer<std::byte>::Allocate(
       bytes, "the model's weights in device memory"));
   std::byte* to = buffer.data();
   for (const Weight& part : parts) {
@@ -269,57 +274,11 @@ DeviceLayer UploadLayer(const LayerWeights& weights, Uploader* uploader) {
   return layer;
 }
 
-absl::Status CheckLayer(const ModelConfig& config, const LayerWeights& layer,
-                        const std::string& prefix) {
-  absl::Status status;
-  const auto linear = [&](const Weight& weight, absl::string_view name) {
-    if (weight.data == nullptr) return;
-    status.Update(SupportsLinear(weight, absl::StrCat(prefix, name)));
-  };
-  linear(layer.q, "self_attn.q_proj");
-  linear(layer.q_a, "self_attn.q_a_proj");
-  linear(layer.q_b, "self_attn.q_b_proj");
-  linear(layer.kv_a, "self_attn.kv_a_proj_with_mqa");
-  linear(layer.o, "self_attn.o_proj");
-  linear(layer.mlp.gate, "mlp.gate_proj");
-  linear(layer.mlp.up, "mlp.up_proj");
-  linear(layer.mlp.down, "mlp.down_proj");
-  status.Update(SupportsKvUp(layer.kv_b.weight,
-                             absl::StrCat(prefix, "self_attn.kv_b_proj")));
-  for (size_t e = 0; e < layer.experts.size(); ++e) {
-    const std::string expert = absl::StrCat("mlp.experts.", e);
-    linear(layer.experts[e].gate, expert + ".gate_proj");
-    linear(layer.experts[e].up, expert + ".up_proj");
-    linear(layer.experts[e].down, expert + ".down_proj");
-  }
-  if (!layer.experts.empty()) {
-    Weight router = layer.router;
-    // Widened while it is uploaded.
-    if (router.dtype == WeightDtype::kFp16) router.dtype = WeightDtype::kFp32;
-    status.Update(SupportsRouter(config.router, router,
-                                 absl::StrCat(prefix, "mlp.gate")));
-  }
-  return status;
-}
-
 }  // namespace
 
-absl::Status CheckSupported(const ModelConfig& config,
-                            const ModelWeights& weights, KvDtype kv_dtype) {
-  absl::Status status =
-      SupportsAttention(config.kv_lora_rank, config.qk_rope_head_dim,
-                        config.qk_nope_head_dim, config.v_head_dim);
-  status.Update(SupportsKv(kv_dtype));
-  status.Update(SupportsLinear(weights.lm_head, "lm_head"));
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    status.Update(CheckLayer(config, weights.layers[i],
-                             absl::StrCat("model.layers.", i, ".")));
-  }
-  return status;
-}
-
-absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights) {
-  Uploader uploader;
+absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights,
+                                     DeviceStore& store) {
+  Uploader uploader(store);
   DeviceWeights out;
   out.embedding = uploader.Stack({weights.embedding});
   out.embedding_dtype = weights.embedding.dtype;
@@ -328,6 +287,9 @@ absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights) {
   for (const LayerWeights& layer : weights.layers) {
     out.layers.push_back(UploadLayer(layer, &uploader));
     if (!uploader.status().ok()) return uploader.status();
+  }
+  if (const std::string left = store.Left(); !left.empty()) {
+    return absl::InternalError(absl::StrCat("nothing asks for ", left));
   }
   return out;
 }

@@ -11,6 +11,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ops_linear.h"
+#include "worker/model/cuda/device_store.h"
 #include "worker/model/weights.h"
 
 namespace invar::cuda {
@@ -84,12 +85,11 @@ struct DeviceWeights {
   std::vector<DeviceLayer> layers;
 };
 
-// OK, or UNIMPLEMENTED with what the kernels do not compute.
-absl::Status CheckSupported(const ModelConfig& config,
-                            const ModelWeights& weights, KvDtype kv_dtype);
-
-// Of a supported model. RESOURCE_EXHAUSTED where the device has no room.
-absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights);
+// Of weights that were loaded into `store`, all of which is taken out of it;
+// what the store does not have is copied. RESOURCE_EXHAUSTED where the device
+// has no room.
+absl::StatusOr<DeviceWeights> Upload(const ModelWeights& weights,
+                                     DeviceStore& store);
 
 }  // namespace invar::cuda
 

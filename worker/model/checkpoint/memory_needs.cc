@@ -1,0 +1,100 @@
+#include "worker/model/checkpoint/memory_needs.h"
+
+#include <algorithm>
+
+namespace invar {
+namespace {
+
+constexpr int64_t kFloat = 4;
+
+// What both backends hold of each token of a step: fp32 elements.
+int64_t TokenFloats(const ModelConfig& c) {
+  const int64_t row = c.kv_row_elements();
+  return 3 * c.hidden_size +  // hidden, normed, projected
+         c.q_lora_rank + c.heads * c.qk_head_dim() +  // q
+         row +                                        // kv_a
+         c.heads * (row + c.kv_lora_rank) +           // query, attended
+         c.router.top_k * (c.hidden_size + 2);        // slots, ids and weights
+}
+
+int64_t DenseInner(const ModelConfig& c) {
+  return c.dense_layers > 0 ? c.intermediate_size : 0;
+}
+
+int64_t SharedInner(const ModelConfig& c) {
+  return c.layers > c.dense_layers ? c.shared_experts * c.moe_intermediate_size
+                                   : 0;
+}
+
+int64_t Blocks(int64_t tokens) {
+  return (tokens + kBlockTokens - 1) / kBlockTokens;
+}
+
+// A product's input as 16 bits, and scales of its groups.
+int64_t InputBytes(int64_t columns) {
+  return 2 * columns + kFloat * ScaleBlocks(columns);
+}
+
+// Partial sums of the splits of a few tokens' attention: more tokens walk whole
+// sequences, and need none.
+int64_t SplitBytes(const ModelConfig& c, int64_t context) {
+  constexpr int64_t kHeads = 16;       // of a unit
+  constexpr int64_t kMostUnits = 100;  // (token, kHeads heads)
+  int64_t splits = 1;
+  while (splits * kAttentionSplit < context) splits *= 2;
+  if (splits == 1) return 0;
+  return kMostUnits * splits * kHeads * (c.kv_lora_rank + 2) * kFloat;
+}
+
+}  // namespace
+
+int64_t KvBytesPerToken(const ModelConfig& config, KvDtype dtype) {
+  return config.layers * config.kv_row_elements() * KvElementBytes(dtype);
+}
+
+int64_t KvBytes(const ModelConfig& config, KvDtype dtype,
+                const ServingLimits& limits) {
+  return limits.sequences * Blocks(limits.context) * kBlockTokens *
+         KvBytesPerToken(config, dtype);
+}
+
+StepNeeds CpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
+  const int64_t inner = std::max(DenseInner(c), SharedInner(c));
+  const int64_t values = c.heads * c.v_head_dim;
+  const int64_t floats = TokenFloats(c) + c.qk_rope_head_dim + c.kv_lora_rank +
+                         values + 2 * inner +
+                         // Of the experts' products.
+                         c.router.top_k * 2 * c.moe_intermediate_size +
+                         // A product's quantised inputs.
+                         2 * std::max({c.hidden_size, values, inner});
+  return {.activations = limits.step_tokens * floats * kFloat,
+          // A prompt may be scored: a row a token.
+          .logits = limits.step_tokens * c.vocab_size * kFloat};
+}
+
+StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
+  constexpr int64_t kLogitRows = 256;
+  constexpr int64_t kGraphTokens = 256;
+  const int64_t tokens = limits.step_tokens;
+  const int64_t values = c.heads * c.v_head_dim;
+  const int64_t widest = std::max({values, DenseInner(c), SharedInner(c),
+                                   c.router.top_k * c.moe_intermediate_size});
+  const int64_t token_bytes =
+      kFloat * (TokenFloats(c) + widest + SharedInner(c)) +
+      2 * InputBytes(c.hidden_size) + InputBytes(c.q_lora_rank) +
+      InputBytes(values) + InputBytes(DenseInner(c)) +
+      InputBytes(SharedInner(c)) +
+      // Of the experts, gathered and between their products.
+      c.router.top_k *
+          (InputBytes(c.hidden_size) + InputBytes(c.moe_intermediate_size));
+  // Prompts' rows of the cache as 16 bits.
+  const int64_t tiles = (Blocks(limits.context + 2 * tokens) + kGraphTokens) *
+                        kBlockTokens * c.kv_row_elements() * 2;
+  const int64_t angles = limits.context * c.qk_rope_head_dim * kFloat;
+  return {.activations = tokens * token_bytes + SplitBytes(c, limits.context) +
+                         tiles + angles,
+          .logits = std::min(tokens, kLogitRows) * c.vocab_size * kFloat,
+          .reserved = int64_t{256} << 20};
+}
+
+}  // namespace invar
