@@ -545,7 +545,16 @@ void Run(const LaunchOptions& options, int64_t blocks, const KvLayer& cache,
   });
 }
 
-constexpr float kLog2E = 0x1.715476p+0f;
+template <bool kPacked>
+void Start(const LaunchOptions& options, int64_t blocks, float scale,
+           const KvLayer& cache, std::byte* tiles, int64_t split, Arguments a) {
+  constexpr float kLog2E = 0x1.715476p+0f;
+  if (a.places.tokens == 0) return;
+  a.scale_log2 = scale * kLog2E;
+  a.tiles = tiles;
+  a.split_tiles = static_cast<int>(split / kTile);
+  Run<kPacked>(options, blocks, cache, tiles, a);
+}
 
 }  // namespace
 
@@ -553,30 +562,22 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out, int64_t split) {
-  if (places.tokens == 0) return;
-  Run<false>(options, blocks, cache, workspace,
-             {.places = places,
-              .query = query,
-              .heads = static_cast<int>(heads),
-              .scale_log2 = scale * kLog2E,
-              .tiles = workspace,
-              .out = out,
-              .split_tiles = static_cast<int>(split / kTile)});
+  Start<false>(options, blocks, scale, cache, workspace, split,
+               {.places = places,
+                .query = query,
+                .heads = static_cast<int>(heads),
+                .out = out});
 }
 
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const PackedQueries& query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out, int64_t split) {
-  if (places.tokens == 0) return;
-  Run<true>(options, blocks, cache, workspace,
-            {.places = places,
-             .packed = query,
-             .heads = static_cast<int>(heads),
-             .scale_log2 = scale * kLog2E,
-             .tiles = workspace,
-             .out = out,
-             .split_tiles = static_cast<int>(split / kTile)});
+  Start<true>(options, blocks, scale, cache, workspace, split,
+              {.places = places,
+               .packed = query,
+               .heads = static_cast<int>(heads),
+               .out = out});
 }
 
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
