@@ -107,13 +107,15 @@ inline void AddProducts(const RowBlock<Code, kRows>& block,
                         typename Simd::Vector (&sum)[kRows][kTokens]) {
   if constexpr (kTokens == 1) {
     // A lone token's weights come from memory: fetch the next rows' as they
-    // lie, so many bytes as are used here.
+    // lie, so many bytes as are used here. Rows of two bytes an element would
+    // push these rows and the token out of the first-level cache.
+    constexpr auto kHint = Code::kBytes == 1 ? _MM_HINT_T0 : _MM_HINT_T1;
     constexpr int64_t kUsed = kRows * Run::kVectors * kLanes * Code::kBytes;
     const std::byte* next =
         block.rows[0] + kRows * block.row_bytes + k * kRows * Code::kBytes;
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kUsed; i += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + i), kHint);
     }
   }
   Run run[kRows];
