@@ -34,19 +34,26 @@ KvDtype KvDtypeOf(v1::KvCache::Dtype dtype) {
   }
 }
 
+int64_t BlockBytes(const WorkerConfig& config, const Model& model) {
+  return KvCache::BlockBytes(KvDtypeOf(config.kv_cache().dtype()),
+                             model.config().layers,
+                             model.config().kv_row_elements());
+}
+
+absl::Status NoRoom(const WorkerConfig& config, const Model& model) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
+      ", but the device has room for ",
+      model.MaxKvBlocks() * BlockBytes(config, model),
+      " beside the model; workers that share a device share its memory"));
+}
+
 // Blocks that fit in kv_cache.memory_bytes.
 absl::StatusOr<int64_t> KvBlocks(const WorkerConfig& config,
                                  const Model& model) {
-  const int64_t block_bytes = KvCache::BlockBytes(
-      KvDtypeOf(config.kv_cache().dtype()), model.config().layers,
-      model.config().kv_row_elements());
+  const int64_t block_bytes = BlockBytes(config, model);
   const int64_t blocks = config.kv_cache().memory_bytes() / block_bytes;
-  if (blocks > model.MaxKvBlocks()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
-        ", but the device has room for ", model.MaxKvBlocks() * block_bytes,
-        " beside the model"));
-  }
+  if (blocks > model.MaxKvBlocks()) return NoRoom(config, model);
   if (blocks > 0) return blocks;
   return absl::FailedPreconditionError(absl::StrCat(
       "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
@@ -188,10 +195,14 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   }
   const absl::StatusOr<int64_t> kv_blocks = KvBlocks(config, **model);
   if (!kv_blocks.ok()) return kv_blocks.status();
+  std::unique_ptr<KvCache> cache = (*model)->NewKvCache(*kv_blocks);
+  if (cache == nullptr) return NoRoom(config, **model);
   if (config.determinism().mode() == v1::Determinism::FAST) {
     spdlog::info(
-        "determinism.mode is FAST; on this backend its plan equals "
-        "DETERMINISTIC's, and so does its speed");
+        "determinism.mode is FAST; on this backend {}",
+        (*model)->HasFastPlan()
+            ? "the bits of an answer depend on what runs beside it"
+            : "its plan equals DETERMINISTIC's, and so does its speed");
   }
 
   Engine::Options options;
@@ -208,8 +219,8 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   options.schedulers = options_.schedulers;
   numerics_ = MakeNumerics(config, **model, *std::move(tokenizer_digest));
   engine_ = std::make_unique<EngineThread>(
-      std::make_unique<Engine>(options, *std::move(model)), &progress_,
-      options_.observer);
+      std::make_unique<Engine>(options, *std::move(model), std::move(cache)),
+      &progress_, options_.observer);
   return absl::OkStatus();
 }
 

@@ -41,8 +41,9 @@ absl::StatusOr<DeviceFacts> UseDevice(int index) {
                      ".0: install a newer one"));
   }
   int count = 0;
-  status = ToStatus(cudaGetDeviceCount(&count), "counting GPUs");
-  if (!status.ok()) return status;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  status = ToStatus(counted, "counting GPUs");
+  if (!status.ok() && counted != cudaErrorNoDevice) return status;
   if (index < 0 || index >= count) {
     return absl::FailedPreconditionError(absl::StrCat(
         "there is no cuda:", index, "; this machine has ", count, " GPUs"));

@@ -3,33 +3,37 @@
 
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/ops_sample.h"
 
 namespace invar::cuda {
 namespace {
 
 template <typename Element>
-__global__ void EmbeddingKernel(const Element* table, const int32_t* ids,
+__global__ void EmbeddingKernel(const Element* table, const StepTokens tokens,
                                 int64_t hidden, float* out) {
   AllowNextKernel();
   WaitForPriorKernel();
   const int64_t token = blockIdx.y;
   const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (k == 0 && tokens.finite != nullptr) tokens.finite[token] = 1;
   if (k >= hidden) return;
-  out[token * hidden + k] = static_cast<float>(table[ids[token] * hidden + k]);
+  int64_t id = tokens.ids[token];
+  if (id < 0) id = tokens.sampled[~id].id;
+  out[token * hidden + k] = static_cast<float>(table[id * hidden + k]);
 }
 
 }  // namespace
 
-void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
-               int64_t tokens, int64_t hidden, float* out,
+void Embedding(WeightDtype dtype, const void* table, const StepTokens& tokens,
+               int64_t count, int64_t hidden, float* out,
                const LaunchOptions& options) {
-  if (tokens == 0) return;
-  const LaunchShape shape = {.grid = dim3((hidden + 255) / 256, tokens),
+  if (count == 0) return;
+  const LaunchShape shape = {.grid = dim3((hidden + 255) / 256, count),
                              .threads = 256};
   const auto run = [&](auto element) {
     using Element = decltype(element);
     Launch(EmbeddingKernel<Element>, shape, options, "Embedding",
-           static_cast<const Element*>(table), ids, hidden, out);
+           static_cast<const Element*>(table), tokens, hidden, out);
   };
   switch (dtype) {
     case WeightDtype::kBf16:
@@ -39,6 +43,12 @@ void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
     default:
       return run(float());
   }
+}
+
+void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
+               int64_t tokens, int64_t hidden, float* out,
+               const LaunchOptions& options) {
+  Embedding(dtype, table, StepTokens{.ids = ids}, tokens, hidden, out, options);
 }
 
 }  // namespace invar::cuda

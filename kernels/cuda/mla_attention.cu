@@ -7,6 +7,7 @@
 // straight to operands in registers, each twice, once a product. Where a block
 // has two groups they take turns at the splits, and the first merges.
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/split_attention.cuh"
 
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kGroups* kThreads,
                                   Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, float* partials,
-                    float* out) {
+                    float* out, int split_tiles) {
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
@@ -230,9 +231,11 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int last_split = partials == nullptr ? position / kSplit : blockIdx.z;
+  const int split_rows = split_tiles * kTile;
+  const int last_split =
+      partials == nullptr ? position / split_rows : blockIdx.z;
   int split = partials == nullptr ? Group() : blockIdx.z;
-  if (partials != nullptr && split * kSplit > position) return;
+  if (partials != nullptr && split * split_rows > position) return;
   const int32_t* blocks = places.block_ids + places.tables[t];
   auto& rows = shared.groups[Group()].rows;
   int loaded = 0;  // tiles of this group so far
@@ -240,7 +243,7 @@ __global__ void __launch_bounds__(kGroups* kThreads,
     LoadTile<Code>(cache + int64_t{blocks[tile]} * kTile * kRow * Code::kBytes,
                    tile * kTile, position, rows[loaded++ % 2]);
   };
-  if (split <= last_split) load(split * kSplitTiles);
+  if (split <= last_split) load(split * split_tiles);
   const int first_head = blockIdx.y * kHeads;
   const int block_heads = min(kHeads, heads - first_head);
   LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
@@ -252,14 +255,14 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   Merged<kSums> merged;
   const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
   for (int added = 0; split <= last_split; split += kGroups) {
-    const int end = min((split + 1) * kSplitTiles, position / kTile + 1);
-    for (int tile = split * kSplitTiles; tile < end; ++tile, ++added) {
+    const int end = min((split + 1) * split_tiles, position / kTile + 1);
+    for (int tile = split * split_tiles; tile < end; ++tile, ++added) {
       WaitForCopies();
       GroupSync();  // The tile is here, nobody reads the other any more.
       if (tile + 1 < end) {
         load(tile + 1);
       } else if (split + kGroups <= last_split) {
-        load((split + kGroups) * kSplitTiles);
+        load((split + kGroups) * split_tiles);
       }
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
@@ -315,12 +318,12 @@ constexpr int kMergeSums = 8;
 template <typename Code>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
-                const float* partials, float* out) {
+                const float* partials, float* out, int split_tiles) {
   AllowNextKernel();
   WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int first_sum = blockIdx.z * kMergeSums;
-  const int splits = places.positions[t] / kSplit + 1;
+  const int splits = places.positions[t] / (split_tiles * kTile) + 1;
   const float* partial = partials + (t * gridDim.y + blockIdx.y) * max_splits *
                                         int64_t{kPartialFloats};
   const int head = threadIdx.x % 32 / 4;
@@ -342,22 +345,52 @@ int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 
 }  // namespace
 
+int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
+                           int64_t max_position) {
+  // Two blocks a multiprocessor; but the merge waits for memory every few
+  // splits, and a split's first four tiles cost little more than one.
+  constexpr int64_t kBlocks = 2 * 132;
+  constexpr int64_t kMostSplits = 16;
+  const int64_t units = tokens * Groups(heads);
+  const int64_t tiles = max_position / kTile + 1;
+  // Whole sequences: groups that take turns need turns.
+  if (units >= kWholeUnits) {
+    return units < kPairedUnits ? kSplit : tiles * kTile;
+  }
+  const int64_t splits = std::min(kMostSplits, kBlocks / units);
+  return kTile * std::max<int64_t>(kSplitTiles, (tiles + splits - 1) / splits);
+}
+
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position) {
-  const int64_t splits = max_position / kSplit + 1;
+                                 int64_t max_position, int64_t split) {
+  const int64_t splits = max_position / split + 1;
   const int64_t units = tokens * Groups(heads);
   return units >= kWholeUnits || splits == 1 ? 0
                                              : units * splits * kPartialFloats;
+}
+
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position) {
+  return AttentionWorkspaceFloats(tokens, heads, max_position, kSplit);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out) {
+  MlaAttention(options, places, max_position, query, heads, scale, cache,
+               workspace, out, kSplit);
+}
+
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, int64_t split) {
   constexpr float kLog2E = 0x1.715476p+0f;
   const bool whole =
-      AttentionWorkspaceFloats(places.tokens, heads, max_position) == 0;
-  const int64_t splits = max_position / kSplit + 1;
+      AttentionWorkspaceFloats(places.tokens, heads, max_position, split) == 0;
+  const int64_t splits = max_position / split + 1;
+  const int split_tiles = static_cast<int>(split / kTile);
   const dim3 grid(static_cast<unsigned>(places.tokens),
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
@@ -369,19 +402,20 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
               .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
              options, "MlaAttention", places, query, static_cast<int>(heads),
              scale * kLog2E, static_cast<const std::byte*>(cache.data),
-             whole ? nullptr : workspace, out);
+             whole ? nullptr : workspace, out, split_tiles);
     };
     // Several tiles of bf16 a group do not fit shared memory.
     if constexpr (Code::kBytes == 1 && kSplitWarps == kHeads) {
       const int64_t units = int64_t{grid.x} * grid.y;
-      if (!whole && units * splits <= kSpreadBlocks) {
+      if (!whole && split_tiles <= kSplitTiles &&
+          units * splits <= kSpreadBlocks) {
         Launch(SplitKernel<Code>,
                {.grid = grid,
                 .threads = kSplitThreads,
                 .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
                options, "MlaAttention", places, query, static_cast<int>(heads),
                scale * kLog2E, static_cast<const std::byte*>(cache.data),
-               workspace);
+               workspace, split_tiles);
       } else {
         whole&& splits > 1 && units < kPairedUnits
             ? launch.template operator()<2>()
@@ -395,7 +429,7 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
         MergeKernel<Code>,
         {.grid = dim3(grid.x, grid.y, kSums / kMergeSums), .threads = kThreads},
         options, "MlaAttention's merge", places, static_cast<int>(heads),
-        splits, static_cast<const float*>(workspace), out);
+        splits, static_cast<const float*>(workspace), out, split_tiles);
   });
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/testing/gpu_test.h"
 
@@ -124,7 +125,7 @@ std::vector<float> Query(const Token& token) {
 
 // (tokens, kHeads, kLatent)
 std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
-                          const std::vector<Token>& tokens) {
+                          const std::vector<Token>& tokens, bool fast = false) {
   std::vector<int32_t> positions;
   std::vector<int32_t> tables;
   std::vector<float> query;
@@ -137,17 +138,19 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   const int64_t count = static_cast<int64_t>(tokens.size());
   const int64_t max_position =
       *std::max_element(positions.begin(), positions.end());
+  const int64_t split =
+      fast ? FastAttentionSplit(count, kHeads, max_position) : kAttentionSplit;
   const auto device_positions = Upload(positions);
   const auto device_tables = Upload(tables);
   const auto device_query = Upload(query);
   const auto out = Poisoned<float>(count * kHeads * kLatent);
-  const auto workspace =
-      Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, max_position));
+  const auto workspace = Poisoned<float>(
+      AttentionWorkspaceFloats(count, kHeads, max_position, split));
   MlaAttention({.stream = stream},
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,
-               sequences.layer(), workspace.data(), out.data());
+               sequences.layer(), workspace.data(), out.data(), split);
   Check(cudaStreamSynchronize(stream), "mla_attention");
   return out.Download();
 }
@@ -231,6 +234,27 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
     const auto out = Attend(stream().get(), sequences, {token});
     EXPECT_LT(RelativeError(out, Reference(sequences, token)), bound)
         << "at position " << p;
+  }
+}
+
+// Splits that follow the load: from a tile each to a whole sequence.
+TEST_P(MlaAttentionTest, MatchesDoublePrecisionWithFastSplits) {
+  const Sequences sequences(GetParam(), stream().get());
+  const double bound = GetParam() == KvDtype::kBf16 ? 5e-3 : 6e-4;
+  for (const size_t count : {1, 3, 8, 40, 70, 130}) {
+    std::vector<Token> tokens;
+    for (size_t i = 0; i < count; ++i) {
+      tokens.push_back({static_cast<int>(i % 2),
+                        static_cast<int32_t>((1099 + 347 * i) % 1100)});
+    }
+    const auto out = Attend(stream().get(), sequences, tokens, /*fast=*/true);
+    for (size_t i = 0; i < std::min<size_t>(count, 4); ++i) {
+      const float* mine = &out[i * kHeads * kLatent];
+      EXPECT_LT(RelativeError(std::vector<float>(mine, mine + kHeads * kLatent),
+                              Reference(sequences, tokens[i])),
+                bound)
+          << "token " << i << " of " << count;
+    }
   }
 }
 

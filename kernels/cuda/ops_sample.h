@@ -42,6 +42,21 @@ void Sample(const float* logits, int64_t row_count, int64_t vocabulary,
             int64_t limit, const SampleRow* rows, SampledRow* sampled,
             const LaunchOptions& options);
 
+// The tokens that a step begins with.
+struct StepTokens {
+  // (T). Below 0: the id that row ~ids[t] of `sampled` has, so that a step can
+  // be enqueued before its tokens are known.
+  const int32_t* ids = nullptr;
+  const SampledRow* sampled = nullptr;
+  // (T), or null. Set to 1, for KvAppend to say otherwise.
+  uint8_t* finite = nullptr;
+};
+
+// Embedding (ops_linear.h) of such tokens.
+void Embedding(WeightDtype dtype, const void* table, const StepTokens& tokens,
+               int64_t count, int64_t hidden, float* out,
+               const LaunchOptions& options);
+
 }  // namespace invar::cuda
 
 #endif  // INVAR_KERNELS_CUDA_OPS_SAMPLE_H_

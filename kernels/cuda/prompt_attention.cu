@@ -7,6 +7,7 @@
 // makes its weights, while two sum the tile before it, P V, 256 latents each; a
 // fourth copies. Tiles come as operands, made once a step (StageKernel): 16-bit,
 // swizzled, K in the order of operands.cuh.
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/prompt_tiles.cuh"
 
@@ -16,7 +17,6 @@ namespace {
 constexpr int kTokens = 4;  // of a block
 constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
-constexpr int kSplitTiles = static_cast<int>(kAttentionSplit) / kTile;
 // Warpgroups: one scores, kValueGroups sum, one copies.
 constexpr int kValueGroups = 2;
 constexpr int kGroups = 1 + kValueGroups;        // that multiply
@@ -58,6 +58,7 @@ struct Arguments {
   float scale_log2;
   const std::byte* tiles;
   float* out;
+  int split_tiles;
 };
 
 __device__ int Group() { return threadIdx.x / 128; }
@@ -332,11 +333,11 @@ struct Values {
   // Merged::Add of mla_attention.cu. What is merged so far waits in the output;
   // after the token's last split it is divided.
   __device__ void MergeSplit(int split, int token, int first_head) {
-    constexpr int kSplit = static_cast<int>(kAttentionSplit);
-    if (split * kSplit > position) return;
+    const int split_rows = a.split_tiles * kTile;
+    if (split * split_rows > position) return;
     const int lane = threadIdx.x % 32;
     const bool is_first = split == 0;
-    const bool is_last = split == position / kSplit;
+    const bool is_last = split == position / split_rows;
     float old_factor[2] = {0.0f, 0.0f};
     float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
@@ -480,7 +481,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           scores.position = position;
 #pragma unroll 1
           for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
-            if (tile % kSplitTiles == 0) {
+            if (tile % a.split_tiles == 0) {
               scores.max[0] = scores.max[1] = -INFINITY;
             }
             BarrierWait(&shared.full[place.slot()], place.phase());
@@ -495,11 +496,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ForEachSequence(
         a.places, first_token, [&](const Sequence& of, int position) {
           values.position = position;
-for (int split = 0; split * kSplitTiles < of.tiles; ++split) {
-            const int end = min((split + 1) * kSplitTiles, of.tiles);
+for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
+            const int end = min((split + 1) * a.split_tiles, of.tiles);
             values.Clear();
 #pragma unroll 1
-            for (int tile = split * kSplitTiles; tile < end;
+            for (int tile = split * a.split_tiles; tile < end;
                  ++tile, ++place.tile) {
               values.Take(place.tile);
               values.Rescale();
@@ -522,6 +523,14 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out) {
+  PromptAttention(options, places, blocks, query, heads, scale, cache,
+                  workspace, out, kAttentionSplit);
+}
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const float* query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out, int64_t split) {
   constexpr float kLog2E = 0x1.715476p+0f;
   if (places.tokens == 0) return;
   const Arguments a = {.places = places,
@@ -529,7 +538,8 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                        .heads = static_cast<int>(heads),
                        .scale_log2 = scale * kLog2E,
                        .tiles = workspace,
-                       .out = out};
+                       .out = out,
+                       .split_tiles = static_cast<int>(split / kTile)};
   DispatchKv(cache.dtype, [&]<typename Code>() {
     Launch(StageKernel<Code>,
            {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},

@@ -2,6 +2,7 @@
 // no sum is involved.
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/gemm_test_values.h"
+#include "kernels/cuda/ops_sample.h"
 #include "kernels/ops.h"
 
 namespace invar::cuda::testing {
@@ -88,11 +89,9 @@ TEST_F(RmsNormTest, AddsNormsAndQuantises) {
         stream().Synchronize();
         EXPECT_TRUE(SameBits(fused.Download().data(), alone.Download().data(),
                              rows * size));
-        EXPECT_TRUE(SameBits(fused_scales.Download().data(),
-                             alone_scales.Download().data(),
-                             rows * (dynamic == DynamicInputs::kToken
-                                         ? 1
-                                         : ScaleBlocks(size))));
+        EXPECT_TRUE(SameBits(
+            fused_scales.Download().data(), alone_scales.Download().data(),
+            rows * (dynamic == DynamicInputs::kToken ? 1 : ScaleBlocks(size))));
       }
 
       // Rows picked out of place are the same rows.
@@ -152,6 +151,34 @@ TEST_F(RmsNormTest, EmbeddingTakesItsRows) {
     ASSERT_EQ(actual[i],
               table.values[ids[i / kHidden] * kHidden + i % kHidden]);
   }
+}
+
+TEST_F(RmsNormTest, EmbeddingTakesWhatWasSampled) {
+  constexpr int64_t kHidden = 272;
+  const Codes table = Encode(WeightDtype::kBf16, SpreadValues(11 * kHidden, 1));
+  const auto data = Upload(table.bytes);
+  std::vector<SampledRow> sampled(3, SampledRow{});
+  for (size_t i = 0; i < sampled.size(); ++i) {
+    sampled[i].id = static_cast<int32_t>(7 + i);
+  }
+  const auto d_sampled = Upload(sampled);
+  const std::vector<int32_t> ids = {~0, 4, ~2, ~1, ~1};
+  const std::vector<int32_t> expected = {7, 4, 9, 8, 8};
+  const auto d_ids = Upload(ids);
+  const auto finite = Poisoned<uint8_t>(ids.size());
+  const auto out = Poisoned<float>(ids.size() * kHidden);
+  Embedding(WeightDtype::kBf16, data.data(),
+            StepTokens{.ids = d_ids.data(),
+                       .sampled = d_sampled.data(),
+                       .finite = finite.data()},
+            ids.size(), kHidden, out.data(), {.stream = stream().get()});
+  stream().Synchronize();
+  const auto actual = out.Download();
+  for (size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_EQ(actual[i],
+              table.values[expected[i / kHidden] * kHidden + i % kHidden]);
+  }
+  EXPECT_EQ(finite.Download(), std::vector<uint8_t>(ids.size(), 1));
 }
 
 }  // namespace

@@ -27,7 +27,8 @@ struct SplitShared {
 template <typename Code>
 __global__ void __launch_bounds__(kSplitThreads, 1)
     SplitKernel(TokenPlaces places, const float* query, int heads,
-                float scale_log2, const std::byte* cache, float* partials) {
+                float scale_log2, const std::byte* cache, float* partials,
+                int split_tiles) {
   static_assert(Code::kBytes == 1 && kSplitWarps == kHeads,
                 "a split's tiles fit shared memory, a warp packs a head");
   using Operand = typename Code::Operand;
@@ -37,9 +38,9 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
   WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int first_tile = blockIdx.z * kSplitTiles;
+  const int first_tile = blockIdx.z * split_tiles;
   if (first_tile * kTile > position) return;
-  const int tiles = min(kSplitTiles, position / kTile + 1 - first_tile);
+  const int tiles = min(split_tiles, position / kTile + 1 - first_tile);
   const int my_tile = Group();
   const int first = (first_tile + my_tile) * kTile;
   const int warp = threadIdx.x / 32;

@@ -1,23 +1,33 @@
 #include "tests/contract/cpu_backend.h"
 
 #include <cstring>
+#include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/isa.h"
 #include "tests/contract/random.h"
+#include "worker/engine/testing/deferring_model.h"
 
 namespace invar::contract {
 namespace {
 
-Variant MakeVariant(int threads, cpu::Isa isa) {
+// With `overlap` steps are planned ahead, as a GPU's are.
+Variant MakeVariant(int threads, bool overlap, cpu::Isa isa) {
   Variant variant;
-  variant.name = absl::StrCat("threads=", threads, "/isa=", cpu::Name(isa));
+  variant.name = absl::StrCat("threads=", threads, overlap ? "/overlap=on" : "",
+                              "/isa=", cpu::Name(isa));
   if (isa > cpu::BestIsa()) {
     variant.missing = absl::StrCat("this processor has no ", cpu::Name(isa));
   }
-  variant.load = [threads, isa](const std::string& folder, KvDtype kv_dtype) {
-    return Model::Load(
+  variant.load =
+      [threads, overlap, isa](
+          const std::string& folder,
+          KvDtype kv_dtype) -> absl::StatusOr<std::shared_ptr<Model>> {
+    absl::StatusOr<std::shared_ptr<Model>> model = Model::Load(
         {.path = folder, .kv_dtype = kv_dtype, .threads = threads, .isa = isa});
+    if (!model.ok() || !overlap) return model;
+    return std::make_shared<DeferringModel>(*std::move(model));
   };
   return variant;
 }
@@ -42,9 +52,8 @@ Backend CpuBackend() {
                        KvDtype::kFp32};
   for (const cpu::Isa isa :
        {cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16}) {
-    for (const int threads : {1, 2}) {
-      backend.variants.push_back(MakeVariant(threads, isa));
-    }
+    backend.variants.push_back(MakeVariant(1, /*overlap=*/false, isa));
+    backend.variants.push_back(MakeVariant(2, /*overlap=*/true, isa));
   }
   backend.soil = Soil;
   backend.read = [](const KvCache& cache, int64_t layer, int64_t block,

@@ -36,14 +36,16 @@ void Resize(ModelConfig& config) {
 }
 
 // `step_tokens`: what a pass holds; a step of more takes several.
-Variant MakeVariant(const std::string& name, bool graphs, int64_t step_tokens) {
+Variant MakeVariant(const std::string& name,
+                    const cuda::CudaModel::Options& options,
+                    int64_t step_tokens) {
   Variant variant;
   variant.name = name;
-  variant.load = [graphs, step_tokens](const std::string& folder,
-                                       KvDtype kv_dtype) {
+  variant.load = [options, step_tokens](const std::string& folder,
+                                        KvDtype kv_dtype) {
     return cuda::CudaModel::Load(
         {.path = folder, .kv_dtype = kv_dtype, .step_tokens = step_tokens},
-        {.graphs = graphs});
+        options);
   };
   return variant;
 }
@@ -54,9 +56,10 @@ Backend CudaBackend() {
   Backend backend;
   backend.name = "cuda";
   backend.kv_dtypes = {KvDtype::kFp8E5m2, KvDtype::kFp8E4m3, KvDtype::kBf16};
-  backend.variants = {MakeVariant("graphs=off/passes=one", false, 2048),
-                      MakeVariant("graphs=on/passes=one", true, 2048),
-                      MakeVariant("graphs=on/passes=many", true, 48)};
+  backend.variants = {MakeVariant("graphs=off/overlap=off/passes=one",
+                                  {.graphs = false, .overlap = false}, 2048),
+                      MakeVariant("graphs=on/overlap=on/passes=one", {}, 2048),
+                      MakeVariant("graphs=on/overlap=on/passes=many", {}, 48)};
   backend.soil = Soil;
   backend.read = Read;
   backend.resize = Resize;

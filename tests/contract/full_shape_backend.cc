@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kStepTokens = 2048;
 
-// A model that others use too, with graphs or without.
+// A model that others use too, with graphs and overlap or without.
 class WithGraphs final : public SharedModel {
  public:
   WithGraphs(std::shared_ptr<cuda::CudaModel> model, const Backend* backend,
@@ -28,6 +28,14 @@ class WithGraphs final : public SharedModel {
                                   std::span<RowAnswer> answers) override {
     model_->UseGraphs(graphs_);
     return SharedModel::Answer(slices, cache, limit, requests, answers);
+  }
+  int64_t StepsInFlight() const override {
+    return graphs_ ? SharedModel::StepsInFlight() : 1;
+  }
+  void Start(std::span<const SequenceSlice> slices, KvCache& cache,
+             int64_t limit, std::span<const RowRequest> requests) override {
+    model_->UseGraphs(graphs_);
+    SharedModel::Start(slices, cache, limit, requests);
   }
 
  private:
@@ -79,7 +87,7 @@ Backend FullShapeBackend(const std::string& folder) {
   const auto loader = std::make_shared<Loader>();
   for (const bool graphs : {true, false}) {
     backend.variants.push_back(
-        {.name = graphs ? "graphs=on" : "graphs=off",
+        {.name = graphs ? "graphs=on/overlap=on" : "graphs=off/overlap=off",
          .missing = "",
          .load = [loader, graphs](const std::string& path, KvDtype kv_dtype) {
            return loader->Load(path, kv_dtype, graphs);

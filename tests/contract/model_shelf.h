@@ -66,6 +66,14 @@ class SharedModel : public Model {
                                   std::span<RowAnswer> answers) override {
     return model_->Answer(slices, cache, limit, requests, answers);
   }
+  int64_t StepsInFlight() const override { return model_->StepsInFlight(); }
+  void Start(std::span<const SequenceSlice> slices, KvCache& cache,
+             int64_t limit, std::span<const RowRequest> requests) override {
+    model_->Start(slices, cache, limit, requests);
+  }
+  std::vector<SliceHealth> Finish(std::span<RowAnswer> answers) override {
+    return model_->Finish(answers);
+  }
 
  private:
   const std::shared_ptr<Model> model_;

@@ -73,6 +73,16 @@ def test_a_wrong_config(tmp_path, text, expected):
     assert len(lines(process)) == 1 and expected in process.text()
 
 
+def test_a_gpu_that_is_not_there(tmp_path):
+    process = Process(tmp_path / "log", BIN / "invar-worker", "--scheduler",
+                      "127.0.0.1:1", "--device", "cuda:99")
+    assert process.wait() == 1
+    assert len(lines(process)) == 1
+    # A build without CUDA, a machine without a driver, one of fewer GPUs.
+    assert any(text in process.text() for text in
+               ("no CUDA backend", "no NVIDIA driver is installed", "there is no cuda:99"))
+
+
 @pytest.mark.parametrize("kind", ["Unigram", "WordPiece"])
 def test_a_tokenizer_of_another_kind(deploy, tmp_path, kind):
     model = copy_model(tmp_path)

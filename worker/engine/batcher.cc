@@ -40,24 +40,38 @@ void Batcher::Preempt(Sequence* sequence) {
   ++preemptions_;
 }
 
-void Batcher::GrowRunning() {
+// The first that waits, too: it would wait on while steps are planned ahead.
+bool Batcher::NeedsTheText() const {
+  if (!waiting_.empty() && !waiting_.begin()->second->uses.neutral()) {
+    return true;
+  }
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const auto& at) { return !at.second->uses.neutral(); });
+}
+
+bool Batcher::GrowRunning(bool ahead) {
   for (auto at = running_.begin(); at != running_.end(); ++at) {
     Sequence* sequence = at->second;
-    while (HeldBlocks(*sequence) < BlocksFor(sequence->size())) {
+    if (!sequence->wants_step()) continue;  // It ends with what is in flight.
+    while (HeldBlocks(*sequence) < BlocksFor(sequence->planned_size())) {
       if (pool_->available() > 0) {
         sequence->hold.block_ids.push_back(pool_->Take());
         continue;
       }
+      if (ahead) return false;
       Sequence* last = running_.rbegin()->second;
       Preempt(last);
-      if (last == sequence) return;
+      if (last == sequence) return true;
     }
   }
+  return true;
 }
 
-void Batcher::StartWaiting() {
+void Batcher::StartWaiting(bool ahead) {
   while (!waiting_.empty() && running() < places_) {
-    if (!TryStart(waiting_.begin()->second)) return;
+    Sequence* first = waiting_.begin()->second;
+    if (ahead && !first->uses.neutral()) return;
+    if (!TryStart(first)) return;
   }
 }
 
@@ -109,9 +123,10 @@ void Batcher::ShareWritten(Sequence* sequence) {
   }
 }
 
-std::vector<PlannedSlice> Batcher::Plan() {
-  GrowRunning();
-  StartWaiting();
+std::vector<PlannedSlice> Batcher::Plan(bool ahead) {
+  if (ahead && NeedsTheText()) return {};
+  if (!GrowRunning(ahead)) return {};
+  StartWaiting(ahead);
   tokens_left_ = limits_.step_tokens;
   rows_left_ = limits_.logit_rows;
   std::vector<PlannedSlice> plan;
@@ -125,17 +140,19 @@ std::vector<PlannedSlice> Batcher::Plan() {
 }
 
 void Batcher::PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan) {
-  const int64_t first = sequence->hold.computed;
-  int64_t count = std::min(sequence->size() - first, tokens_left_);
+  if (!sequence->wants_step()) return;
+  const int64_t first = sequence->planned_computed();
+  int64_t count = std::min(sequence->planned_size() - first, tokens_left_);
   int64_t rows = 0;
   if (sequence->wants_scores()) {
     // A row scores the token after its position. Where the prompt is all there
     // is, the last position's row is also the one to sample from.
-    const int64_t without_row = sequence->scored_tokens - 1 - first;
+    const int64_t without_row = sequence->planned_scored() - 1 - first;
     count = std::min(
         {count, sequence->prompt_tokens - first, without_row + rows_left_});
     rows = std::max<int64_t>(0, count - without_row);
-  } else if (sequence->wants_output() && first + count == sequence->size()) {
+  } else if (sequence->wants_output() &&
+             first + count == sequence->planned_size()) {
     rows = 1;
     if (rows_left_ == 0) {
       rows = 0;
@@ -148,7 +165,7 @@ void Batcher::PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan) {
   for (int64_t i = first / kBlockTokens; i < BlocksFor(first + count); ++i) {
     pool_->AssertWritable(sequence->hold.block_ids[i]);
   }
-  plan->push_back({sequence, count, rows});
+  plan->push_back({sequence, first, count, rows, sequence->decoding()});
 }
 
 }  // namespace invar

@@ -19,11 +19,13 @@ struct BatchLimits {
   int64_t logit_rows = 0;
 };
 
-// A part of a step: positions [computed, computed + tokens) of a sequence.
+// A part of a step: positions [first, first + tokens) of a sequence.
 struct PlannedSlice {
   Sequence* sequence = nullptr;
+  int64_t first = 0;
   int64_t tokens = 0;
   int64_t logit_rows = 0;  // of the last positions
+  bool decodes = false;
 };
 
 // Sequences wait and run in the order of their arrival, and nobody overtakes.
@@ -39,6 +41,11 @@ struct PlannedSlice {
 //
 // A step computes every decode first, then prefill, in the order of arrival.
 // Fewer run than a step has tokens, so that decodes leave some to prefill.
+//
+// A step may be planned ahead, while one is in flight that is taken to end no
+// sequence. Then nobody is preempted, and nobody runs whose penalties wait for
+// the text: such steps are planned when nothing is in flight.
+//
 // None of this may show in a bit of any answer. Not thread-safe: the engine's.
 class Batcher {
  public:
@@ -62,14 +69,16 @@ class Batcher {
   void ShareWritten(Sequence* sequence);
 
   // Preempts and starts what must and can, and chooses the next step's slices.
-  // Empty: nothing to compute.
-  std::vector<PlannedSlice> Plan();
+  // Empty: nothing to compute, or nothing that can be planned `ahead`.
+  std::vector<PlannedSlice> Plan(bool ahead = false);
 
  private:
   using Arrivals = std::map<int64_t, Sequence*>;
 
-  void GrowRunning();
-  void StartWaiting();
+  bool NeedsTheText() const;
+  // False: `ahead`, and one would have to give way.
+  bool GrowRunning(bool ahead);
+  void StartWaiting(bool ahead);
   bool TryStart(Sequence* sequence);
   // Appends a slice within what is left of the step.
   void PlanSlice(Sequence* sequence, std::vector<PlannedSlice>* plan);

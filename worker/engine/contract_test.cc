@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "worker/engine/testing/deferring_model.h"
 #include "worker/engine/testing/engine_harness.h"
 #include "worker/model/model.h"
 #include "worker/model/testing/random_checkpoint.h"
@@ -44,7 +45,8 @@ class ContractTest : public ::testing::TestWithParam<KvDtype> {
     options.max_context_tokens = 512;
     options.max_top_logprobs = 5;
     options.tokenizer_ids = vocab_size_;
-    return std::make_unique<EngineHarness>(options, *std::move(model));
+    return std::make_unique<EngineHarness>(options,
+                                           ForThisRun(*std::move(model)));
   }
 
   static std::vector<int32_t> Prompt(int32_t size, int32_t salt) {
@@ -207,7 +209,7 @@ TEST(NotFiniteWeightTest, EndsTheRequestsThatMeetIt) {
   options.max_context_tokens = 256;
   // The poisoned id is not chosen, so that the healthy answer never meets it.
   options.tokenizer_ids = 3;
-  EngineHarness harness(options, *std::move(model));
+  EngineHarness harness(options, ForThisRun(*std::move(model)));
   harness.Submit(MakeSubmit(1, {1, 2, 3}, 4));
   harness.Submit(MakeSubmit(2, {1, 2, 4}, 4));
   harness.Drain();

@@ -1,7 +1,6 @@
 #include "worker/engine/engine.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,15 +26,25 @@ BatchLimits MakeBatchLimits(const Engine::Options& options,
 
 }  // namespace
 
-Engine::Engine(const Options& options, std::unique_ptr<Model> model)
+Engine::Engine(const Options& options, std::unique_ptr<Model> model,
+               std::unique_ptr<KvCache> cache)
     : options_(options),
       model_(std::move(model)),
       vocab_size_(model_->config().vocab_size),
       submit_limits_{options.max_context_tokens, vocab_size_,
                      options.max_top_logprobs},
-      cache_(model_->NewKvCache(options.kv_blocks)),
+      cache_(cache != nullptr ? std::move(cache)
+                              : model_->NewKvCache(options.kv_blocks)),
       pool_(options.kv_blocks),
       batcher_(MakeBatchLimits(options, vocab_size_), &pool_) {}
+
+Engine::~Engine() {
+  // They write to the cache, which goes now.
+  for (const StartedStep& step : in_flight_) {
+    row_answers_.assign(step.tasks.size(), RowAnswer());
+    model_->Finish(row_answers_);
+  }
+}
 
 CreditAmount Engine::Share(int place) const {
   return {
@@ -114,148 +123,9 @@ void Engine::Cancel(SessionId session, const AttemptKey& key) {
 
 void Engine::Preempt(SessionId session, const AttemptKey& key) {
   const auto found = sequences_.find(SequenceId(session, key));
-  if (found != sequences_.end()) batcher_.Preempt(found->second.get());
-}
-
-StepSummary Engine::Step(absl::Time now) {
-  EndExpired(now);
-  StepSummary summary;
-  const std::vector<PlannedSlice> plan = batcher_.Plan();
-  if (!plan.empty()) {
-    ++steps_;
-    summary.computed = true;
-    const std::vector<SliceHealth> health = Compute(plan);
-    size_t row = 0;
-    for (size_t i = 0; i < plan.size(); ++i) {
-      Sequence* sequence = plan[i].sequence;
-      const size_t rows = plan[i].logit_rows;
-      if (!sequence->decoding()) summary.prompt_tokens += plan[i].tokens;
-      if (health[i] == SliceHealth::kFinite) {
-        summary.generated_tokens +=
-            Advance(plan[i], std::span(row_requests_).subspan(row, rows),
-                    std::span(row_answers_).subspan(row, rows));
-      } else {
-        End(sequence, Terminal::NOT_FINITE,
-            absl::StrCat("the model produced a value that is not finite at a "
-                         "position from ",
-                         sequence->hold.computed));
-      }
-      row += rows;
-    }
-  }
-  SendReports();
-  summary.running = batcher_.running();
-  summary.waiting = batcher_.waiting();
-  summary.preemptions = preemptions() - preemptions_reported_;
-  preemptions_reported_ = preemptions();
-  summary.kv_blocks_used = pool_.used();
-  summary.kv_blocks_cached = pool_.cached();
-  summary.kv_blocks_total = pool_.total();
-  return summary;
-}
-
-void Engine::EndExpired(absl::Time now) {
-  std::vector<Sequence*> expired;
-  for (const auto& [id, sequence] : sequences_) {
-    if (sequence->deadline <= now) expired.push_back(sequence.get());
-  }
-  for (Sequence* sequence : expired) End(sequence, Terminal::DEADLINE, "");
-}
-
-std::vector<SliceHealth> Engine::Compute(
-    const std::vector<PlannedSlice>& plan) {
-  std::vector<SequenceSlice> slices;
-  slices.reserve(plan.size());
-  row_requests_.clear();
-  for (const PlannedSlice& slice : plan) {
-    const Sequence& sequence = *slice.sequence;
-    const int64_t first = sequence.hold.computed;
-    slices.push_back({std::span(sequence.tokens).subspan(first, slice.tokens),
-                      first, sequence.hold.block_ids, slice.logit_rows});
-    const int64_t end = first + slice.tokens;
-    for (int64_t p = end - slice.logit_rows; p < end; ++p) {
-      row_requests_.push_back(RequestOf(sequence, p));
-    }
-  }
-  row_answers_.assign(row_requests_.size(), RowAnswer());
-  return model_->Answer(slices, *cache_,
-                        std::min(options_.tokenizer_ids, vocab_size_),
-                        row_requests_, row_answers_);
-}
-
-RowRequest Engine::RequestOf(const Sequence& sequence, int64_t position) const {
-  const int64_t next = position + 1;
-  RowRequest request;
-  if (sequence.wants_scores() && next < sequence.prompt_tokens) {
-    request.task = RowTask::kScore;
-    request.scored_token = sequence.tokens[next];
-  } else if (sequence.wants_output() && next == sequence.size()) {
-    request.task = RowTask::kChoose;
-    request.sampling = sequence.sampling;
-    request.seed = sequence.seed;
-    request.position = static_cast<uint64_t>(next);
-    request.uses = sequence.uses.list();
-    request.penalties = sequence.uses.penalties();
-    request.log_prob = sequence.logprobs;
-    request.likeliest = sequence.top_logprobs;
-  }
-  return request;
-}
-
-int64_t Engine::Advance(const PlannedSlice& slice,
-                        std::span<const RowRequest> rows,
-                        std::span<const RowAnswer> answers) {
-  Sequence* sequence = slice.sequence;
-  sequence->hold.computed += slice.tokens;
-  int64_t chosen = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].task == RowTask::kScore) {
-      AddScore(sequence, answers[i].token.log_prob);
-    }
-  }
-  batcher_.ShareWritten(sequence);
-  if (!rows.empty() && rows.back().task == RowTask::kChoose) {
-    AddToken(sequence, answers.back());
-    chosen = 1;
-  }
-  if (sequence->finished()) {
-    End(sequence, sequence->stopped ? Terminal::STOP : Terminal::LENGTH, "");
-  }
-  return chosen;
-}
-
-void Engine::AddScore(Sequence* sequence, float log_prob) {
-  AttemptReport* report = Report(*sequence);
-  if (report->prompt_logprobs_size() == 0) {
-    report->set_prompt_position(static_cast<int32_t>(sequence->scored_tokens));
-  }
-  report->add_prompt_logprobs(log_prob);
-  ++sequence->scored_tokens;
-}
-
-void Engine::AddToken(Sequence* sequence, const RowAnswer& answer) {
-  const int64_t position = sequence->size();
-  const int32_t token = answer.token.token_id;
-  AttemptReport* report = Report(*sequence);
-  if (report->token_ids_size() == 0) {
-    report->set_position(static_cast<int32_t>(position));
-  }
-  report->add_token_ids(token);
-  if (position == sequence->submitted_tokens) {
-    report->set_cached_tokens(static_cast<int32_t>(
-        std::min(*sequence->cached_tokens, sequence->prompt_tokens)));
-  }
-  if (sequence->logprobs) report->add_logprobs(answer.token.log_prob);
-  if (sequence->top_logprobs > 0) {
-    worker::v1::Alternatives* likeliest = report->add_alternatives();
-    for (const TokenLogProb& other : answer.likeliest) {
-      likeliest->add_token_ids(other.token_id);
-      likeliest->add_logprobs(other.log_prob);
-    }
-  }
-  sequence->tokens.push_back(token);
-  sequence->uses.AddOutput(token);
-  sequence->CheckStop();
+  if (found == sequences_.end()) return;
+  DropInFlight(found->second.get());
+  batcher_.Preempt(found->second.get());
 }
 
 AttemptReport* Engine::Report(const Sequence& sequence) {
@@ -280,8 +150,18 @@ void Engine::End(Sequence* sequence, Terminal::Reason reason,
 }
 
 void Engine::Forget(Sequence* sequence) {
+  DropInFlight(sequence);
   batcher_.Remove(sequence);
   sequences_.erase(sequence->id);
+}
+
+void Engine::DropInFlight(Sequence* sequence) {
+  for (StartedStep& step : in_flight_) {
+    for (PlannedSlice& slice : step.slices) {
+      if (slice.sequence == sequence) slice.sequence = nullptr;
+    }
+  }
+  sequence->in_flight = InFlight();
 }
 
 void Engine::SendReports() {

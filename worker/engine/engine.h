@@ -4,6 +4,7 @@
 #define INVAR_WORKER_ENGINE_ENGINE_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -28,7 +29,8 @@ using ReportSink = std::function<void(worker::v1::StepReport)>;
 // What one step did, for metrics.
 struct StepSummary {
   bool computed = false;  // False: it only ended sequences.
-  // Computed: prompt, resumed output, and again what was preempted.
+  // Computed: prompt, resumed output, and again what was preempted or what a
+  // sequence that ended meanwhile had in flight.
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;  // sampled
   int64_t running = 0;
@@ -40,8 +42,14 @@ struct StepSummary {
 };
 
 // Owns the model, its cache, the block pool and every sequence. Each call
-// returns when its work is done; reports go to the session's sink at the end
-// of Step. Not thread-safe: see EngineThread.
+// returns when its work is done, except that a model which computes beside its
+// caller has the next step in flight after Step; reports go to the session's
+// sink at the end of Step. Not thread-safe: see EngineThread.
+//
+// The next step is planned as if no step in flight ended a sequence. What such
+// a step computed of one that has ended or was preempted meanwhile is dropped:
+// it went into blocks of that sequence alone, and steps are computed in order,
+// so whoever takes the blocks next writes them later.
 class Engine {
  public:
   struct Options {
@@ -56,7 +64,10 @@ class Engine {
     int schedulers = 1;
   };
 
-  Engine(const Options& options, std::unique_ptr<Model> model);
+  // `cache` has options.kv_blocks; without one the model makes it.
+  Engine(const Options& options, std::unique_ptr<Model> model,
+         std::unique_ptr<KvCache> cache = nullptr);
+  ~Engine();
 
   const Model& model() const { return *model_; }
   const Options& options() const { return options_; }
@@ -67,8 +78,10 @@ class Engine {
   int64_t kv_blocks_available() const { return pool_.available(); }
   int64_t preemptions() const { return batcher_.preemptions(); }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
-  // Nothing to compute and nothing to report.
-  bool idle() const { return sequences_.empty() && reports_.empty(); }
+  // Nothing to compute, nothing in flight and nothing to report.
+  bool idle() const {
+    return sequences_.empty() && in_flight_.empty() && reports_.empty();
+  }
 
   // What scheduler `place` is granted at an attach.
   CreditAmount Share(int place) const;
@@ -91,13 +104,18 @@ class Engine {
   // or no longer, is stale and ignored.
   void Preempt(SessionId session, const worker::v1::AttemptKey& key);
 
-  // Ends what is past its deadline, computes one step and reports.
+  // Ends what is past its deadline, computes one step and reports. Steps that
+  // the model can compute behind it are started before.
   StepSummary Step(absl::Time now);
 
  private:
   struct Session {
     CreditLedger ledger;
     ReportSink sink;
+  };
+  struct StartedStep {
+    std::vector<PlannedSlice> slices;  // without a sequence: dropped
+    std::vector<RowTask> tasks;        // of its rows
   };
 
   // What is reported of a sequence in this step.
@@ -110,13 +128,20 @@ class Engine {
   void End(Sequence* sequence, worker::v1::Terminal::Reason reason,
            absl::string_view message);
   void Forget(Sequence* sequence);
+  // What the steps in flight compute of it is for nothing.
+  void DropInFlight(Sequence* sequence);
 
   void EndExpired(absl::Time now);
-  std::vector<SliceHealth> Compute(const std::vector<PlannedSlice>& plan);
+  // False: there is none to start now.
+  bool StartStep();
+  // The slice's part of the step, and of row_requests_.
+  SequenceSlice StartSlice(const PlannedSlice& slice);
   // What the row of `position` is asked for.
   RowRequest RequestOf(const Sequence& sequence, int64_t position) const;
-  // `rows`: the slice's requests. Returns tokens chosen.
-  int64_t Advance(const PlannedSlice& slice, std::span<const RowRequest> rows,
+  // Waits for the first step in flight.
+  void FinishStep(StepSummary* summary);
+  // Returns tokens chosen.
+  int64_t Advance(const PlannedSlice& slice, std::span<const RowTask> tasks,
                   std::span<const RowAnswer> answers);
   void AddScore(Sequence* sequence, float log_prob);
   void AddToken(Sequence* sequence, const RowAnswer& answer);
@@ -133,7 +158,8 @@ class Engine {
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   // Attempts reported in this step, by session.
   std::map<SessionId, std::map<SequenceId, worker::v1::AttemptReport>> reports_;
-  // Of the step's rows of logits.
+  std::deque<StartedStep> in_flight_;
+  // Of a step's rows of logits.
   std::vector<RowRequest> row_requests_;
   std::vector<RowAnswer> row_answers_;
   int64_t steps_ = 0;

@@ -44,10 +44,10 @@ TEST_F(EngineTest, DecodesGoBeforePrefill) {
   harness_.Submit(MakeSubmit(1, Prompt(4), 40));
   harness_.Step();
   harness_.Submit(MakeSubmit(2, Prompt(64), 1));
-  for (int i = 0; i < 4; ++i) harness_.Step();
+  for (int i = 0; i < 4 + StepsAhead(); ++i) harness_.Step();
   // 15 of 16 tokens a step are left to the prompt: it is not yet through, and
   // the decode has not missed a step.
-  EXPECT_EQ(harness_.answer(1).token_ids.size(), 5);
+  EXPECT_EQ(harness_.answer(1).token_ids.size(), 5 + StepsAhead());
   EXPECT_TRUE(harness_.answer(2).token_ids.empty());
   harness_.Step();
   EXPECT_EQ(harness_.answer(2).token_ids.size(), 1);
@@ -254,8 +254,7 @@ TEST_F(EngineTest, BeyondTheBlocksIsRejected) {
 TEST_F(EngineTest, AClosedSessionFreesAndOthersGoOn) {
   Engine::Options options = SmallEngineOptions();
   options.schedulers = 2;
-  EngineHarness harness(options,
-                        std::make_unique<FakeModel>(FakeModel::Options{}));
+  EngineHarness harness(options, NewFakeModel());
   harness.Open(2, 1);
   harness.Submit(MakeSubmit(1, Prompt(50), 20));
   harness.engine().Submit(2, MakeSubmit(2, Prompt(50), 20), absl::UnixEpoch());
@@ -274,7 +273,7 @@ TEST_F(EngineTest, AClosedSessionFreesAndOthersGoOn) {
 TEST_F(EngineTest, SharesSumToTheCapacity) {
   Engine::Options options = SmallEngineOptions();
   options.schedulers = 3;
-  Engine engine(options, std::make_unique<FakeModel>(FakeModel::Options{}));
+  Engine engine(options, NewFakeModel());
   CreditAmount sum;
   for (int place = 0; place < 3; ++place) sum += engine.Share(place);
   EXPECT_EQ(sum.sequences, 8);
@@ -457,8 +456,7 @@ TEST_F(InvalidSubmitTest, SamplingOutOfRange) {
 TEST_F(EngineTest, MoreThanTheWholeCacheIsInvalid) {
   Engine::Options options = SmallEngineOptions();
   options.kv_blocks = 2;
-  EngineHarness harness(options,
-                        std::make_unique<FakeModel>(FakeModel::Options{}));
+  EngineHarness harness(options, NewFakeModel());
   const Answer answer = harness.Run(MakeSubmit(1, Prompt(100), 100));
   EXPECT_EQ(answer.reason(), Terminal::INVALID);
   EXPECT_THAT(answer.terminal->message(), HasSubstr("holds 128"));
@@ -474,7 +472,7 @@ TEST_F(EngineTest, AStepStaysWithinItsTokens) {
   };
   Engine::Options options = SmallEngineOptions();
   options.max_step_tokens = 3;  // fewer than sequences
-  EngineHarness harness(options, std::make_unique<FakeModel>(model));
+  EngineHarness harness(options, NewFakeModel(model));
   for (int i = 0; i < 8; ++i) {
     harness.Submit(MakeSubmit(i, Prompt(2 + i, i), 60));
   }

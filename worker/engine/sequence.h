@@ -44,6 +44,17 @@ struct CacheHold {
   bool shares_blocks = true;  // False after a collision of names.
 };
 
+// What the steps in flight add to a sequence, unless one of them ends it.
+struct InFlight {
+  int64_t computed = 0;  // positions
+  int64_t scored = 0;    // prompt tokens
+  int64_t chosen = 0;    // tokens
+  // The row of its step that chooses the last of them.
+  int64_t chosen_row = -1;
+};
+
+// Its members say what is known. What the next step is planned from, planned_*
+// and wants_*, counts the steps in flight as done.
 struct Sequence {
   explicit Sequence(const SequenceId& id) : id(id) {}
 
@@ -74,23 +85,34 @@ struct Sequence {
 
   // Empty unless it runs: a preempted sequence begins again from nothing.
   CacheHold hold;
+  InFlight in_flight;
   // Positions that the cache held at the first start.
   std::optional<int64_t> cached_tokens;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t output_tokens() const { return size() - prompt_tokens; }
-  bool wants_output() const { return !stopped && size() < max_size; }
-  bool wants_scores() const { return scored_tokens < prompt_tokens; }
-  // Nothing is left to compute.
-  bool finished() const { return !wants_output() && !wants_scores(); }
+  // Nothing is left to compute, nor in flight.
+  bool finished() const {
+    return (stopped || size() >= max_size) && scored_tokens >= prompt_tokens;
+  }
+
+  int64_t planned_size() const { return size() + in_flight.chosen; }
+  int64_t planned_computed() const {
+    return hold.computed + in_flight.computed;
+  }
+  int64_t planned_scored() const { return scored_tokens + in_flight.scored; }
+  bool wants_output() const { return !stopped && planned_size() < max_size; }
+  bool wants_scores() const { return planned_scored() < prompt_tokens; }
+  bool wants_step() const { return wants_output() || wants_scores(); }
   // One token to compute, which this attempt has sampled.
   bool decoding() const {
-    return size() > submitted_tokens && hold.computed + 1 == size();
+    return planned_size() > submitted_tokens &&
+           planned_computed() + 1 == planned_size();
   }
   // Until here the cache is as good as computing: the next position whose
   // logits are wanted lies behind it.
   int64_t cacheable_tokens() const {
-    return wants_scores() ? scored_tokens : size();
+    return wants_scores() ? planned_scored() : planned_size();
   }
 
   // Sets `stopped` from the last token, if it is output.

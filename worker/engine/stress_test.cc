@@ -42,8 +42,7 @@ Engine::Options Options(int64_t kv_blocks) {
 }
 
 std::unique_ptr<Engine> NewEngine(int64_t kv_blocks) {
-  return std::make_unique<Engine>(
-      Options(kv_blocks), std::make_unique<FakeModel>(FakeModel::Options{}));
+  return std::make_unique<Engine>(Options(kv_blocks), NewFakeModel());
 }
 
 // Without a deadline. A function of its number.

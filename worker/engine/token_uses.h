@@ -34,6 +34,8 @@ class TokenUses {
     ++use.output_count;
   }
 
+  // No text changes a logit.
+  bool neutral() const { return uses_.empty() && !counts_output_; }
   // Of different ids.
   std::span<const cpu::TokenUse> list() const { return uses_; }
   const cpu::Penalties& penalties() const { return penalties_; }

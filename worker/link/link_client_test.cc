@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "worker/engine/testing/engine_harness.h"
+#include "worker/engine/testing/deferring_model.h"
 #include "worker/engine/testing/fake_model.h"
 #include "worker/link/testing/fake_scheduler.h"
 
@@ -61,10 +62,11 @@ class LinkClientTest : public ::testing::Test {
       if (!load_status_.ok()) return load_status_;
       FakeModel::Options model;
       model.max_position_embeddings = 1 << 20;
+      model.memory_is_taken = memory_is_taken_;
       model.on_forward = [this](std::span<const SequenceSlice>) {
         if (on_forward_) on_forward_();
       };
-      return std::make_unique<FakeModel>(model);
+      return ForThisRun(std::make_unique<FakeModel>(model));
     };
     replica_ = std::make_unique<Replica>(options);
   }
@@ -120,6 +122,7 @@ class LinkClientTest : public ::testing::Test {
   FakeScheduler scheduler_;
   absl::Notification may_load_;
   absl::Status load_status_;
+  bool memory_is_taken_ = false;
   std::function<void()> on_forward_;
   std::unique_ptr<Replica> replica_;
   std::unique_ptr<LinkClient> client_;
@@ -298,6 +301,19 @@ TEST_F(LinkClientTest, LoadFailureIsReported) {
     absl::SleepFor(absl::Milliseconds(1));
   }
   EXPECT_EQ(replica_->load_failure()->message(), "no checkpoint");
+}
+
+TEST_F(LinkClientTest, MemoryThatAnotherWorkerTookIsALoadFailure) {
+  memory_is_taken_ = true;
+  client_ = Dial(scheduler_);
+  ASSERT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
+  ASSERT_TRUE(scheduler_.Configure(1, MakeConfig()));
+  may_load_.Notify();
+  const AttachRequest failed = scheduler_.Take(AttachRequest::kLoadFailed);
+  EXPECT_EQ(failed.load_failed().code(),
+            static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(failed.load_failed().message(),
+              HasSubstr("kv_cache.memory_bytes is 65536"));
 }
 
 TEST_F(LinkClientTest, AModeThatTheBackendCannotHonourHasAReason) {

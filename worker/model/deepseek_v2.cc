@@ -191,7 +191,7 @@ std::vector<SliceHealth> DeepseekV2::Compute(
   }
   if (observer_) shown_layer_ = config_.layers;
   Logits(slices, s, logits);
-  return Health(slices, s.finite, FiniteRows(config_, logits));
+  return Health(SizesOf(slices), s.finite, FiniteRows(config_, logits));
 }
 
 std::vector<std::span<const SequenceSlice>> DeepseekV2::Shares(

@@ -1,5 +1,6 @@
 #include "worker/model/model.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <utility>
@@ -67,6 +68,17 @@ std::vector<SliceHealth> Model::Answer(std::span<const SequenceSlice> slices,
     }
   }
   return health;
+}
+
+void Model::Start(std::span<const SequenceSlice> slices, KvCache& cache,
+                  int64_t limit, std::span<const RowRequest> requests) {
+  answers_.assign(requests.size(), RowAnswer());
+  health_ = Answer(slices, cache, limit, requests, answers_);
+}
+
+std::vector<SliceHealth> Model::Finish(std::span<RowAnswer> answers) {
+  std::move(answers_.begin(), answers_.end(), answers.begin());
+  return std::move(health_);
 }
 
 }  // namespace invar

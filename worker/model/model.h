@@ -38,6 +38,10 @@ struct SequenceSlice {
   // How many of the slice's last positions want logits: 0 for an inner prefill
   // chunk, 1 to sample, size to score a prompt.
   int64_t logit_rows = 0;
+  // Not negative, in Start alone: the slice's one token is what the step that
+  // was started before, and is unfinished, chooses in this row. The id in
+  // token_ids then means nothing.
+  int64_t chosen_row = -1;
 };
 
 // kNonFinite: a latent written to the cache or a wanted logit is infinite or
@@ -94,6 +98,9 @@ class Model {
   virtual std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const = 0;
 
+  // Whether mode FAST has a plan of its own here.
+  virtual bool HasFastPlan() const { return false; }
+
   // Hash of the kernels' revisions, and the architecture whose bits they give
   // ("x86-64-v3"): the other two parts of the fingerprint that a model knows.
   virtual std::string kernel_build_id() const = 0;
@@ -105,7 +112,7 @@ class Model {
   }
 
   // A cache with room for `blocks` blocks, of this model's layers and dtype. At
-  // most MaxKvBlocks().
+  // most MaxKvBlocks(). Null: another process took the memory meanwhile.
   virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
 
   // Appends the slices' latents to the cache and computes the wanted logits.
@@ -125,6 +132,18 @@ class Model {
                                           std::span<const RowRequest> requests,
                                           std::span<RowAnswer> answers);
 
+  // Answer in two parts, for a caller that works on while steps are computed.
+  // Start takes a step, of which nothing need outlive the call; Finish waits
+  // for the first unfinished one, whose count of rows `answers` has. All is as
+  // if steps were computed one after the other, in the order of their starts:
+  // one may write where an earlier one reads. At most StepsInFlight() are
+  // unfinished; while any is, neither Forward nor Answer is called, and the
+  // cache lives on.
+  virtual int64_t StepsInFlight() const { return 1; }
+  virtual void Start(std::span<const SequenceSlice> slices, KvCache& cache,
+                     int64_t limit, std::span<const RowRequest> requests);
+  virtual std::vector<SliceHealth> Finish(std::span<RowAnswer> answers);
+
   // Shows each operation's output to `observer` from now on; an empty one ends
   // it, and then nothing is spent on it. For the bisection of two runs whose
   // bits differ (digests.h). A backend without it shows nothing.
@@ -132,6 +151,9 @@ class Model {
 
  private:
   std::vector<float> logits_;  // of Answer
+  // Of a step that was computed in Start.
+  std::vector<SliceHealth> health_;
+  std::vector<RowAnswer> answers_;
 };
 
 }  // namespace invar

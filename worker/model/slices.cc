@@ -54,7 +54,16 @@ std::vector<uint8_t> FiniteRows(const ModelConfig& config,
   return finite;
 }
 
-std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+std::vector<SliceSize> SizesOf(std::span<const SequenceSlice> slices) {
+  std::vector<SliceSize> sizes;
+  for (const SequenceSlice& slice : slices) {
+    sizes.push_back(
+        {static_cast<int64_t>(slice.token_ids.size()), slice.logit_rows});
+  }
+  return sizes;
+}
+
+std::vector<SliceHealth> Health(std::span<const SliceSize> slices,
                                 std::span<const uint8_t> finite_tokens,
                                 std::span<const uint8_t> finite_rows) {
   const auto take = [](std::span<const uint8_t>* from, size_t count) {
@@ -63,9 +72,9 @@ std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
     return std::find(taken.begin(), taken.end(), 0) == taken.end();
   };
   std::vector<SliceHealth> health;
-  for (const SequenceSlice& slice : slices) {
-    const bool tokens = take(&finite_tokens, slice.token_ids.size());
-    const bool rows = take(&finite_rows, slice.logit_rows);
+  for (const SliceSize& slice : slices) {
+    const bool tokens = take(&finite_tokens, slice.tokens);
+    const bool rows = take(&finite_rows, slice.rows);
     health.push_back(tokens && rows ? SliceHealth::kFinite
                                     : SliceHealth::kNonFinite);
   }

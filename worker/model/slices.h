@@ -19,9 +19,15 @@ void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
 std::vector<uint8_t> FiniteRows(const ModelConfig& config,
                                 std::span<const float> logits);
 
+struct SliceSize {
+  int64_t tokens = 0;
+  int64_t rows = 0;
+};
+std::vector<SliceSize> SizesOf(std::span<const SequenceSlice> slices);
+
 // The health of each slice: of its tokens' latents and of its rows of logits, 0
 // where one was not finite.
-std::vector<SliceHealth> Health(std::span<const SequenceSlice> slices,
+std::vector<SliceHealth> Health(std::span<const SliceSize> slices,
                                 std::span<const uint8_t> finite_tokens,
                                 std::span<const uint8_t> finite_rows);
 

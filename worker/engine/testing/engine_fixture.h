@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "worker/engine/testing/deferring_model.h"
 #include "worker/engine/testing/engine_harness.h"
 #include "worker/engine/testing/fake_model.h"
 
@@ -34,11 +35,15 @@ inline std::vector<int32_t> Prompt(int64_t size, int32_t salt = 0) {
   return ids;
 }
 
+inline std::unique_ptr<Model> NewFakeModel(FakeModel::Options options = {}) {
+  return ForThisRun(std::make_unique<FakeModel>(std::move(options)));
+}
+
 class EngineTest : public ::testing::Test {
  protected:
   explicit EngineTest(FakeModel::Options model = {},
                       const Engine::Options& options = SmallEngineOptions())
-      : fake_(model), harness_(options, std::make_unique<FakeModel>(model)) {}
+      : fake_(model), harness_(options, NewFakeModel(model)) {}
 
   // Greedy continuation, computed without an engine.
   std::vector<int32_t> Expected(std::vector<int32_t> tokens, int count) {

@@ -92,6 +92,9 @@ class EngineHarness {
     return reports_;
   }
 
+  // What was reported of it until now.
+  void Forget(int64_t request) { answers_.erase(request); }
+
   void Open(SessionId session, int place) {
     engine_.Open(session, place, [this](worker::v1::StepReport report) {
       Collect(std::move(report));

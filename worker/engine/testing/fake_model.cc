@@ -34,6 +34,7 @@ FakeModel::FakeModel(Options options) : options_(std::move(options)) {
 }
 
 std::unique_ptr<KvCache> FakeModel::NewKvCache(int64_t blocks) const {
+  if (options_.memory_is_taken) return nullptr;
   return std::make_unique<KvCache>(KvDtype::kFp32, 1, blocks, 1);
 }
 

@@ -22,6 +22,8 @@ class FakeModel : public Model {
     int64_t max_position_embeddings = 4096;
     // A sequence that holds this id is not finite from there on.
     int32_t poison_id = -1;
+    // No cache is made: another process was quicker.
+    bool memory_is_taken = false;
     // Called in each Forward, before anything else.
     std::function<void(std::span<const SequenceSlice>)> on_forward = nullptr;
   };

@@ -1,4 +1,5 @@
-// Answers to rows of logits without moving the logits: CudaModel::Answer.
+// Steps that are enqueued while the host works on, and answers to rows of
+// logits without moving the logits: CudaModel::Start and Finish.
 #include <algorithm>
 #include <functional>
 #include <utility>
@@ -41,6 +42,21 @@ RowAnswer ToAnswer(const SampledRow& sampled, int64_t limit,
   return answer;
 }
 
+// With the ids that `chosen` has for the rows that slices name, kept in `ids`.
+std::vector<SequenceSlice> KnownSlices(std::span<const SequenceSlice> slices,
+                                       std::span<const RowAnswer> chosen,
+                                       std::vector<int32_t>* ids) {
+  std::vector<SequenceSlice> known(slices.begin(), slices.end());
+  ids->resize(slices.size());
+  for (size_t i = 0; i < known.size(); ++i) {
+    const int64_t row = std::exchange(known[i].chosen_row, -1);
+    if (row < 0) continue;
+    (*ids)[i] = chosen[row].token.token_id;
+    known[i].token_ids = std::span(*ids).subspan(i, 1);
+  }
+  return known;
+}
+
 }  // namespace
 
 void CudaModel::StageRequests(const Pass& pass,
@@ -48,15 +64,14 @@ void CudaModel::StageRequests(const Pass& pass,
   SampleRow given;
   given.given_id = 0;
   for (int64_t i = 0; i < pass.launched_rows; ++i) {
-    step_.rows.data()[i] =
-        i < pass.rows ? ToSampleRow(requests[i]) : given;
+    step_.host.rows[i] = i < pass.rows ? ToSampleRow(requests[i]) : given;
   }
 }
 
 void CudaModel::Sample(const Pass& pass, int64_t limit, int64_t first,
                        int64_t count) {
   cuda::Sample(step_.logits.data(), count, config_.vocab_size, limit,
-               step_.rows.data() + first, step_.sampled.data() + first,
+               step_.device.rows + first, step_.results.sampled + first,
                main_.Next());
 }
 
@@ -108,42 +123,102 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
   }
 }
 
-void CudaModel::ReadAnswers(const Pass& pass, int64_t limit,
-                            std::span<const RowRequest> requests,
-                            std::span<RowAnswer> answers,
-                            std::vector<uint8_t>* finite) {
+void CudaModel::Settle(Started* step) {
+  if (!step->enqueued) return;
+  step->done.Wait();
+  step->enqueued = false;
+  ReadAnswers(step);
+}
+
+void CudaModel::ReadAnswers(Started* step) {
+  const StepMemory::Results results = step_.HostResults(SlotOf(*step));
+  step->finite.insert(step->finite.end(), results.finite,
+                      results.finite + step->pass.tokens);
   const int64_t vocab = config_.vocab_size;
+  const size_t first = step->finite_rows.size();
   size_t fetched = 0;
-  for (int64_t i = 0; i < pass.rows; ++i) {
-    const SampledRow& sampled = step_.sampled.data()[i];
-    finite->push_back(sampled.finite);
-    const bool is_the_cpus = IsTheCpus(requests[i]);
+  for (int64_t i = 0; i < step->pass.rows; ++i) {
+    const RowRequest& request = step->requests[first + i];
+    const SampledRow& sampled = results.sampled[i];
+    step->finite_rows.push_back(sampled.finite);
+    const bool is_the_cpus = IsTheCpus(request);
     const auto row =
         std::span(host_rows_).subspan(fetched, is_the_cpus ? vocab : 0);
     fetched += row.size();
     if (!sampled.finite) continue;
-    answers[i] = is_the_cpus ? AnswerRow(row, limit, requests[i])
-                             : ToAnswer(sampled, limit, requests[i]);
+    step->answers[first + i] = is_the_cpus
+                                   ? AnswerRow(row, step->limit, request)
+                                   : ToAnswer(sampled, step->limit, request);
   }
+}
+
+bool CudaModel::NeedsTheHost(std::span<const SequenceSlice> slices,
+                             std::span<const RowRequest> requests) const {
+  int64_t tokens = 0;
+  for (const SequenceSlice& slice : slices) {
+    tokens += static_cast<int64_t>(slice.token_ids.size());
+  }
+  return observer_ || tokens > step_.limits.tokens ||
+         std::any_of(requests.begin(), requests.end(), IsTheCpus);
+}
+
+void CudaModel::Start(std::span<const SequenceSlice> slices, KvCache& cache,
+                      int64_t limit, std::span<const RowRequest> requests) {
+  Started* const before =
+      unfinished_ > 0 ? &InFlight(unfinished_ - 1) : nullptr;
+  Started& step = InFlight(unfinished_++);
+  step.limit = limit;
+  step.requests.assign(requests.begin(), requests.end());
+  step.slices = SizesOf(slices);
+  step.finite.clear();
+  step.finite_rows.clear();
+  step.answers.assign(requests.size(), RowAnswer());
+  step.observed.clear();
+  if (slices.empty()) return;
+
+  const bool needs_host = NeedsTheHost(slices, requests);
+  if (needs_host && before != nullptr) Settle(before);
+  std::vector<SequenceSlice> known;
+  std::vector<int32_t> ids;
+  if (before != nullptr && !before->enqueued) {
+    known = KnownSlices(slices, before->answers, &ids);
+    slices = known;
+  }
+  if (observer_) {
+    step.observed = Model::Answer(slices, cache, limit, requests, step.answers);
+    return;
+  }
+  BeginStep(slices, cache, requests.size() * config_.vocab_size);
+  const int64_t slot = SlotOf(step);
+  for (Cursor cursor; cursor.slice < slices.size();) {
+    Settle(&step);
+    const auto rest = std::span(step.requests).subspan(step.finite_rows.size());
+    step.pass = StagePass(slices, slot, &cursor);
+    StageRequests(step.pass, rest);
+    CopyStaged(step.pass, slot);
+    RunAnswers(step.pass, cache, limit, rest);
+    CopyResults(step.pass, slot);
+    step.done.Record(main_.stream());
+    step.enqueued = true;
+  }
+  if (needs_host) Settle(&step);
+}
+
+std::vector<SliceHealth> CudaModel::Finish(std::span<RowAnswer> answers) {
+  Started& step = InFlight(0);
+  Settle(&step);
+  first_started_ = (first_started_ + 1) % kStepsInFlight;
+  --unfinished_;
+  std::move(step.answers.begin(), step.answers.end(), answers.begin());
+  if (!step.observed.empty()) return std::move(step.observed);
+  return Health(step.slices, step.finite, step.finite_rows);
 }
 
 std::vector<SliceHealth> CudaModel::Answer(
     std::span<const SequenceSlice> slices, KvCache& cache, int64_t limit,
     std::span<const RowRequest> requests, std::span<RowAnswer> answers) {
-  if (slices.empty()) return {};
-  if (observer_) return Model::Answer(slices, cache, limit, requests, answers);
-  BeginStep(slices, cache, requests.size() * config_.vocab_size);
-  std::vector<uint8_t> finite, finite_rows;
-  for (Cursor cursor; cursor.slice < slices.size();) {
-    const Pass pass = StagePass(slices, &cursor);
-    StageRequests(pass, requests);
-    RunAnswers(pass, cache, limit, requests);
-    EndPass(pass, &finite);
-    ReadAnswers(pass, limit, requests, answers, &finite_rows);
-    requests = requests.subspan(pass.rows);
-    answers = answers.subspan(pass.rows);
-  }
-  return Health(slices, finite, finite_rows);
+  Start(slices, cache, limit, requests);
+  return Finish(answers);
 }
 
 }  // namespace invar::cuda

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 #include "worker/model/slices.h"
@@ -77,7 +78,24 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
   status =
       UploadAngles(model->rope_, positions, &model->cosines_, &model->sines_);
   if (!status.ok()) return status;
+  if (!options.deterministic) {
+    absl::StatusOr<std::unique_ptr<FastMode>> fast =
+        FastMode::Make(config, model->weights_, model->step_);
+    if (!fast.ok()) return fast.status();
+    model->fast_ = *std::move(fast);
+    model->plan_ = Plan::kFast;
+  }
   return model;
+}
+
+void CudaModel::UsePlan(Plan plan) {
+  if (plan == plan_ || (plan != Plan::kDeterministic && fast_ == nullptr)) {
+    return;
+  }
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  main_.Synchronize();
+  graphs_.Clear();
+  plan_ = plan;
 }
 
 CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
@@ -107,88 +125,16 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
   void* data = nullptr;
   Check(cudaSetDevice(options_.device), "choosing the device");
   const int64_t bytes = KvCache::Bytes(kv_dtype_, config_.layers, blocks, kRow);
-  Check(cudaMalloc(&data, bytes), "allocating the KV cache");
+  const cudaError_t error = cudaMalloc(&data, bytes);
+  if (absl::IsResourceExhausted(ToStatus(error, "the KV cache"))) {
+    return nullptr;
+  }
+  Check(error, "allocating the KV cache");
   Check(FillOnDevice(data, 0, bytes), "clearing the KV cache");
   return std::make_unique<KvCache>(
       kv_dtype_, config_.layers, blocks, kRow,
       KvCache::Storage(static_cast<std::byte*>(data),
                        [](std::byte* bytes) { cudaFree(bytes); }));
-}
-
-void CudaModel::BeginStep(std::span<const SequenceSlice> slices,
-                          const KvCache& cache, int64_t logits) {
-  CheckSlices(config_, kv_dtype_, slices, cache, logits);
-  Check(cudaSetDevice(options_.device), "choosing the device");
-  int64_t block_ids = 0;
-  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
-  // What a graph repeats has one table, so padding needs no more.
-  const absl::StatusOr<bool> moved = step_.ReserveBlockIds(block_ids);
-  if (!moved.ok()) Check(cudaErrorMemoryAllocation, "staging a step");
-  if (*moved) graphs_.Clear();
-}
-
-CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
-                                     Cursor* cursor) {
-  int64_t rest = -cursor->token;
-  for (size_t i = cursor->slice; i < slices.size(); ++i) {
-    rest += static_cast<int64_t>(slices[i].token_ids.size());
-  }
-  step_.Place(std::min(rest, step_.limits.tokens));
-  Pass pass;
-  const StepMemory::Places& to = step_.host;
-  int64_t block_ids = 0;
-  for (; cursor->slice < slices.size(); ++cursor->slice, cursor->token = 0) {
-    const SequenceSlice& slice = slices[cursor->slice];
-    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
-    const int64_t taken =
-        std::min(size - cursor->token, step_.limits.tokens - pass.tokens);
-    if (taken == 0) break;
-    const int64_t first = slice.first_position + cursor->token;
-    for (int64_t i = 0; i < taken; ++i) {
-      to.ids[pass.tokens] = slice.token_ids[cursor->token + i];
-      to.positions[pass.tokens] = static_cast<int32_t>(first + i);
-      to.tables[pass.tokens] = static_cast<int32_t>(block_ids);
-      if (cursor->token + i >= size - slice.logit_rows) {
-        to.row_ids[pass.rows++] = static_cast<int32_t>(pass.tokens);
-      }
-      ++pass.tokens;
-    }
-    pass.decodes &= size == 1 && slice.logit_rows == 1;
-    pass.max_position = std::max(pass.max_position, first + taken - 1);
-    const int64_t blocks = (first + taken - 1) / kBlockTokens + 1;
-    std::copy_n(slice.block_ids.begin(), blocks, to.block_ids + block_ids);
-    block_ids += blocks;
-    if (cursor->token + taken < size) {
-      cursor->token += taken;
-      break;
-    }
-  }
-  pass.block_ids = block_ids;
-  pass.launched_tokens = pass.tokens;
-  pass.launched_rows = pass.rows;
-  pass.max_position = LaunchPosition(pass.max_position);
-  PadToGraph(&pass);
-  Check(cudaMemcpyAsync(step_.staged.data(), step_.staged_host.data(),
-                        step_.StagedWords(block_ids) * sizeof(int32_t),
-                        cudaMemcpyHostToDevice, main_.stream()),
-        "staging a step");
-  std::fill_n(step_.finite.data(), pass.launched_tokens, 1);
-  return pass;
-}
-
-void CudaModel::PadToGraph(Pass* pass) {
-  const int64_t padded = PaddedTokens(pass->tokens);
-  pass->decodes &= options_.graphs && !observer_ && padded <= kGraphTokens &&
-                   padded <= step_.limits.tokens;
-  if (!pass->decodes) return;
-  const StepMemory::Places& to = step_.host;
-  for (int64_t t = pass->tokens; t < padded; ++t) {
-    for (int32_t* const of : {to.ids, to.positions, to.tables, to.row_ids}) {
-      of[t] = of[0];
-    }
-  }
-  pass->launched_tokens = padded;
-  pass->launched_rows = padded;
 }
 
 void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
@@ -240,6 +186,10 @@ Lane& CudaModel::Fork() {
 
 void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                         const InputBuffer& x, int64_t tokens, float* out) {
+  if (const FastMode* fast = Fast()) {
+    return fast->products->Product(linear, x, tokens, GemmOutput::kFp32, out,
+                                   lane, &lane == &main_ ? 0 : 1);
+  }
   Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
        lane.Next());
 }
@@ -292,7 +242,12 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   product(side, layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
   KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
-           c.rms_norm_eps, angles, cache, step_.finite.data());
+           c.rms_norm_eps, angles, cache, step_.results.finite);
+  if (fast_pass_.has_prompts()) {
+    main_.Follow(side);
+    AttendToPrompts(layer, pass, places, angles, cache);
+    return ProjectAttended(layer, tokens);
+  }
   AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
               step_.q.data(), step_.query.data());
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
@@ -302,7 +257,13 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
       PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
-                    step_.attended.data());
+                    step_.attended.data(),
+                    Fast() ? pass.max_position + 1 : kAttentionSplit);
+  } else if (const FastMode* fast = Fast()) {
+    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache, fast->attention_parts.data(),
+                 step_.attended.data(),
+                 FastAttentionSplit(tokens, c.heads, pass.max_position));
   } else {
     MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
                  c.heads, scale, cache, step_.attention_parts.data(),
@@ -319,10 +280,48 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                 step_.attended.data(), step_.unquantised.data());
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
+  ProjectAttended(layer, tokens);
+}
+
+void CudaModel::ProjectAttended(const DeviceLayer& layer, int64_t tokens) {
   Product(main_, layer.o, RowParallelLeaf(layer.o.gemm.columns),
           step_.value_inputs, tokens, step_.projected.data());
-  Show("o", tokens, c.hidden_size, step_.projected.data());
+  Show("o", tokens, config_.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
+}
+
+void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                                const TokenPlaces& places,
+                                const RopeAngles& angles,
+                                const KvLayer& cache) {
+  const int64_t heads = config_.heads;
+  const float scale = attention_scale_ * cache.scale;
+  const auto attend = [&](const InputSink& sink) {
+    fast_->prompts->Attend(fast_pass_, &layer - weights_.layers.data(), places,
+                           angles, step_.q.data(), scale, cache,
+                           *fast_->products, sink, main_);
+    for (const FastPass::Run& run : fast_pass_.rest) {
+      const TokenPlaces some = {.tokens = run.tokens,
+                                .positions = places.positions + run.first,
+                                .tables = places.tables + run.first,
+                                .block_ids = places.block_ids};
+      const int64_t first = run.first * heads;
+      InputSink rows = sink;
+      rows.data = static_cast<std::byte*>(sink.data) +
+                  first * kValue * WeightElementBytes(sink.dtype);
+      AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
+                  step_.q.data() + first * config_.qk_head_dim(),
+                  step_.query.data());
+      MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
+                   heads, scale, cache, fast_->attention_parts.data(),
+                   step_.attended.data(),
+                   FastAttentionSplit(run.tokens, heads, pass.max_position));
+      AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
+                  step_.attended.data(), rows);
+    }
+  };
+  Produce(main_, step_.value_inputs, layer.o.input, pass.launched_tokens,
+          heads * kValue, attend);
 }
 
 void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
@@ -340,6 +339,10 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
   Lane& lane = layer.has_experts ? Fork() : main_;
   Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
           [&](const InputSink& sink) {
+            if (const FastMode* fast = Fast()) {
+              return fast->products->SwiGlu(mlp, step_.inputs[0], tokens, sink,
+                                            lane, &lane == &main_ ? 0 : 1);
+            }
             GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
                        step_.inputs[0].As(mlp.gate_up.input), tokens, sink,
                        lane.Next());
@@ -387,8 +390,14 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
 void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
+  fast_pass_ = plan_ == Plan::kFast
+                   ? fast_->prompts->Divide(step_.host, pass.launched_tokens)
+                   : FastPass();
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
-                  step_.device.ids, pass.launched_tokens, config_.hidden_size,
+                  StepTokens{.ids = step_.device.ids,
+                             .sampled = step_.results.sampled,
+                             .finite = step_.results.finite},
+                  pass.launched_tokens, config_.hidden_size,
                   step_.hidden.data(), main_.Next());
 }
 
@@ -432,12 +441,6 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
   }
 }
 
-void CudaModel::EndPass(const Pass& pass, std::vector<uint8_t>* finite) {
-  main_.Synchronize();
-  finite->insert(finite->end(), step_.finite.data(),
-                 step_.finite.data() + pass.tokens);
-}
-
 std::vector<SliceHealth> CudaModel::Forward(
     std::span<const SequenceSlice> slices, KvCache& cache,
     std::span<float> logits) {
@@ -447,7 +450,9 @@ std::vector<SliceHealth> CudaModel::Forward(
   std::vector<uint8_t> finite;
   float* out = logits.data();
   for (Cursor cursor; cursor.slice < slices.size();) {
-    Pass pass = StagePass(slices, &cursor);
+    constexpr int64_t kSlot = 0;  // Nothing is in flight.
+    Pass pass = StagePass(slices, kSlot, &cursor);
+    CopyStaged(pass, kSlot);
     pass.launched_tokens = pass.tokens;
     pass.launched_rows = pass.rows;
     BeginLayers(pass);
@@ -459,13 +464,16 @@ std::vector<SliceHealth> CudaModel::Forward(
                             cudaMemcpyDeviceToHost, main_.stream()),
             "reading logits");
     });
-    EndPass(pass, &finite);
+    CopyResults(pass, kSlot);
+    main_.Synchronize();
+    const uint8_t* const flags = step_.HostResults(kSlot).finite;
+    finite.insert(finite.end(), flags, flags + pass.tokens);
     if (observer_ && pass.rows > 0) {
       observer_({shown_layer_, "lm_head", pass.rows, vocab, out});
     }
     out += pass.rows * vocab;
   }
-  return Health(slices, finite, FiniteRows(config_, logits));
+  return Health(SizesOf(slices), finite, FiniteRows(config_, logits));
 }
 
 }  // namespace invar::cuda

@@ -13,10 +13,12 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device.h"
 #include "worker/model/cuda/device_weights.h"
+#include "worker/model/cuda/fast_mode.h"
 #include "worker/model/cuda/lane.h"
 #include "worker/model/cuda/step_graphs.h"
 #include "worker/model/cuda/step_memory.h"
 #include "worker/model/model.h"
+#include "worker/model/slices.h"
 
 namespace invar::cuda {
 
@@ -26,6 +28,8 @@ class CudaModel final : public Model {
     int device = 0;
     // Decode steps as CUDA graphs. Moves no bit.
     bool graphs = true;
+    // A step may be started while one is in flight. Moves no bit.
+    bool overlap = true;
   };
 
   // Errors are Model::Load's and FAILED_PRECONDITION (no usable GPU),
@@ -38,6 +42,7 @@ class CudaModel final : public Model {
   const std::string& weights_digest() const override { return weights_digest_; }
   std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const override;
+  bool HasFastPlan() const override { return true; }
   std::string kernel_build_id() const override;
   std::string architecture() const override { return "sm_90"; }
   int64_t MaxKvBlocks() const override;
@@ -49,8 +54,23 @@ class CudaModel final : public Model {
                                   KvCache& cache, int64_t limit,
                                   std::span<const RowRequest> requests,
                                   std::span<RowAnswer> answers) override;
-  // Options::graphs from the next step on.
+  // In a steady state they allocate nothing on the device, and wait for nothing
+  // but the step that is finished.
+  int64_t StepsInFlight() const override {
+    return options_.overlap ? kStepsInFlight : 1;
+  }
+  void Start(std::span<const SequenceSlice> slices, KvCache& cache,
+             int64_t limit, std::span<const RowRequest> requests) override;
+  std::vector<SliceHealth> Finish(std::span<RowAnswer> answers) override;
+  // Options::graphs and Options::overlap from the next step on.
   void UseGraphs(bool graphs) { options_.graphs = graphs; }
+  void UseOverlap(bool overlap) { options_.overlap = overlap; }
+  // kFast where the model was loaded for mode FAST, else kDeterministic.
+  Plan plan() const { return plan_; }
+  // Another plan from the next step on, in the same cache: for measuring what
+  // one costs against another. Those of FAST need a model loaded for it.
+  void UsePlan(Plan plan);
+  const FastMode* fast() const { return fast_.get(); }
   void Observe(OpObserver observer) override {
     observer_ = std::move(observer);
   }
@@ -66,12 +86,28 @@ class CudaModel final : public Model {
     int64_t launched_rows = 0;
     int64_t max_position = 0;
     int64_t block_ids = 0;  // of all its tokens' tables together
-    bool decodes = true;  // a row a token
+    bool decodes = true;    // a row a token
   };
   // The next token of a step.
   struct Cursor {
     size_t slice = 0;
     int64_t token = 0;
+  };
+  // A step that has not been finished.
+  struct Started {
+    int64_t limit = 0;
+    std::vector<RowRequest> requests;
+    std::vector<SliceSize> slices;
+    // The pass that was enqueued last, while its results have not been read:
+    // they lie in the host's memory after `done`.
+    bool enqueued = false;
+    Pass pass;
+    Event done;
+    // What the passes before it gave.
+    std::vector<uint8_t> finite;
+    std::vector<uint8_t> finite_rows;
+    std::vector<RowAnswer> answers;
+    std::vector<SliceHealth> observed;  // of a step that was shown
   };
   // Called after each product with the LM head, with its rows of the pass.
   using RowSink = std::function<void(int64_t first, int64_t count)>;
@@ -83,9 +119,15 @@ class CudaModel final : public Model {
   // Checks a step and makes room for it.
   void BeginStep(std::span<const SequenceSlice> slices, const KvCache& cache,
                  int64_t logits);
-  // Stages the next pass's tokens and moves the cursor past them.
-  Pass StagePass(std::span<const SequenceSlice> slices, Cursor* cursor);
+  // Stages the next pass's tokens for step `slot` of those in flight, and moves
+  // the cursor past them.
+  Pass StagePass(std::span<const SequenceSlice> slices, int64_t slot,
+                 Cursor* cursor);
   void PadToGraph(Pass* pass);
+  // Enqueues the copy of what the staged places hold.
+  void CopyStaged(const Pass& pass, int64_t slot);
+  // Enqueues the copy of a pass's results.
+  void CopyResults(const Pass& pass, int64_t slot);
   // Enqueue a pass: its tokens' embedding, the layers [first, last) of all,
   // what the last of them left to add.
   void BeginLayers(const Pass& pass);
@@ -93,11 +135,21 @@ class CudaModel final : public Model {
   void EndLayers(const Pass& pass);
   void Attention(const DeviceLayer& layer, const Pass& pass,
                  const KvLayer& cache);
+  // Mode FAST: of a pass whose prompts take the MHA form.
+  void AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const KvLayer& cache);
+  // What attention has left, through o_proj.
+  void ProjectAttended(const DeviceLayer& layer, int64_t tokens);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);
   void RunExperts(const DeviceExperts& experts, const Pass& pass);
   // hidden += what the layer before left to add; its norm as inputs.
   void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
             const InputSink& first, const InputSink& second);
+  // What the step under way uses of mode FAST; null: nothing.
+  const FastMode* Fast() const {
+    return plan_ == Plan::kDeterministic ? nullptr : fast_.get();
+  }
   // Where to launch what the main lane's next launches do not need.
   Lane& Fork();
   void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
@@ -111,20 +163,25 @@ class CudaModel final : public Model {
   void RunRows(const Pass& pass, const RowSink& sink);
   // Enqueues answers to the rows, which are staged.
   void Sample(const Pass& pass, int64_t limit, int64_t first, int64_t count);
-  // Waits for a pass, and appends its tokens' health.
-  void EndPass(const Pass& pass, std::vector<uint8_t>* finite);
   void Show(std::string_view op, int64_t rows, int64_t row_size,
             const float* values);
   // The experts' ids, as "chosen".
   void ShowChoices(int64_t tokens);
 
-  // Answer's parts.
+  // Start's parts.
+  Started& InFlight(int64_t i) {
+    return started_[(first_started_ + i) % kStepsInFlight];
+  }
+  int64_t SlotOf(const Started& step) const { return &step - started_; }
+  // Whether the host takes part in its computation.
+  bool NeedsTheHost(std::span<const SequenceSlice> slices,
+                    std::span<const RowRequest> requests) const;
   void StageRequests(const Pass& pass, std::span<const RowRequest> requests);
   void RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
                   std::span<const RowRequest> requests);
-  void ReadAnswers(const Pass& pass, int64_t limit,
-                   std::span<const RowRequest> requests,
-                   std::span<RowAnswer> answers, std::vector<uint8_t>* finite);
+  // Waits for the pass that is enqueued, if one is, and reads its results.
+  void Settle(Started* step);
+  void ReadAnswers(Started* step);
 
   const ModelConfig config_;
   const std::string weights_digest_;
@@ -138,6 +195,13 @@ class CudaModel final : public Model {
   DeviceBuffer<float> cosines_, sines_;  // (positions, R / 2)
   StepMemory step_;
   StepGraphs graphs_;
+  // Null but in mode FAST, so the other one cannot come to use it.
+  std::unique_ptr<FastMode> fast_;
+  Plan plan_ = Plan::kDeterministic;
+  FastPass fast_pass_;  // of the pass under way
+  Started started_[kStepsInFlight];
+  int64_t first_started_ = 0;  // the first unfinished one
+  int64_t unfinished_ = 0;
   // Rows that the CPU answers, (rows, vocab), of the pass.
   std::vector<float> host_rows_;
   // What the last operation leaves for the next norm to add.

@@ -104,10 +104,12 @@ class CudaModelTest : public ::testing::TestWithParam<Case> {
     }
   }
 
-  std::unique_ptr<Model> Load(int64_t step_tokens) const {
+  std::unique_ptr<Model> Load(int64_t step_tokens,
+                              bool deterministic = true) const {
     auto model = CudaModel::Load({.path = folder_,
                                   .kv_dtype = GetParam().kv_dtype,
-                                  .step_tokens = step_tokens},
+                                  .step_tokens = step_tokens,
+                                  .deterministic = deterministic},
                                  {});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
@@ -204,6 +206,81 @@ TEST_P(CudaModelTest, GraphsAreOfOneCache) {
   EXPECT_EQ(in_large, Decoded(*model, *alone, ids));
 }
 
+// Texts that a model writes, each with its log-probabilities.
+struct Written {
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<float> log_probs;
+  bool operator==(const Written&) const = default;
+};
+
+// Three sequences that write on behind their prompts. With `ahead` a step is
+// started before the tokens of the one before it are known. From time to time
+// one of the rows has a bias, which is the host's to answer.
+Written Write(Model& model, std::span<const int32_t> ids, bool ahead) {
+  constexpr int kSequences = 3;
+  constexpr int64_t kSteps = 40;
+  const auto cache = model.NewKvCache(2 * kSequences);
+  const std::vector<std::vector<int32_t>> blocks = {{4, 1}, {0, 5}, {2, 3}};
+  const cpu::TokenUse bias = {.id = 11, .bias = 100.0f};
+  Written written;
+  written.ids.resize(kSequences);
+  std::vector<int64_t> sizes;
+  for (int s = 0; s < kSequences; ++s) sizes.push_back(55 + 4 * s);
+  const auto start = [&](int64_t step) {
+    std::vector<SequenceSlice> slices;
+    std::vector<RowRequest> requests(kSequences);
+    for (int s = 0; s < kSequences; ++s) {
+      SequenceSlice slice = {.block_ids = blocks[s], .logit_rows = 1};
+      if (step == 0) {
+        slice.token_ids = ids.subspan(50 * s, sizes[s]);
+      } else {
+        slice.first_position = sizes[s]++;
+        if (ahead) {
+          slice.token_ids = ids.first(1);
+          slice.chosen_row = s;
+        } else {
+          slice.token_ids = std::span(written.ids[s]).last(1);
+        }
+      }
+      slices.push_back(slice);
+      RowRequest& request = requests[s];
+      request.task = RowTask::kChoose;
+      request.sampling.temperature = s == 1 ? 0.9f : 0.0f;
+      request.seed = 5;
+      request.position = static_cast<uint64_t>(sizes[s]);
+      request.log_prob = true;
+      if (step % 7 == 3 && s == 0) request.uses = {&bias, 1};
+    }
+    model.Start(slices, *cache, model.config().vocab_size, requests);
+  };
+  start(0);
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    if (ahead && step < kSteps) start(step);
+    std::vector<RowAnswer> answers(kSequences);
+    for (const SliceHealth health : model.Finish(answers)) {
+      EXPECT_EQ(health, SliceHealth::kFinite);
+    }
+    for (int s = 0; s < kSequences; ++s) {
+      written.ids[s].push_back(answers[s].token.token_id);
+      written.log_probs.push_back(answers[s].token.log_prob);
+    }
+    if (!ahead && step < kSteps) start(step);
+  }
+  return written;
+}
+
+TEST_P(CudaModelTest, StepsInFlightMoveNoBit) {
+  const auto model = Load(256);
+  const auto passes = Load(2);  // of three tokens: two passes a step
+  auto& cuda_model = static_cast<CudaModel&>(*model);
+  cuda_model.UseGraphs(false);
+  const Written expected = Write(*model, ids_, /*ahead=*/false);
+  EXPECT_EQ(Write(*model, ids_, /*ahead=*/true), expected);
+  cuda_model.UseGraphs(true);
+  EXPECT_EQ(Write(*model, ids_, /*ahead=*/true), expected);
+  EXPECT_EQ(Write(*passes, ids_, /*ahead=*/true), expected);
+}
+
 using Outputs = std::map<std::pair<int64_t, std::string>, std::vector<float>>;
 
 // Every operation's output over the whole text, in one step.
@@ -257,6 +334,65 @@ TEST_P(CudaModelTest, FirstLayerIsNearTheCpus) {
                 op.c_str(), error);
     if (layer == 0) {
       EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 4e-2) << op;
+    }
+  }
+}
+
+std::string Rendered(const Model& model) {
+  std::string all;
+  for (const auto& [name, value] : model.NumericsPlan()) {
+    all += name + "=" + value + "\n";
+  }
+  return all;
+}
+
+// A model loaded for FAST, told to be deterministic, has the other's bits: what
+// FAST adds is reached by its plan alone.
+TEST_P(CudaModelTest, FastPlansAreTheirOwn) {
+  const auto deterministic = Load(512);
+  const auto fast = Load(512, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  EXPECT_EQ(model.plan(), Plan::kFast);
+  const std::string plan = Rendered(*fast);
+  model.UsePlan(Plan::kFastAbsorbed);
+  const std::string absorbed = Rendered(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  EXPECT_EQ(Rendered(*fast), Rendered(*deterministic));
+  EXPECT_NE(plan, absorbed);
+  EXPECT_NE(plan, Rendered(*deterministic));
+  EXPECT_NE(absorbed, Rendered(*deterministic));
+  EXPECT_EQ(static_cast<CudaModel&>(*deterministic).fast(), nullptr);
+  const std::vector<float> expected = Logits(*deterministic, 64);
+  const std::vector<float> logits = Logits(*fast, 64);
+  EXPECT_EQ(std::memcmp(logits.data(), expected.data(),
+                        logits.size() * sizeof(float)),
+            0);
+}
+
+// A prompt that is long enough for the MHA form, operation by operation.
+TEST_P(CudaModelTest, FastIsNearDeterministic) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 611; ++i) ids.push_back((i * 7919 + 13) % 1000);
+  const auto fast = Load(1024, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  const Outputs expected = AllOutputs(*fast, ids);
+  for (const Plan plan : {Plan::kFastAbsorbed, Plan::kFast}) {
+    model.UsePlan(plan);
+    const Outputs outputs = AllOutputs(*fast, ids);
+    // Only the MHA form has no query in the latents' space.
+    EXPECT_EQ(outputs.contains({0, "absorb_query"}),
+              plan == Plan::kFastAbsorbed);
+    for (const auto& [key, values] : outputs) {
+      const auto& [layer, op] = key;
+      // Of later layers, and of experts that were chosen otherwise, the
+      // difference is what earlier roundings have become.
+      if (layer != 0 || op == "hidden") continue;
+      const double error = RelativeError(values, expected.at(key));
+      std::printf("%s layer 0 %-14s %.2e\n",
+                  plan == Plan::kFast ? "FAST" : "FAST, absorbed", op.c_str(),
+                  error);
+      EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 2e-2) << op;
     }
   }
 }

@@ -6,22 +6,36 @@
 
 namespace invar::cuda {
 
-Lane::Lane() {
+Event::Event() {
   Check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming),
         "making an event");
 }
 
-Lane::~Lane() { cudaEventDestroy(event_); }
+Event::~Event() { cudaEventDestroy(event_); }
+
+void Event::Record(cudaStream_t stream) {
+  Check(cudaEventRecord(event_, stream), "recording an event");
+}
+
+void Event::Wait() const {
+  Check(cudaEventSynchronize(event_), "waiting for a step");
+}
 
 LaunchOptions Lane::Next() {
   const bool follows = std::exchange(follows_, false);
   return {.stream = stream(), .overlap = !follows};
 }
 
+cudaStream_t Lane::NextOfOthers() {
+  follows_ = true;
+  return stream();
+}
+
 void Lane::Follow(Lane& other) {
   if (this == &other) return;
-  Check(cudaEventRecord(other.event_, other.stream()), "joining lanes");
-  Check(cudaStreamWaitEvent(stream(), other.event_, 0), "joining lanes");
+  other.launched_.Record(other.stream());
+  Check(cudaStreamWaitEvent(stream(), other.launched_.get(), 0),
+        "joining lanes");
   follows_ = true;
 }
 

@@ -9,27 +9,42 @@
 
 namespace invar::cuda {
 
+// A point of a stream's work.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  cudaEvent_t get() const { return event_; }
+  // The end of what has been enqueued there.
+  void Record(cudaStream_t stream);
+  // Until the work before it is done; aborts if some of it failed.
+  void Wait() const;
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // Launches in order. Lanes may be captured together: those that followed the
 // captured one, and that it follows again before the capture ends.
 class Lane {
  public:
-  Lane();
-  ~Lane();
-  Lane(const Lane&) = delete;
-  Lane& operator=(const Lane&) = delete;
-
   cudaStream_t stream() const { return stream_.get(); }
   void Synchronize() const { stream_.Synchronize(); }
 
   // For one launch. It overlaps the launch before it, unless it follows another
   // lane: dependent launch knows of one kernel ahead only.
   LaunchOptions Next();
+  // For launches of a library's: nothing overlaps them.
+  cudaStream_t NextOfOthers();
   // What is launched here from now on waits for what `other` has launched.
   void Follow(Lane& other);
 
  private:
   Stream stream_;
-  cudaEvent_t event_ = nullptr;  // the end of what has been launched
+  Event launched_;
   bool follows_ = false;
 };
 

@@ -36,6 +36,11 @@ void Grow(InputBuffer* buffer, int64_t rows, int64_t columns,
   if (made.ok()) *buffer = *std::move(made);
 }
 
+// Of SampledRow in what a step leaves; behind a flag a token.
+constexpr int64_t SampledOffset(int64_t tokens) {
+  return (tokens + 255) / 256 * 256;
+}
+
 // The largest workspace of any T up to `tokens`.
 int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
   int64_t most = 0;
@@ -109,28 +114,48 @@ InputRows InputBuffer::Rows(const InputKind& kind) const {
                             : ScaleBlocks(columns_)};
 }
 
-absl::StatusOr<bool> StepMemory::ReserveBlockIds(int64_t count) {
-  if (count <= block_id_capacity) return false;
+absl::Status StepMemory::ReserveBlockIds(int64_t count) {
+  if (count <= block_id_capacity) return absl::OkStatus();
   const int64_t capacity = std::max(count, 2 * block_id_capacity);
-  const int64_t words = 4 * std::max(limits.tokens, kGraphTokens) + capacity;
-  auto on_host = PinnedBuffer<int32_t>::Allocate(words);
-  if (!on_host.ok()) return on_host.status();
-  auto on_device = DeviceBuffer<int32_t>::Allocate(words, kWhat);
-  if (!on_device.ok()) return on_device.status();
-  staged_host = *std::move(on_host);
-  staged = *std::move(on_device);
-  block_id_capacity = capacity;
-  return true;
+  stride = std::max(limits.tokens, kGraphTokens);
+  absl::Status status;
+  for (PinnedBuffer<std::byte>& slot : staged_host) {
+    Grow(&slot, StagedBytes(capacity), &status);
+  }
+  Grow(&staged, StagedBytes(capacity), &status);
+  if (status.ok()) block_id_capacity = capacity;
+  return status;
 }
 
-void StepMemory::Place(int64_t tokens) {
+int64_t StepMemory::StagedBytes(int64_t block_ids) const {
+  return stride * (sizeof(SampleRow) + 4 * sizeof(int32_t)) +
+         block_ids * sizeof(int32_t);
+}
+
+void StepMemory::Place(int64_t tokens, int64_t slot) {
   stride = tokens <= kGraphTokens ? kGraphTokens : limits.tokens;
-  const auto places = [this](int32_t* base) {
-    return Places{base, base + stride, base + 2 * stride, base + 3 * stride,
-                  base + 4 * stride};
+  const auto places = [this](std::byte* base) {
+    auto* const rows = reinterpret_cast<SampleRow*>(base);
+    auto* const words = reinterpret_cast<int32_t*>(rows + stride);
+    return Places{rows,
+                  words,
+                  words + stride,
+                  words + 2 * stride,
+                  words + 3 * stride,
+                  words + 4 * stride};
   };
-  host = places(staged_host.data());
+  host = places(staged_host[slot].data());
   device = places(staged.data());
+}
+
+int64_t StepMemory::ResultBytes(int64_t rows) const {
+  return SampledOffset(limits.tokens) +
+         rows * static_cast<int64_t>(sizeof(SampledRow));
+}
+
+StepMemory::Results StepMemory::ResultsAt(std::byte* base) const {
+  return {reinterpret_cast<uint8_t*>(base),
+          reinterpret_cast<SampledRow*>(base + SampledOffset(limits.tokens))};
 }
 
 absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
@@ -140,10 +165,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   const ModelConfig& c = config;
   const int64_t tokens = limits.tokens;
   const int64_t slots = tokens * c.router.top_k;
-  absl::Status status = m.ReserveBlockIds(kFirstBlockIds).status();
-  Grow(&m.finite, tokens, &status);
-  Grow(&m.rows, tokens, &status);
-  Grow(&m.sampled, tokens, &status);
+  absl::Status status = m.ReserveBlockIds(kFirstBlockIds);
+  for (PinnedBuffer<std::byte>& slot : m.results_host) {
+    Grow(&slot, m.ResultBytes(tokens), &status);
+  }
+  Grow(&m.results_memory, m.ResultBytes(tokens), &status);
+  m.results = m.ResultsAt(m.results_memory.data());
   Grow(&m.hidden, tokens * c.hidden_size, &status);
   Grow(&m.normed, tokens * c.hidden_size, &status);
   Grow(&m.q_a, tokens * c.q_lora_rank, &status);
@@ -190,8 +217,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   Grow(&m.gathered_inputs, gathers ? slots : 0, c.hidden_size, &status);
   Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
   if (!status.ok()) return status;
-  // The router's ticket begins at zero.
+  // The router's ticket begins at zero. What is copied to the host has gaps.
   status = ToStatus(FillOnDevice(m.counts.data(), 0, m.counts.bytes()), kWhat);
+  if (!status.ok()) return status;
+  status = ToStatus(
+      FillOnDevice(m.results_memory.data(), 0, m.results_memory.bytes()),
+      kWhat);
   if (!status.ok()) return status;
   return m;
 }

@@ -56,6 +56,9 @@ class PinnedBuffer {
   std::unique_ptr<T[], Free> data_;
 };
 
+// Steps whose inputs and results the host's memory holds at once.
+inline constexpr int64_t kStepsInFlight = 2;
+
 struct StepLimits {
   int64_t tokens = 0;         // of a pass over the layers
   int64_t logit_rows = 0;     // of a product with the LM head
@@ -66,48 +69,56 @@ struct StepLimits {
 struct StepMemory {
   // What a pass brings from the host, in one copy.
   struct Places {
-    int32_t* ids = nullptr;        // (T)
+    SampleRow* rows = nullptr;     // (T) what is asked of rows of logits
+    int32_t* ids = nullptr;        // (T) of tokens, as StepTokens has them
     int32_t* positions = nullptr;  // (T)
     int32_t* tables = nullptr;     // (T)
     int32_t* row_ids = nullptr;    // (T) of the wanted logits
     int32_t* block_ids = nullptr;
   };
+  // What a pass leaves to the host, in one copy, and the rows' ids to the next
+  // step. At the same place for all passes.
+  struct Results {
+    uint8_t* finite = nullptr;      // (T)
+    SampledRow* sampled = nullptr;  // (T)
+  };
 
   static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
                                              const StepLimits& limits);
 
-  // Room for `count` block ids behind the rest of what is staged. True: the
-  // places have moved.
-  absl::StatusOr<bool> ReserveBlockIds(int64_t count);
-  // Where a pass of `tokens` is staged. The places of all passes that are small
-  // enough for a graph are the same.
-  void Place(int64_t tokens);
+  // Room for `count` block ids behind the rest of what is staged. The places
+  // move, so nothing may be in flight.
+  absl::Status ReserveBlockIds(int64_t count);
+  // Where a pass of `tokens` is staged by step `slot` of those in flight. The
+  // device's places of all passes small enough for a graph are the same.
+  void Place(int64_t tokens, int64_t slot);
   // What is staged of a pass placed so, with `block_ids` of them.
-  int64_t StagedWords(int64_t block_ids) const {
-    return 4 * stride + block_ids;
+  int64_t StagedBytes(int64_t block_ids) const;
+  // Of a pass that asks for `rows` rows of logits.
+  int64_t ResultBytes(int64_t rows) const;
+  Results HostResults(int64_t slot) const {
+    return ResultsAt(results_host[slot].data());
   }
+  Results ResultsAt(std::byte* base) const;
 
   StepLimits limits;
   int64_t stride = 0;  // of places
   Places host, device;
-  PinnedBuffer<int32_t> staged_host;
-  DeviceBuffer<int32_t> staged;
+  PinnedBuffer<std::byte> staged_host[kStepsInFlight];
+  DeviceBuffer<std::byte> staged;
   int64_t block_id_capacity = 0;
+  PinnedBuffer<std::byte> results_host[kStepsInFlight];
+  DeviceBuffer<std::byte> results_memory;
+  Results results;  // in device memory
 
-  // Small enough for kernels to read and write on the host, which saves copies
-  // between two steps. Written while no pass runs, read when it has ended.
-  PinnedBuffer<uint8_t> finite;      // (T)
-  PinnedBuffer<SampleRow> rows;      // (T) what is asked of rows of logits
-  PinnedBuffer<SampledRow> sampled;  // (T)
-
-  DeviceBuffer<float> hidden;           // (T, hidden)
-  DeviceBuffer<float> normed;           // (T, hidden)
-  DeviceBuffer<float> q_a;              // (T, q_lora_rank)
-  DeviceBuffer<float> q;                // (T, heads, N + R)
-  DeviceBuffer<float> kv_a;             // (T, L + R)
-  DeviceBuffer<float> query;            // (T, heads, L + R)
-  DeviceBuffer<float> attended;         // (T, heads, L)
-  DeviceBuffer<float> attention_parts;  // of splits
+  DeviceBuffer<float> hidden;            // (T, hidden)
+  DeviceBuffer<float> normed;            // (T, hidden)
+  DeviceBuffer<float> q_a;               // (T, q_lora_rank)
+  DeviceBuffer<float> q;                 // (T, heads, N + R)
+  DeviceBuffer<float> kv_a;              // (T, L + R)
+  DeviceBuffer<float> query;             // (T, heads, L + R)
+  DeviceBuffer<float> attended;          // (T, heads, L)
+  DeviceBuffer<float> attention_parts;   // of splits
   DeviceBuffer<std::byte> prompt_tiles;  // of PromptAttention
   // Inputs of a product before they are quantised, where a kernel cannot do
   // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
