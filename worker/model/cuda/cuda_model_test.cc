@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -72,15 +73,32 @@ ModelConfig Config(const Case& c) {
   return config;
 }
 
+// What is BF16 becomes F16.
+void ToFp16(std::vector<invar::testing::RawTensor>& tensors) {
+  for (invar::testing::RawTensor& tensor : tensors) {
+    if (tensor.dtype != "BF16") continue;
+    tensor.dtype = "F16";
+    for (size_t i = 0; i < tensor.bytes.size(); i += 2) {
+      uint16_t code;
+      std::memcpy(&code, &tensor.bytes[i], sizeof(code));
+      const float value =
+          std::bit_cast<float>(static_cast<uint32_t>(code) << 16);
+      const auto half = static_cast<_Float16>(value);
+      std::memcpy(&tensor.bytes[i], &half, sizeof(half));
+    }
+  }
+}
+
 class CudaModelTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const auto device = UseDevice(0);
     if (!device.ok()) GTEST_SKIP() << device.status().message();
     folder_ = ::testing::TempDir() + "/cuda_model_" + GetParam().name;
-    ASSERT_TRUE(
-        invar::testing::WriteRandomCheckpoint(folder_, Config(GetParam()), 7)
-            .ok());
+    const ModelConfig config = Config(GetParam());
+    auto tensors = invar::testing::RandomTensors(config, 7);
+    if (GetParam().Has("fp16")) ToFp16(tensors);
+    ASSERT_TRUE(invar::testing::WriteCheckpoint(folder_, config, tensors).ok());
     for (int64_t i = 0; i < kLength; ++i) {
       ids_.push_back(static_cast<int32_t>((i * 7919 + 13) % 1000));
     }
@@ -389,6 +407,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"channel_fp8_e4m3_cache", KvDtype::kFp8E4m3},
                       Case{"block_fp8", KvDtype::kFp8E4m3},
                       Case{"q_lora_static_fp8", KvDtype::kFp8E4m3},
+                      Case{"fp16", KvDtype::kBf16},
                       Case{"tied_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_block_fp8", KvDtype::kBf16}),
