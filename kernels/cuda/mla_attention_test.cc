@@ -150,7 +150,8 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,
-               sequences.layer(), workspace.data(), out.data(), split);
+               sequences.layer(), workspace.data(), out.data(), split,
+               nullptr);
   Check(cudaStreamSynchronize(stream), "mla_attention");
   return out.Download();
 }
