@@ -199,8 +199,10 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   if (cache == nullptr) return NoRoom(config, **model);
   if (config.determinism().mode() == v1::Determinism::FAST) {
     spdlog::info(
-        "determinism.mode is FAST; on this backend its plan equals "
-        "DETERMINISTIC's, and so does its speed");
+        "determinism.mode is FAST; on this backend {}",
+        (*model)->HasFastPlan()
+            ? "the bits of an answer depend on what runs beside it"
+            : "its plan equals DETERMINISTIC's, and so does its speed");
   }
 
   Engine::Options options;

@@ -2,10 +2,13 @@
 // attention. Weights go from memory straight to operands in registers, FP8
 // codes exactly to fp16; the tensor's scale is applied in fp32 at the end.
 //
-// A block has 16 tokens of one head and 64 of the outputs, 16 a warp. K is one
-// chain of steps, ascending.
+// A block has 16 tokens of one head and 16 outputs a warp. K is one chain of
+// steps, ascending.
+#include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/kv_append.cuh"
+#include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/silu_mul.h"
@@ -14,91 +17,131 @@ namespace invar::cuda {
 namespace {
 
 constexpr int kTokens = 16;
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kBlockRows = 16 * kWarps;
+// Few tokens leave multiprocessors idle, so outputs are spread over blocks of
+// four warps; from kSomeTokens on a block of eight rounds its tokens once for
+// all outputs. Free, since bits are the same.
+constexpr int kSomeTokens = 65;
+constexpr int kFewWarps = 4;
+constexpr int kSomeWarps = 8;
 
-// A row of x or out: token t, head h begins at (t * heads + h) * stride.
+// A row of x or out: token t, head h begins at (t * heads + h) * stride. Where
+// there are parts, x is what they merge to.
 struct Rows {
   const float* x;
   int x_stride;
   InputSink out;
   int out_stride;
+  AttentionParts parts = {};
 };
 
 // out[t, h, 0:kRows] = scale W_h x[t, h, 0:kColumns]. W (H, kRows, kColumns).
-// grid (kRows / 64, H, tokens / 16)
-template <typename Code, int kRows, int kColumns>
+// Outputs are walked 16 kWarps at a time, kPasses times.
+// grid (kRows / (16 kWarps kPasses), H, tokens / 16)
+template <typename Code, int kRows, int kColumns, int kWarps, int kPasses>
 __device__ void HeadProduct(const HeadProjection& w, int64_t tokens,
                             const Rows& rows) {
   using Operand = typename Code::Operand;
   constexpr int kChunkSteps = 4 / Code::kBytes;
   constexpr int kChunks = kColumns * Code::kBytes / 64;
+  constexpr int kPassRows = 16 * kWarps;
+  constexpr int kMine = kTokens / kWarps;  // tokens that a warp rounds
+  static_assert(kRows % (kPassRows * kPasses) == 0);
   __shared__ uint4 operands[kColumns / 16][32];
   __shared__ float factors[kTokens];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int64_t h = blockIdx.y;
   const int64_t first_token = int64_t{blockIdx.z} * kTokens;
-  const int first_row = blockIdx.x * kBlockRows + warp * 16;
+  const int first_row = blockIdx.x * kPassRows * kPasses + warp * 16;
   const std::byte* weights =
       w.data + ((h * kRows + first_row + lane / 4) * kColumns) * Code::kBytes +
       16 * (lane % 4);
-  // Weights are constant: the first chunks come while the kernel ahead ends.
-  constexpr int kAhead = kChunks < 8 ? kChunks : 8;
-  static_assert(kChunks % kAhead == 0);
+  // The chunks of all passes, a few of them ahead. Weights are constant: the
+  // first come while the kernel before ends.
+  constexpr int kUnits = kChunks * kPasses;
+  constexpr int kAhead = kUnits < 8 ? kUnits : 8;
+  static_assert(kUnits % kAhead == 0);
   uint4 codes[kAhead][2];
   const auto load = [&](int first) {
 #pragma unroll
     for (int c = 0; c < kAhead; ++c) {
+      const int row = (first + c) / kChunks * kPassRows;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         codes[c][n] = __ldg(reinterpret_cast<const uint4*>(
-            weights + 8 * n * kColumns * Code::kBytes + 64 * (first + c)));
+            weights + (row + 8 * n) * kColumns * Code::kBytes +
+            64 * ((first + c) % kChunks)));
       }
     }
   };
   AllowNextKernel();
   load(0);
   WaitForPriorKernel();
-  for (int i = warp; i < kTokens; i += kWarps) {
-    const int64_t t = first_token + i;
+  const auto pack = [&](WarpRow<kColumns>& x, int token) {
     const float row_scale = PackRow<Code, kColumns>(
-        t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
-        w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns, i,
-        operands);
-    if (lane == 0) factors[i] = w.scale / row_scale;
+        x, w.input_scales == nullptr ? nullptr : w.input_scales + h * kColumns,
+        token, operands);
+    if (lane == 0) factors[token] = w.scale / row_scale;
+  };
+  const auto token_of = [&](int i) { return warp + i * kWarps; };
+  if (kColumns == kLatent && rows.parts.data != nullptr) {
+    // One at a time: merging needs the registers.
+#pragma unroll 1
+    for (int i = 0; i < kMine; ++i) {
+      const int64_t t = first_token + token_of(i);
+      WarpRow<kColumns> x;
+      if constexpr (kColumns == kLatent) {
+        if (t < tokens) MergeRow(rows.parts, t, static_cast<int>(h), x);
+      }
+      if (t >= tokens) LoadRow<kColumns>(nullptr, x);
+      pack(x, token_of(i));
+    }
+  } else {
+    WarpRow<kColumns> x[kMine];
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int64_t t = first_token + token_of(i);
+      LoadRow<kColumns>(
+          t < tokens ? rows.x + (t * w.heads + h) * rows.x_stride : nullptr,
+          x[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) pack(x[i], token_of(i));
   }
   __syncthreads();
   float sums[2][4] = {};
 #pragma unroll
-  for (int first = 0; first < kChunks; first += kAhead) {
-    if (first > 0) load(first);
+  for (int unit = 0; unit < kUnits; ++unit) {
+    if (unit > 0 && unit % kAhead == 0) load(unit);
 #pragma unroll
-    for (int c = 0; c < kAhead; ++c) {
+    for (int j = 0; j < kChunkSteps; ++j) {
+      const uint4 operand = operands[unit % kChunks * kChunkSteps + j][lane];
 #pragma unroll
-      for (int j = 0; j < kChunkSteps; ++j) {
-        const uint4 x = operands[(first + c) * kChunkSteps + j][lane];
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          const uint2 b = RightOperand<Code>(codes[c][n], j);
-          Mma<Operand>(sums[n], x, b.x, b.y);
-        }
+      for (int n = 0; n < 2; ++n) {
+        const uint2 b = RightOperand<Code>(codes[unit % kAhead][n], j);
+        Mma<Operand>(sums[n], operand, b.x, b.y);
       }
     }
-  }
+    if (unit % kChunks != kChunks - 1) continue;
+    const int row = first_row + unit / kChunks * kPassRows + lane % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = lane / 4 + i / 2 * 8;
-    const int64_t t = first_token + token;
-    if (t >= tokens) continue;
-    const int row = first_row + lane % 4 * 2 + i % 2;
-    const int64_t out = (t * w.heads + h) * rows.out_stride + row;
+    for (int half = 0; half < 2; ++half) {
+      const int token = lane / 4 + half * 8;
+      const int64_t t = first_token + token;
+      const float factor = factors[token];
+      const int64_t out = (t * w.heads + h) * rows.out_stride + row;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float sum = sums[n][i] * factors[token];
-      if (w.row_scales != nullptr) sum *= w.row_scales[h * kRows + row + 8 * n];
-      StoreInput(rows.out, out + 8 * n, sum);
+      for (int n = 0; n < 2; ++n) {
+        float first = sums[n][2 * half] * factor;
+        float second = sums[n][2 * half + 1] * factor;
+        sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;
+        if (t >= tokens) continue;
+        if (w.row_scales != nullptr) {
+          first *= w.row_scales[h * kRows + row + 8 * n];
+          second *= w.row_scales[h * kRows + row + 8 * n + 1];
+        }
+        StoreInputPair(rows.out, out + 8 * n, first, second);
+      }
     }
   }
 }
@@ -124,24 +167,56 @@ __device__ void RotateQuery(int64_t heads, int64_t head, int64_t first_token,
   }
 }
 
-template <typename Code>
-__global__ void __launch_bounds__(kThreads)
+// Blocks that share the cached rows of sixteen tokens.
+constexpr int kAppendBlocks = 8;
+
+// The cached rows of this block's share.
+__device__ void AppendRows(int64_t heads, const TokenPlaces& places,
+                           const RopeAngles& angles, const CacheRows& rows) {
+  AllowNextKernel();
+  if (threadIdx.x >= kAppendThreads) return;
+  WaitForPriorKernel();
+  const int block =
+      (blockIdx.y - static_cast<int>(heads)) * gridDim.x + blockIdx.x;
+#pragma unroll 1
+  for (int i = 0; i < kTokens / kAppendBlocks; ++i) {
+    const int64_t t = int64_t{blockIdx.z} * kTokens + i * kAppendBlocks + block;
+    if (t >= places.tokens) return;
+    if (i > 0) __syncthreads();
+    switch (rows.cache.dtype) {
+      case KvDtype::kFp8E5m2:
+        AppendRow<E5m2>(places, rows, angles, t);
+        break;
+      case KvDtype::kFp8E4m3:
+        AppendRow<E4m3>(places, rows, angles, t);
+        break;
+      default:
+        AppendRow<Bf16>(places, rows, angles, t);
+    }
+  }
+}
+
+// Blocks past the heads append to the cache, where there are any.
+template <typename Code, int kWarps, int kPasses>
+__global__ void __launch_bounds__(32 * kWarps)
     AbsorbQueryKernel(HeadProjection k, TokenPlaces places, RopeAngles angles,
-                      const float* q, float* query) {
+                      const float* q, float* query, CacheRows append) {
   constexpr int kWidth = kNope + kRope;
-  HeadProduct<Code, kLatent, kNope>(
+  static_assert(32 * kWarps >= kAppendThreads);
+  if (blockIdx.y >= k.heads) return AppendRows(k.heads, places, angles, append);
+  HeadProduct<Code, kLatent, kNope, kWarps, kPasses>(
       k, places.tokens, {q, kWidth, {query, WeightDtype::kFp32}, kRow});
   if (blockIdx.x != 0) return;
   RotateQuery(k.heads, blockIdx.y, int64_t{blockIdx.z} * kTokens, kTokens,
               places, angles, q, query);
 }
 
-template <typename Code>
-__global__ void __launch_bounds__(kThreads)
+template <typename Code, int kWarps, int kPasses>
+__global__ void __launch_bounds__(32 * kWarps)
     AbsorbValueKernel(HeadProjection v, int64_t tokens, const float* attended,
-                      InputSink out) {
-  HeadProduct<Code, kValue, kLatent>(v, tokens,
-                                     {attended, kLatent, out, kValue});
+                      InputSink out, AttentionParts parts) {
+  HeadProduct<Code, kValue, kLatent, kWarps, kPasses>(
+      v, tokens, {attended, kLatent, out, kValue, parts});
 }
 
 // ---- Many tokens
@@ -155,38 +230,14 @@ constexpr int kManyWarps = 8;
 constexpr int kManyThreads = 32 * kManyWarps;
 constexpr int kManyBlockTokens = kManyGroups * kTokens;
 
-// sink[at], sink[at + 1] = x, y as inputs; `at` is even.
-__device__ void StoreInputPair(const InputSink& sink, int64_t at, float x,
-                               float y) {
-  switch (sink.dtype) {
-    case WeightDtype::kFp8E4m3: {
-      const uint32_t low =
-          __nv_cvt_float_to_fp8(x / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      const uint32_t high =
-          __nv_cvt_float_to_fp8(y / sink.scale, __NV_SATFINITE, __NV_E4M3);
-      static_cast<uint16_t*>(sink.data)[at / 2] =
-          static_cast<uint16_t>(low | high << 8);
-      return;
-    }
-    case WeightDtype::kFp16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__half>(x, y);
-      return;
-    case WeightDtype::kBf16:
-      static_cast<uint32_t*>(sink.data)[at / 2] = Pack<__nv_bfloat16>(x, y);
-      return;
-    case WeightDtype::kFp32:
-      static_cast<float2*>(sink.data)[at / 2] = {x, y};
-      return;
-  }
-}
-
 template <int kColumns>
 struct ManyShared {
   uint4 operands[kManyGroups][kColumns / 16][32];
   float factors[kManyBlockTokens];
 };
 
-// HeadProduct of the block's tokens, all rows. grid (H, tokens / 64)
+// HeadProduct of the block's tokens, all rows, in fp32: grid (H, tokens / 64).
+// Values, and queries that PromptAttention reads, are prompt_absorb.cu's.
 template <typename Code, int kRows, int kColumns>
 __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
                                 const Rows& rows) {
@@ -260,7 +311,8 @@ __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
             x *= w.row_scales[h * kRows + row + 8 * n];
             y *= w.row_scales[h * kRows + row + 8 * n + 1];
           }
-          StoreInputPair(rows.out, out + 8 * n, x, y);
+          *reinterpret_cast<float2*>(static_cast<float*>(rows.out.data) + out +
+                                     8 * n) = {x, y};
         }
       }
     }
@@ -275,14 +327,6 @@ __global__ void __launch_bounds__(kManyThreads, 2)
       k, places.tokens, {q, kNope + kRope, {query, WeightDtype::kFp32}, kRow});
   RotateQuery(k.heads, blockIdx.x, int64_t{blockIdx.y} * kManyBlockTokens,
               kManyBlockTokens, places, angles, q, query);
-}
-
-template <typename Code>
-__global__ void __launch_bounds__(kManyThreads, 2)
-    ManyAbsorbValueKernel(HeadProjection v, int64_t tokens,
-                          const float* attended, InputSink out) {
-  ManyHeadProduct<Code, kValue, kLatent>(v, tokens,
-                                         {attended, kLatent, out, kValue});
 }
 
 template <int kColumns>
@@ -308,11 +352,38 @@ void DispatchHead(WeightDtype dtype, Body body) {
   }
 }
 
-LaunchShape Shape(int rows, int64_t heads, int64_t tokens) {
-  return {.grid = dim3(static_cast<unsigned>(rows / kBlockRows),
+LaunchShape Shape(int row_blocks, int64_t heads, int64_t tokens, int warps) {
+  return {.grid = dim3(static_cast<unsigned>(row_blocks),
                        static_cast<unsigned>(heads),
                        static_cast<unsigned>((tokens + kTokens - 1) / kTokens)),
-          .threads = kThreads};
+          .threads = 32 * warps};
+}
+
+// With `append` also the cached rows.
+template <typename Code, int kWarps, int kPasses>
+void RunQuery(const LaunchOptions& options, const HeadProjection& k,
+              const TokenPlaces& places, const RopeAngles& angles,
+              const float* q, float* query, const CacheRows* append) {
+  constexpr int kRowBlocks = kLatent / (16 * kWarps * kPasses);
+  static_assert(kAppendBlocks % kRowBlocks == 0);
+  const int64_t slices =
+      k.heads + (append == nullptr ? 0 : kAppendBlocks / kRowBlocks);
+  Launch(AbsorbQueryKernel<Code, kWarps, kPasses>,
+         Shape(kRowBlocks, slices, places.tokens, kWarps), options,
+         "AbsorbQuery", k, places, angles, q, query,
+         append == nullptr ? CacheRows() : *append);
+}
+
+void RunQuery(const LaunchOptions& options, const HeadProjection& k,
+              const TokenPlaces& places, const RopeAngles& angles,
+              const float* q, float* query, const CacheRows* append) {
+  DispatchHead(k.dtype, [&]<typename Code>() {
+    constexpr int kAllRows = kLatent / (16 * kSomeWarps);
+    const auto run = places.tokens < kSomeTokens
+                         ? RunQuery<Code, kFewWarps, 1>
+                         : RunQuery<Code, kSomeWarps, kAllRows>;
+    run(options, k, places, angles, q, query, append);
+  });
 }
 
 }  // namespace
@@ -320,15 +391,24 @@ LaunchShape Shape(int rows, int64_t heads, int64_t tokens) {
 void AbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query) {
+  if (places.tokens < kManyTokens) {
+    return RunQuery(options, k, places, angles, q, query, nullptr);
+  }
   DispatchHead(k.dtype, [&]<typename Code>() {
-    if (places.tokens >= kManyTokens) {
-      return Launch(ManyAbsorbQueryKernel<Code>,
-                    ManyShape<kNope>(k.heads, places.tokens), options,
-                    "AbsorbQuery", k, places, angles, q, query);
-    }
-    Launch(AbsorbQueryKernel<Code>, Shape(kLatent, k.heads, places.tokens),
-           options, "AbsorbQuery", k, places, angles, q, query);
+    Launch(ManyAbsorbQueryKernel<Code>,
+           ManyShape<kNope>(k.heads, places.tokens), options, "AbsorbQuery", k,
+           places, angles, q, query);
   });
+}
+
+void AbsorbQueryAndAppend(const LaunchOptions& options, const HeadProjection& k,
+                          const TokenPlaces& places, const RopeAngles& angles,
+                          const float* q, float* query, const CacheRows& rows) {
+  if (places.tokens < kManyTokens) {
+    return RunQuery(options, k, places, angles, q, query, &rows);
+  }
+  KvAppend(options, places, rows, angles);
+  AbsorbQuery(options, k, places, angles, q, query);
 }
 
 void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
@@ -338,15 +418,20 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
 }
 
 void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
-                 int64_t tokens, const float* attended, const InputSink& out) {
+                 int64_t tokens, const float* attended, const InputSink& out,
+                 const AttentionParts& parts) {
   DispatchHead(v.dtype, [&]<typename Code>() {
-    if (tokens >= kManyTokens) {
-      return Launch(ManyAbsorbValueKernel<Code>,
-                    ManyShape<kLatent>(v.heads, tokens), options, "AbsorbValue",
-                    v, tokens, attended, out);
+    if (tokens >= kManyTokens) {  // whole sequences, which leave no parts
+      return PromptAbsorbValue(options, v, tokens, attended, out);
     }
-    Launch(AbsorbValueKernel<Code>, Shape(kValue, v.heads, tokens), options,
-           "AbsorbValue", v, tokens, attended, out);
+    const auto run = [&]<int kWarps>() {
+      constexpr int kRowBlocks = kValue / (16 * kWarps);
+      Launch(AbsorbValueKernel<Code, kWarps, 1>,
+             Shape(kRowBlocks, v.heads, tokens, kWarps), options, "AbsorbValue",
+             v, tokens, attended, out, parts);
+    };
+    tokens < kSomeTokens ? run.template operator()<kFewWarps>()
+                         : run.template operator()<kSomeWarps>();
   });
 }
 

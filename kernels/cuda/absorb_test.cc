@@ -186,9 +186,11 @@ TEST_P(AbsorbTest, QueriesMatchDoublePrecisionAndAreRotated) {
             bound());
 }
 
-// Many tokens have a block for 64 of them, few for 16.
+// Many tokens have a block for 64 of them, some and few for 16, of eight warps
+// and of four.
 TEST_P(AbsorbTest, ManyTokensHaveTheBitsOfFew) {
   constexpr int64_t kTokens = 549;
+  constexpr int64_t kSome = 183;
   constexpr int64_t kFew = 61;
   constexpr int64_t kWidth = kNope + kRope;
   const Weights w(GetParam(), kHeads * kValue * kLatent);
@@ -216,6 +218,7 @@ TEST_P(AbsorbTest, ManyTokensHaveTheBitsOfFew) {
       return out.Download();
     };
     EXPECT_TRUE(run(kTokens) == run(kFew)) << static_cast<int>(dtype);
+    EXPECT_TRUE(run(kSome) == run(kFew)) << static_cast<int>(dtype);
   }
   std::vector<int32_t> positions;
   for (int32_t t = 0; t < kTokens; ++t) positions.push_back(kTokens - 1 - t);
@@ -237,6 +240,7 @@ TEST_P(AbsorbTest, ManyTokensHaveTheBitsOfFew) {
   };
   const auto all = run(kTokens);
   EXPECT_TRUE(SameBits(all.data(), run(kFew).data(), all.size()));
+  EXPECT_TRUE(SameBits(all.data(), run(kSome).data(), all.size()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, AbsorbTest,

@@ -23,8 +23,6 @@ static_assert(kTile == kBlockTokens, "a tile is a block's rows");
 inline constexpr int kSteps = kRow / 16;     // mma steps of a score
 inline constexpr int kSumTiles = 128 / 8;    // of 8 latents, a warp
 inline constexpr int kSums = kSumTiles * 4;  // fp32 sums a thread has
-// A split's result: every thread's sums, then 16 maxima and 16 row sums.
-inline constexpr int kPartialFloats = kSums * kThreads + 2 * kHeads;
 
 __device__ inline int Group() { return threadIdx.x / kThreads; }
 __device__ inline int GroupThread() { return threadIdx.x % kThreads; }
@@ -166,6 +164,37 @@ __device__ inline void AddChunks(const uint4& weights, const std::byte* rows,
                    Code::Pair(high, true));
     } else {
       Mma<Operand>(out[half], weights, low, high);
+    }
+  }
+}
+
+// A warp's sums of kTiles sum tiles, from `first_tile` of the 128 latents of
+// warp `owner` on, to rows (heads, L). An out's i is of head lane / 4 + i / 2 *
+// 8; its place in a row is what AddChunks reads.
+template <typename Code, int kTiles>
+__device__ inline void StoreSums(float* rows, int owner, int first_tile,
+                                 const float (&out)[kTiles][4],
+                                 int heads = kHeads) {
+  static_assert(kTiles % 2 == 0);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int head = lane / 4 + 8 * half;
+    if (head >= heads) break;
+    float* row = rows + head * kLatent + 128 * owner;
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      const float* even = &out[n][2 * half];
+      const float* odd = &out[n + 1][2 * half];
+      if constexpr (Code::kBytes == 1) {
+        *reinterpret_cast<float4*>(row + (first_tile + n) * 8 +
+                                   lane % 4 * 4) = {even[0], odd[0], even[1],
+                                                    odd[1]};
+      } else {
+        float* at = row + (first_tile + n) * 8 + lane % 4 * 2;
+        *reinterpret_cast<float2*>(at) = {even[0], even[1]};
+        *reinterpret_cast<float2*>(at + 8) = {odd[0], odd[1]};
+      }
     }
   }
 }

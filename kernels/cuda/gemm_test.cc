@@ -99,6 +99,52 @@ TEST_P(GemmTest, ARowDoesNotDependOnItsPlace) {
   }
 }
 
+// Two products in a launch are what each is alone, also where they have no tile
+// in common.
+TEST_P(GemmTest, APairIsBothProducts) {
+  const auto [dtype, shape] = GetParam();
+  constexpr int64_t kTokens = 150;
+  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
+                                    : (shape.columns + 127) / 128 * 128;
+  struct Operands {
+    DeviceBuffer<std::byte> w, x;
+    GemmWeight weight;
+    GemmInput input;
+  };
+  const auto operands = [&](WeightDtype type, int64_t rows, uint64_t seed) {
+    Operands o;
+    o.w = Upload(Encode(type, SpreadValues(rows * shape.columns, seed)).bytes);
+    o.x = Upload(
+        Encode(type, SpreadValues(kTokens * shape.columns, seed + 1)).bytes);
+    EXPECT_TRUE(
+        MakeGemmWeight(type, o.w.data(), rows, shape.columns, &o.weight));
+    EXPECT_TRUE(
+        MakeGemmInput(type, o.x.data(), kTokens, shape.columns, &o.input));
+    o.weight.scale = 0.25f * static_cast<float>(seed);
+    return o;
+  };
+  const Operands first = operands(dtype, shape.rows, 7);
+  const WeightDtype other_dtype =
+      dtype == WeightDtype::kBf16 ? WeightDtype::kFp8E4m3 : WeightDtype::kBf16;
+  for (const Operands& second :
+       {operands(dtype, 84, 9), operands(dtype, 1030, 11),
+        operands(other_dtype, 84, 13)}) {
+    for (const int64_t tokens : {1, 9, 64, 65, 150}) {
+      const auto a = Poisoned<float>(tokens * first.weight.rows);
+      const auto b = Poisoned<float>(tokens * second.weight.rows);
+      GemmPair({&first.weight, leaf, &first.input, a.data()},
+               {&second.weight, leaf, &second.input, b.data()}, tokens,
+               GemmOutput::kFp32, {.stream = stream().get(), .overlap = true});
+      stream().Synchronize();
+      EXPECT_TRUE(a.Download() == Product(first.weight, leaf, first.input,
+                                          tokens, {.tokens = 8}, stream()));
+      EXPECT_TRUE(b.Download() == Product(second.weight, leaf, second.input,
+                                          tokens, {.tokens = 8}, stream()))
+          << second.weight.rows << " rows, " << tokens << " tokens";
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Shapes, GemmTest,
     ::testing::Combine(

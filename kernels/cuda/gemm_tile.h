@@ -109,19 +109,20 @@ struct Walk {
 // The producer warp's whole work: `blocks` stages of 128 bytes along K.
 // load_weights(lane, stage, block) and load_inputs(lane, stage, block) issue
 // the copies onto ring.full[stage]; stage_bytes is what they sum to.
-// Weights are constant, so the first stages' load before the prior kernel ends.
+// Weights are constant, so the first stages' load before the prior kernel ends;
+// with `early` the inputs' do so too.
 template <typename RingType, int kStages, typename LoadWeights,
           typename LoadInputs>
 __device__ void Produce(const RingType& ring, int lane, int blocks,
-                        uint32_t stage_bytes, LoadWeights load_weights,
-                        LoadInputs load_inputs) {
+                        uint32_t stage_bytes, bool early,
+                        LoadWeights load_weights, LoadInputs load_inputs) {
   const int ahead = blocks < kStages ? blocks : kStages;
   for (int b = 0; b < ahead; ++b) {
     if (lane == 0) BarrierExpect(&ring.full[b], stage_bytes);
     __syncwarp();
     load_weights(lane, b, b);
   }
-  WaitForPriorKernel();
+  if (!early) WaitForPriorKernel();
   Walk<kStages> walk;
   for (int b = 0; b < blocks; ++b) {
     if (b >= kStages) {

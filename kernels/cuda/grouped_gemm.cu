@@ -11,16 +11,30 @@ namespace {
 
 constexpr int kBlocks = 2;  // row blocks a warpgroup multiplies: gate and up
 
+struct Problem {
+  CUtensorMap weights;
+  CUtensorMap x;
+  ExpertArguments a;
+};
+
+// All of a launch: the experts' products, or a dense one alone; and, beside the
+// experts' gate and up, a dense gate and up.
+struct Problems {
+  Problem of[2];
+  int beside_items;  // the first of the grid's y are the dense one's
+  int beside_row_blocks;
+  bool gate;  // LaunchOptions
+};
+
 template <int kTokens, int kGroups>
 using ExpertTileType = Tile<kTokens, kBlocks, kGroups>;
 
 // Which tokens this block multiplies; count below 1: none.
-__device__ ExpertWork FindWork(const ExpertArguments& a, int tile) {
-  const int item = blockIdx.y;
+__device__ ExpertWork FindWork(const ExpertArguments& a, int item, int tile) {
   if (a.work == nullptr) {
     return {0, item * tile, min(tile, a.tokens - item * tile), 0};
   }
-  WaitForPriorKernel();
+  if (!a.early) WaitForPriorKernel();
   if (item / a.parts >= *a.work_count) return {0, 0, 0, 0};
   ExpertWork work = a.work[item / a.parts];
   const int skipped = item % a.parts * tile;
@@ -44,7 +58,7 @@ template <typename Format, int kTokens, bool kGateUp>
 __device__ auto ScalesOf(const ExpertArguments& a, const ExpertWork& work,
                          int first_row, bool gather, int* input_row) {
   if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
-    WaitForPriorKernel();
+    if (a.work != nullptr || !a.early) WaitForPriorKernel();
     for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
       input_row[t] = InputRow(a, work, t, gather);
     }
@@ -122,9 +136,7 @@ __device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
 // down.
 template <typename Format, int kTokens, int kGroups, int kStages, bool kGateUp>
 __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
-    ExpertKernel(const __grid_constant__ CUtensorMap weights,
-                 const __grid_constant__ CUtensorMap x,
-                 const ExpertArguments a) {
+    ExpertKernel(const __grid_constant__ Problems problems) {
   using TileType = ExpertTileType<kTokens, kGroups>;
   constexpr int kValues = kTokens / 2;
   // Rows of the output that one block makes.
@@ -133,11 +145,26 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
   extern __shared__ std::byte shared[];
   const Ring<TileType, kStages> ring(shared);
   if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
-  AllowNextKernel();
+  if (!problems.gate) AllowNextKernel();
   __syncthreads();
-  const ExpertWork work = FindWork(a, kTokens);
+  int item = blockIdx.y;
+  int row_block = blockIdx.x;
+  bool beside = false;
+  if constexpr (kGateUp) {
+    beside = item < problems.beside_items;
+    if (beside) {
+      const int at = item * gridDim.x + row_block;
+      row_block = at % problems.beside_row_blocks;
+      item = at / problems.beside_row_blocks;
+    } else {
+      item -= problems.beside_items;
+    }
+  }
+  const Problem& p = problems.of[beside];
+  const ExpertArguments& a = p.a;
+  const ExpertWork work = FindWork(a, item, kTokens);
   if (work.count <= 0) return;
-  const int row = blockIdx.x * kRows;
+  const int row = row_block * kRows;
   const int group = threadIdx.x / 128;
   const bool gather = kGateUp && a.work != nullptr && !a.gathered;
   constexpr int kGroupRows = kRows / kGroups;
@@ -146,9 +173,12 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
       a, work, row + group * kGroupRows, gather, input_row);
   if (group == kGroups) {
     const int expert_row = work.expert * a.rows * (kGateUp ? 2 : 1) + row;
+    // Only what the work has of a tile's tokens is read, in boxes of eight: the
+    // rest multiplies what lies there, each token its own sums alone.
+    const int boxes = (work.count + 7) / 8;
     const uint32_t bytes =
         TileType::kWeightBytes +
-        (gather ? work.count * kTileRowBytes : TileType::kInputBytes);
+        (gather ? work.count : min(8 * boxes, kTokens)) * kTileRowBytes;
     // The tokens of this lane's rows.
     constexpr int kPerLane = (kTokens + 31) / 32;
     int token[kPerLane] = {};
@@ -161,13 +191,14 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
     }
     Produce<Ring<TileType, kStages>, kStages>(
         ring, threadIdx.x % 32, a.k_blocks, bytes,
+        /*early=*/a.work == nullptr && a.early,
         [&](int lane, int stage, int b) {
           if (lane >= TileType::kRowBlocks) return;
           const int from =
               kGateUp ? expert_row + lane / 2 * kProductRows + lane % 2 * a.rows
                       : expert_row + lane * kProductRows;
-          CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes, &weights,
-                  b * kTileRowBytes, from, &ring.full[stage]);
+          CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes,
+                  &p.weights, b * kTileRowBytes, from, &ring.full[stage]);
         },
         [&](int lane, int stage, int b) {
           if (gather) {
@@ -175,17 +206,23 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
             for (int i = 0; i < kPerLane; ++i) {
               const int r = lane + 32 * i;
               if (r < work.count) {
-                CopyBox(ring.inputs(stage) + r * kTileRowBytes, &x,
+                CopyBox(ring.inputs(stage) + r * kTileRowBytes, &p.x,
                         b * kTileRowBytes, token[i], &ring.full[stage]);
               }
             }
-          } else if (lane < kTokens / 8) {
-            CopyBox(ring.inputs(stage) + lane * 8 * kTileRowBytes, &x,
+          } else if (lane < min(boxes, kTokens / 8)) {
+            CopyBox(ring.inputs(stage) + lane * 8 * kTileRowBytes, &p.x,
                     b * kTileRowBytes, work.first + lane * 8,
                     &ring.full[stage]);
           }
         });
     return;
+  }
+  // What is beside waits for nothing yet, and lets the next kernel in by its
+  // end.
+  if (problems.gate && !beside) {
+    WaitForPriorKernel();
+    AllowNextKernel();
   }
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
@@ -196,47 +233,51 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
 }
 
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
-void Run(const CUtensorMap& weights, const CUtensorMap& x,
-         const ExpertArguments& a, int64_t items,
-         const LaunchOptions& options) {
+void Run(Problems& p, int64_t items, const LaunchOptions& options) {
   using TileType = ExpertTileType<kTokens, kGroups>;
   // Small tiles leave room for two blocks a multiprocessor and more.
   constexpr int kStages = kTokens <= 16 ? 6 : 4;
   constexpr int kRows = TileType::kRows / (kGateUp ? 2 : 1);
+  const auto row_blocks = [](const ExpertArguments& a) {
+    return (a.rows + kRows - 1) / kRows;
+  };
+  const int width = row_blocks(p.of[0].a);
+  const ExpertArguments& beside = p.of[1].a;
+  p.beside_row_blocks = row_blocks(beside);
+  p.beside_items =
+      (p.beside_row_blocks * ((beside.tokens + kTokens - 1) / kTokens) + width -
+       1) /
+      width;
   const LaunchShape shape = {
-      .grid = dim3((a.rows + kRows - 1) / kRows, static_cast<unsigned>(items)),
+      .grid = dim3(width, static_cast<unsigned>(p.beside_items + items)),
       .threads = TileType::kThreads,
       .shared_bytes = Ring<TileType, kStages>::kSharedBytes};
   Launch(ExpertKernel<Format, kTokens, kGroups, kStages, kGateUp>, shape,
-         options, kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
+         options, kGateUp ? "ExpertsGateUp" : "ExpertsDown", p);
 }
 
 template <typename Format, bool kGateUp>
-void RunTile(const CUtensorMap& weights, const CUtensorMap& x,
-             const ExpertArguments& a, int tile, int64_t items,
+void RunTile(Problems& p, int tile, int64_t items,
              const LaunchOptions& options) {
   switch (tile) {
     case 8:
-      return Run<Format, 8, 1, kGateUp>(weights, x, a, items, options);
+      return Run<Format, 8, 1, kGateUp>(p, items, options);
     case 16:
-      return Run<Format, 16, 1, kGateUp>(weights, x, a, items, options);
+      return Run<Format, 16, 1, kGateUp>(p, items, options);
     case 32:
-      return Run<Format, 32, 1, kGateUp>(weights, x, a, items, options);
+      return Run<Format, 32, 1, kGateUp>(p, items, options);
     case 64:
-      return Run<Format, 64, 1, kGateUp>(weights, x, a, items, options);
+      return Run<Format, 64, 1, kGateUp>(p, items, options);
     default:
       // Several blocks share what WideExperts does not take.
-      ExpertArguments shared = a;
-      shared.parts = tile / 64;
-      return Run<Format, 64, 1, kGateUp>(weights, x, shared,
-                                         shared.parts * items, options);
+      p.of[0].a.parts = tile / 64;
+      return Run<Format, 64, 1, kGateUp>(p, p.of[0].a.parts * items, options);
   }
 }
 
-template <bool kGateUp>
-void RunDtype(const GemmWeight& weights, const GemmInput& input,
-              const CUtensorMap& x, ExpertArguments a, int tile, int64_t items,
-              const LaunchOptions& options) {
+// What all products take from their operands.
+void SetOperands(const GemmWeight& weights, const GemmInput& input,
+                 ExpertArguments& a) {
   a.parts = 1;
   a.row_scales = weights.block_scales == nullptr ? weights.row_scales : nullptr;
   a.block_scales = weights.block_scales;
@@ -246,24 +287,64 @@ void RunDtype(const GemmWeight& weights, const GemmInput& input,
       static_cast<int>((weights.columns * WeightElementBytes(weights.dtype) +
                         kTileRowBytes - 1) /
                        kTileRowBytes);
-  if (tile == kWideExpertTile && WideExpertsTake(weights.dtype, a, kGateUp)) {
+}
+
+ExpertArguments DenseArguments(const SwiGluTask& task, int64_t tokens) {
+  const GemmWeight& gate_up = *task.gate_up;
+  const bool scaled = gate_up.block_scales == nullptr;
+  ExpertArguments a = {.tokens = static_cast<int>(tokens),
+                       .rows = static_cast<int>(gate_up.rows / 2),
+                       .scale = scaled ? gate_up.scale : 1.0f,
+                       .up_scale = scaled ? task.up_scale : 1.0f,
+                       .activated = task.activated};
+  SetOperands(gate_up, *task.x, a);
+  return a;
+}
+
+// beside: run in the same launch if it can be, else before it.
+template <bool kGateUp>
+void RunDtype(const GemmWeight& weights, const GemmInput& input,
+              const CUtensorMap& x, ExpertArguments a, int tile, int64_t items,
+              const LaunchOptions& options,
+              const SwiGluTask* beside = nullptr) {
+  SetOperands(weights, input, a);
+  const bool wide =
+      tile == kWideExpertTile && WideExpertsTake(weights.dtype, a, kGateUp);
+  Problems p = {};
+  p.gate = options.gate;
+  if (beside != nullptr) {
+    const GemmWeight& dense = *beside->gate_up;
+    const ExpertArguments arguments = DenseArguments(*beside, a.tokens);
+    if (wide || tile > 64 || dense.dtype != weights.dtype ||
+        arguments.k_blocks != a.k_blocks ||
+        (dense.block_scales == nullptr) != (weights.block_scales == nullptr)) {
+      GemmSwiGlu(dense, beside->up_scale, *beside->x, a.tokens,
+                 beside->activated,
+                 {.stream = options.stream,
+                  .overlap = options.overlap,
+                  .early = options.early});
+    } else {
+      p.of[1] = {dense.map, beside->x->map, arguments};
+      p.of[1].a.early = options.early;
+    }
+  } else {
+    a.early = options.early;
+  }
+  if (wide) {
     return WideExperts(weights.dtype, kGateUp, weights.map, input.wide_map, a,
                        items, options);
   }
+  p.of[0] = {weights.map, x, a};
   switch (weights.dtype) {
     case WeightDtype::kFp8E4m3:
       if (weights.block_scales != nullptr) {
-        return RunTile<ScaledE4m3Format, kGateUp>(weights.map, x, a, tile,
-                                                  items, options);
+        return RunTile<ScaledE4m3Format, kGateUp>(p, tile, items, options);
       }
-      return RunTile<E4m3Format, kGateUp>(weights.map, x, a, tile, items,
-                                          options);
+      return RunTile<E4m3Format, kGateUp>(p, tile, items, options);
     case WeightDtype::kFp16:
-      return RunTile<Fp16Format, kGateUp>(weights.map, x, a, tile, items,
-                                          options);
+      return RunTile<Fp16Format, kGateUp>(p, tile, items, options);
     default:
-      return RunTile<Bf16Format, kGateUp>(weights.map, x, a, tile, items,
-                                          options);
+      return RunTile<Bf16Format, kGateUp>(p, tile, items, options);
   }
 }
 
@@ -321,7 +402,7 @@ int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts) {
 void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    const ExpertPlan& plan, int64_t tokens, int64_t top_k,
                    const InputSink& activated, const LaunchOptions& options,
-                   int tile, bool gathered) {
+                   int tile, bool gathered, const SwiGluTask* beside) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
   RunDtype<true>(experts.gate_up, x, gathered ? x.map : x.row_map,
@@ -337,7 +418,8 @@ void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                   .scale = 1.0f,
                   .up_scale = 1.0f,
                   .activated = activated},
-                 tile, Items(tokens, top_k, experts.experts, tile), options);
+                 tile, Items(tokens, top_k, experts.experts, tile), options,
+                 beside);
 }
 
 void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
@@ -369,13 +451,8 @@ void GemmSwiGlu(const GemmWeight& gate_up, float up_scale, const GemmInput& x,
            : tokens <= 512 ? 64
                            : kWideExpertTile;
   }
-  const bool scaled = gate_up.block_scales == nullptr;
   RunDtype<true>(gate_up, x, x.map,
-                 {.tokens = static_cast<int>(tokens),
-                  .rows = static_cast<int>(gate_up.rows / 2),
-                  .scale = scaled ? gate_up.scale : 1.0f,
-                  .up_scale = scaled ? up_scale : 1.0f,
-                  .activated = activated},
+                 DenseArguments({&gate_up, up_scale, &x, activated}, tokens),
                  tile, (tokens + tile - 1) / tile, options);
 }
 

@@ -25,8 +25,10 @@ struct ExpertArguments {
   const float* block_scales;
   const float* group_scales;  // (rows of x, k_blocks)
   int parts;                  // thread blocks that share an entry of `work`
-  InputSink activated;        // of gate and up
-  float* slots;               // of down
+  bool
+      early;  // LaunchOptions': of the plan, or, where there is none, of inputs
+  InputSink activated;  // of gate and up
+  float* slots;         // of down
 };
 
 // Tokens of an entry of `work` that WideExperts multiplies at once.

@@ -1,5 +1,6 @@
 // Router, plan, grouped products and combine: one MoE layer, piece by piece.
 #include <algorithm>
+#include <tuple>
 
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/gemm_test_values.h"
@@ -28,7 +29,8 @@ class ExpertsTest : public GpuTest {
  protected:
   Routed Route(const cpu::RouterOptions& o, const std::vector<float>& weight,
                int64_t hidden, const std::vector<float>& x, int64_t tokens,
-               int tile, const std::vector<float>& correction = {}) {
+               int tile, const std::vector<float>& correction = {},
+               WeightDtype dtype = WeightDtype::kFp32) {
     Routed r;
     const int64_t slots = tokens * o.top_k;
     r.order = Poisoned<int32_t>(slots);
@@ -38,13 +40,16 @@ class ExpertsTest : public GpuTest {
     const auto ids = Poisoned<int32_t>(slots);
     const auto weights = Poisoned<float>(slots);
     const auto w = Upload(weight);
+    const auto halves = Upload(Encode(WeightDtype::kBf16, weight).bytes);
+    const void* w_data = w.data();
+    if (dtype == WeightDtype::kBf16) w_data = halves.data();
     const auto x_data = Upload(x);
     const auto correction_data = Upload(correction);
     // Twice: the ticket must be as it was.
     for (int i = 0; i < 2; ++i) {
-      Router(o, WeightDtype::kFp32, w.data(), hidden, x_data.data(), tokens,
-             ids.data(), weights.data(), r.plan, {.stream = stream().get()},
-             tile, correction_data.data());
+      Router(o, dtype, w_data, hidden, x_data.data(), tokens, ids.data(),
+             weights.data(), r.plan, {.stream = stream().get()}, tile,
+             correction_data.data());
     }
     stream().Synchronize();
     r.ids = ids.Download();
@@ -115,20 +120,25 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
   }
 }
 
-// Few tokens have a cluster each, more share one, many share a block.
+// Few tokens have a cluster each, more share one, many share a block; inputs
+// fit shared memory at once or do not.
 TEST_F(ExpertsTest, RouterKeepsItsBitsInAnyCompany) {
-  constexpr int64_t kHidden = 416;
   constexpr int64_t kTokens = 700;
-  for (const int64_t experts : {64, 160}) {
+  for (const auto& [experts, hidden, dtype] :
+       {std::tuple{64, 416, WeightDtype::kFp32},
+        {160, 416, WeightDtype::kFp32},
+        {64, 2048, WeightDtype::kBf16},
+        {61, 2176, WeightDtype::kFp32},
+        {160, 2176, WeightDtype::kBf16}}) {
     const cpu::RouterOptions o = {.experts = experts, .top_k = 6};
-    const auto w = SpreadValues(experts * kHidden, 1, -8, -2);
-    const auto x = SpreadValues(kTokens * kHidden, 2, -2, 2);
-    const Routed all = Route(o, w, kHidden, x, kTokens, 8);
-    for (const int64_t tokens : {1, 63, 130}) {
+    const auto w = SpreadValues(experts * hidden, 1, -8, -2);
+    const auto x = SpreadValues(kTokens * hidden, 2, -2, 2);
+    const Routed all = Route(o, w, hidden, x, kTokens, 8, {}, dtype);
+    for (const int64_t tokens : {1, 19, 63, 100, 130, 511}) {
       for (const int64_t first : {int64_t{0}, kTokens - tokens}) {
-        const std::vector<float> some(x.begin() + first * kHidden,
-                                      x.begin() + (first + tokens) * kHidden);
-        const Routed alone = Route(o, w, kHidden, some, tokens, 8);
+        const std::vector<float> some(x.begin() + first * hidden,
+                                      x.begin() + (first + tokens) * hidden);
+        const Routed alone = Route(o, w, hidden, some, tokens, 8, {}, dtype);
         EXPECT_TRUE(std::equal(alone.ids.begin(), alone.ids.end(),
                                all.ids.begin() + first * o.top_k));
         EXPECT_TRUE(SameBits(alone.weights.data(),
@@ -172,6 +182,20 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
                                  inner, &w.down));
       GemmInput input;
       ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, hidden, &input));
+      // Beside gate and up; neither may show in the other.
+      constexpr int64_t kDenseInner = 208;
+      const auto dense_data =
+          Upload(Encode(dtype, SpreadValues(2 * kDenseInner * hidden, 8, -8, 0))
+                     .bytes);
+      GemmWeight dense;
+      ASSERT_TRUE(MakeGemmWeight(dtype, dense_data.data(), 2 * kDenseInner,
+                                 hidden, &dense));
+      const auto dense_alone = Poisoned<float>(kTokens * kDenseInner);
+      GemmSwiGlu(dense, 2.0f, input, kTokens,
+                 {dense_alone.data(), WeightDtype::kFp32},
+                 {.stream = stream().get()});
+      stream().Synchronize();
+      const auto dense_expected = dense_alone.Download();
       std::vector<float> all;
       std::vector<int32_t> ids;
       for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
@@ -193,7 +217,9 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
         GemmInput act_input;
         ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
         const LaunchOptions launch = {.stream = stream().get(),
-                                      .overlap = tile == 0};
+                                      .overlap = tile == 0,
+                                      .early = tile == 0,
+                                      .gate = tile == 0};
         const bool gather = used >= 64 && tokens != 70;
         const int64_t row_bytes = hidden * WeightElementBytes(dtype);
         const auto in_order = Poisoned<std::byte>(slots * row_bytes);
@@ -204,9 +230,12 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
           GatherInputs({x_data.data(), row_bytes}, routed.plan, tokens, o.top_k,
                        {in_order.data(), row_bytes}, launch);
         }
+        const auto dense_out = Poisoned<float>(tokens * kDenseInner);
+        const SwiGluTask beside = {
+            &dense, 2.0f, &input, {dense_out.data(), WeightDtype::kFp32}};
         ExpertsGateUp(w, gather ? gathered : input, routed.plan, tokens,
-                      o.top_k, {act.data(), dtype, 0.05f}, launch, tile,
-                      gather);
+                      o.top_k, {act.data(), dtype, 0.05f}, launch, tile, gather,
+                      tile == 8 ? nullptr : &beside);
         ExpertsDown(w, act_input, routed.plan, tokens, o.top_k, out.data(),
                     launch, tile);
         stream().Synchronize();
@@ -217,6 +246,10 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
         }
         EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
             << "tokens " << tokens << " tile " << tile;
+        if (tile == 8) continue;
+        EXPECT_TRUE(SameBits(dense_out.Download().data(), dense_expected.data(),
+                             tokens * kDenseInner))
+            << "beside " << tokens << " tokens, tile " << tile;
       }
       // A few slots in float64.
       const auto gs = gate_scales.Download();

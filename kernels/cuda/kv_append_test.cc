@@ -63,7 +63,8 @@ struct Rows {
   }
 
   std::vector<uint8_t> OnGpu(cudaStream_t stream, KvDtype dtype,
-                             std::vector<uint8_t>* finite) {
+                             std::vector<uint8_t>* finite,
+                             bool beside_queries = false) {
     const auto device_blocks = Upload(blocks);
     const auto device_positions = Upload(positions);
     const auto device_tables = Upload(tables);
@@ -74,13 +75,27 @@ struct Rows {
     const auto device_finite = Upload(*finite);
     const auto cache = Poisoned<uint8_t>(kBlocks * kBlockTokens * kRow *
                                          KvElementBytes(dtype));
-    KvAppend({.stream = stream},
-             {kTokens, device_positions.data(), device_tables.data(),
-              device_blocks.data()},
-             device_kv_a.data(), device_gain.data(), kEps,
-             {device_cosines.data(), device_sines.data()},
-             {dtype, reinterpret_cast<std::byte*>(cache.data()), scale},
-             device_finite.data());
+    const TokenPlaces places = {kTokens, device_positions.data(),
+                                device_tables.data(), device_blocks.data()};
+    const CacheRows cached = {
+        device_kv_a.data(),
+        device_gain.data(),
+        kEps,
+        {dtype, reinterpret_cast<std::byte*>(cache.data()), scale},
+        device_finite.data()};
+    const RopeAngles angles = {device_cosines.data(), device_sines.data()};
+    if (beside_queries) {
+      constexpr int64_t kHeads = 2;
+      const auto weights = Poisoned<std::byte>(2 * kHeads * kLatent * kNope);
+      const auto q = Poisoned<float>(kTokens * kHeads * (kNope + kRope));
+      const auto query = Poisoned<float>(kTokens * kHeads * kRow);
+      AbsorbQueryAndAppend({.stream = stream},
+                           {WeightDtype::kBf16, weights.data(), 1.0f, kHeads},
+                           places, angles, q.data(), query.data(), cached);
+      Check(cudaStreamSynchronize(stream), "kv_append");
+    } else {
+      KvAppend({.stream = stream}, places, cached, angles);
+    }
     Check(cudaStreamSynchronize(stream), "kv_append");
     *finite = device_finite.Download();
     return cache.Download();
@@ -116,6 +131,18 @@ TEST_P(KvAppendTest, WritesTheCodesOfTheCpuBackend) {
     }
     EXPECT_LT(neighbours, kTokens * kLatent / 1000);
   }
+}
+
+// Beside the queries, by blocks of another grid: the same rows.
+TEST_P(KvAppendTest, TheSameBesideTheQueries) {
+  Rows rows(4.0);
+  std::vector<uint8_t> finite(kTokens, 1);
+  const auto alone = rows.OnGpu(stream().get(), GetParam(), &finite);
+  std::vector<uint8_t> finite_beside(kTokens, 1);
+  const auto beside = rows.OnGpu(stream().get(), GetParam(), &finite_beside,
+                                 /*beside_queries=*/true);
+  EXPECT_TRUE(alone == beside);
+  EXPECT_EQ(finite, finite_beside);
 }
 
 TEST_P(KvAppendTest, NamesTheTokensWithNonFiniteValues) {

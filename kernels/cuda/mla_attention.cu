@@ -6,7 +6,9 @@
 // cached rows, in out = P V it has 128 latents. Codes go from shared memory
 // straight to operands in registers, each twice, once a product. Where a block
 // has two groups they take turns at the splits, and the first merges.
+#include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/split_attention.cuh"
 
@@ -145,59 +147,34 @@ __device__ void AddTile(Shared<Code, kGroups>& shared, const std::byte* rows,
   AddValues<Code>(group, rows, softmax);
 }
 
-// A thread's part of the splits merged so far: kCount of its sums, a multiple
-// of four. How many does not show in any of them.
-template <int kCount>
+// A thread's part of the splits merged so far.
 struct Merged {
-  float max[2];
-  float sum[2];
-  float total[kCount];
+  MergedSplits heads[2];  // g and g + 8
+  float total[kSumTiles][4];
 
-  // total = total and split over one maximum; the first is taken as it is.
   template <typename SplitSum>
   __device__ void Add(bool is_first, const float (&split_max)[2],
                       const float (&split_sum)[2], SplitSum split_out) {
-    float old_factor[2] = {0.0f, 0.0f};
-    float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (is_first) {
-        max[i] = split_max[i];
-        sum[i] = split_sum[i];
-        continue;
-      }
-      const float new_max = fmaxf(max[i], split_max[i]);
-      old_factor[i] = Exp2(max[i] - new_max);
-      new_factor[i] = Exp2(split_max[i] - new_max);
-      max[i] = new_max;
-      sum[i] = fmaf(split_sum[i], new_factor[i], sum[i] * old_factor[i]);
+      heads[i].Add(is_first, split_max[i], split_sum[i]);
     }
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int i = k % 4 / 2;
-      float& to = total[k];
-      to = is_first ? split_out(k)
-                    : fmaf(split_out(k), new_factor[i], to * old_factor[i]);
+    for (int k = 0; k < kSums; ++k) {
+      float& to = total[k / 4][k % 4];
+      to = heads[k % 4 / 2].Merge(is_first, split_out(k), to);
     }
   }
 
-  // out (heads, L) = total / sum, of sums [first_sum, first_sum + kCount).
+  // out (heads, L) = total / sum.
   template <typename Code>
-  __device__ void StoreRow(int first_sum, int heads, float* out) const {
-    const int lane = threadIdx.x % 32;
-    const int first = GroupWarp() * 128;
+  __device__ void Store(int count, float* out) {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int tile = (first_sum + k) / 4;
-      const int head = lane / 4 + k % 4 / 2 * 8;
-      const int latent =
-          Code::kBytes == 1
-              ? first + tile / 2 * 16 + lane % 4 * 4 + k % 2 * 2 + tile % 2
-              : first + tile * 8 + lane % 4 * 2 + k % 2;
-      if (head < heads) {
-        out[head * kLatent + latent] = total[k] / sum[k % 4 / 2];
-      }
+    for (int n = 0; n < kSumTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[n][i] = total[n][i] / heads[i / 2].sum;
     }
+    StoreSums<Code>(out, GroupWarp(), 0, total, count);
   }
 };
 
@@ -221,18 +198,20 @@ template <typename Code, int kGroups>
 __global__ void __launch_bounds__(kGroups* kThreads,
                                   Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
-                    float scale_log2, const std::byte* cache, float* partials,
-                    float* out) {
+                    float scale_log2, const std::byte* cache, bool early,
+                    float* partials, float* out, int split_tiles) {
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
   AllowNextKernel();
-  WaitForPriorKernel();
+  if (!early) WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int last_split = partials == nullptr ? position / kSplit : blockIdx.z;
+  const int split_rows = split_tiles * kTile;
+  const int last_split =
+      partials == nullptr ? position / split_rows : blockIdx.z;
   int split = partials == nullptr ? Group() : blockIdx.z;
-  if (partials != nullptr && split * kSplit > position) return;
+  if (partials != nullptr && split * split_rows > position) return;
   const int32_t* blocks = places.block_ids + places.tables[t];
   auto& rows = shared.groups[Group()].rows;
   int loaded = 0;  // tiles of this group so far
@@ -240,7 +219,11 @@ __global__ void __launch_bounds__(kGroups* kThreads,
     LoadTile<Code>(cache + int64_t{blocks[tile]} * kTile * kRow * Code::kBytes,
                    tile * kTile, position, rows[loaded++ % 2]);
   };
-  if (split <= last_split) load(split * kSplitTiles);
+  // A tile that the token's own row is not in.
+  const bool ahead = early && (split * split_tiles + 1) * kTile <= position;
+  if (split <= last_split && ahead) load(split * split_tiles);
+  WaitForPriorKernel();
+  if (split <= last_split && !ahead) load(split * split_tiles);
   const int first_head = blockIdx.y * kHeads;
   const int block_heads = min(kHeads, heads - first_head);
   LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
@@ -249,17 +232,17 @@ __global__ void __launch_bounds__(kGroups* kThreads,
 
   Softmax sums;
   sums.Clear();
-  Merged<kSums> merged;
+  Merged merged;
   const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
   for (int added = 0; split <= last_split; split += kGroups) {
-    const int end = min((split + 1) * kSplitTiles, position / kTile + 1);
-    for (int tile = split * kSplitTiles; tile < end; ++tile, ++added) {
+    const int end = min((split + 1) * split_tiles, position / kTile + 1);
+    for (int tile = split * split_tiles; tile < end; ++tile, ++added) {
       WaitForCopies();
       GroupSync();  // The tile is here, nobody reads the other any more.
       if (tile + 1 < end) {
         load(tile + 1);
       } else if (split + kGroups <= last_split) {
-        load((split + kGroups) * kSplitTiles);
+        load((split + kGroups) * split_tiles);
       }
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
@@ -286,20 +269,17 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   }
   if (partials == nullptr) {
     if (Group() == 0) {
-      merged.template StoreRow<Code>(0, block_heads,
-                                     out + (t * heads + first_head) * kLatent);
+      merged.template Store<Code>(block_heads,
+                                  out + (t * heads + first_head) * kLatent);
     }
     return;
   }
   float* partial =
       partials + ((t * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z) *
                      int64_t{kPartialFloats};
-#pragma unroll
-  for (int k = 0; k < kSums; ++k) {
-    partial[k * kThreads + threadIdx.x] = own_sum(k);
-  }
+  StoreSums<Code>(partial, GroupWarp(), 0, sums.out, kHeads);
   if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
-    float* row = partial + kSums * kThreads;
+    float* row = partial + kHeads * kLatent;
     for (int i = 0; i < 2; ++i) {
       row[threadIdx.x / 4 + 8 * i] = sums.max[i];
       row[kHeads + threadIdx.x / 4 + 8 * i] = sums.sum[2 * i];
@@ -307,57 +287,87 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   }
 }
 
-// The same merge from memory, eight sums a thread, so that the memory's latency
-// is waited for once a split by many.
-// grid (T, groups of 16 heads, kSums / kMergeSums)
-constexpr int kMergeSums = 8;
-
-template <typename Code>
+// The same merge from memory, a warp a head. grid (T, heads / 4)
 __global__ void __launch_bounds__(kThreads)
-    MergeKernel(TokenPlaces places, int heads, int64_t max_splits,
-                const float* partials, float* out) {
+    MergeKernel(AttentionParts parts, int heads, float* out) {
   AllowNextKernel();
   WaitForPriorKernel();
   const int64_t t = blockIdx.x;
-  const int first_sum = blockIdx.z * kMergeSums;
-  const int splits = places.positions[t] / kSplit + 1;
-  const float* partial = partials + (t * gridDim.y + blockIdx.y) * max_splits *
-                                        int64_t{kPartialFloats};
-  const int head = threadIdx.x % 32 / 4;
-  Merged<kMergeSums> merged;
-#pragma unroll 4
-  for (int s = 0; s < splits; ++s, partial += kPartialFloats) {
-    const float* row = partial + kSums * kThreads;
-    merged.Add(s == 0, {row[head], row[head + 8]},
-               {row[kHeads + head], row[kHeads + head + 8]}, [&](int k) {
-                 return partial[(first_sum + k) * kThreads + threadIdx.x];
-               });
-  }
-  const int first_head = blockIdx.y * kHeads;
-  merged.template StoreRow<Code>(first_sum, min(kHeads, heads - first_head),
-                                 out + (t * heads + first_head) * kLatent);
+  const int h = blockIdx.y * kWarps + threadIdx.x / 32;
+  if (h >= heads) return;
+  WarpRow<kLatent> x;
+  MergeRow(parts, t, h, x);
+  auto* row = reinterpret_cast<float2*>(out + (t * heads + h) * kLatent);
+#pragma unroll
+  for (int i = 0; i < kLatent / 64; ++i) row[32 * i + threadIdx.x % 32] = x[i];
 }
 
 int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 
+// MlaAttention, of any split.
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts);
+
 }  // namespace
 
+int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
+                           int64_t max_position) {
+  // Two blocks a multiprocessor; but the merge waits for memory every few
+  // splits, and a split's first four tiles cost little more than one.
+  constexpr int64_t kBlocks = 2 * 132;
+  constexpr int64_t kMostSplits = 16;
+  const int64_t units = tokens * Groups(heads);
+  const int64_t tiles = max_position / kTile + 1;
+  // Whole sequences: groups that take turns need turns.
+  if (units >= kWholeUnits) {
+    return units < kPairedUnits ? kSplit : tiles * kTile;
+  }
+  const int64_t splits = std::min(kMostSplits, kBlocks / units);
+  return kTile * std::max<int64_t>(kSplitTiles, (tiles + splits - 1) / splits);
+}
+
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position) {
-  const int64_t splits = max_position / kSplit + 1;
+                                 int64_t max_position, int64_t split) {
+  const int64_t splits = max_position / split + 1;
   const int64_t units = tokens * Groups(heads);
   return units >= kWholeUnits || splits == 1 ? 0
                                              : units * splits * kPartialFloats;
 }
 
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position) {
+  return AttentionWorkspaceFloats(tokens, heads, max_position, kSplit);
+}
+
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out) {
+                  float* out, AttentionParts* parts) {
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, kSplit, parts);
+}
+
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, int64_t split, AttentionParts* parts) {
+  Attend(options, places, max_position, query, heads, scale, cache, workspace,
+         out, split, parts);
+}
+
+namespace {
+
+void Attend(const LaunchOptions& options, const TokenPlaces& places,
+            int64_t max_position, const float* query, int64_t heads,
+            float scale, const KvLayer& cache, float* workspace, float* out,
+            int64_t split, AttentionParts* parts) {
   constexpr float kLog2E = 0x1.715476p+0f;
   const bool whole =
-      AttentionWorkspaceFloats(places.tokens, heads, max_position) == 0;
-  const int64_t splits = max_position / kSplit + 1;
+      AttentionWorkspaceFloats(places.tokens, heads, max_position, split) == 0;
+  const int64_t splits = max_position / split + 1;
+  const int split_tiles = static_cast<int>(split / kTile);
   const dim3 grid(static_cast<unsigned>(places.tokens),
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
@@ -369,19 +379,20 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
               .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
              options, "MlaAttention", places, query, static_cast<int>(heads),
              scale * kLog2E, static_cast<const std::byte*>(cache.data),
-             whole ? nullptr : workspace, out);
+             options.early, whole ? nullptr : workspace, out, split_tiles);
     };
     // Several tiles of bf16 a group do not fit shared memory.
     if constexpr (Code::kBytes == 1 && kSplitWarps == kHeads) {
       const int64_t units = int64_t{grid.x} * grid.y;
-      if (!whole && units * splits <= kSpreadBlocks) {
+      if (!whole && split_tiles <= kSplitTiles &&
+          units * splits <= kSpreadBlocks) {
         Launch(SplitKernel<Code>,
                {.grid = grid,
                 .threads = kSplitThreads,
                 .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
                options, "MlaAttention", places, query, static_cast<int>(heads),
                scale * kLog2E, static_cast<const std::byte*>(cache.data),
-               workspace);
+               options.early, workspace, split_tiles);
       } else {
         whole&& splits > 1 && units < kPairedUnits
             ? launch.template operator()<2>()
@@ -390,13 +401,19 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
     } else {
       launch.template operator()<1>();
     }
-    if (whole) return;
-    Launch(
-        MergeKernel<Code>,
-        {.grid = dim3(grid.x, grid.y, kSums / kMergeSums), .threads = kThreads},
-        options, "MlaAttention's merge", places, static_cast<int>(heads),
-        splits, static_cast<const float*>(workspace), out);
   });
+  if (whole) return;
+  const AttentionParts left = {workspace, Groups(heads), splits, split,
+                               places.positions};
+  if (parts != nullptr) {
+    *parts = left;
+    return;
+  }
+  Launch(MergeKernel,
+         {.grid = dim3(grid.x, static_cast<unsigned>((heads + 3) / kWarps)),
+          .threads = kThreads},
+         options, "MlaAttention's merge", left, static_cast<int>(heads), out);
 }
 
+}  // namespace
 }  // namespace invar::cuda

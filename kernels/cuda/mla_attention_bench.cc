@@ -1,9 +1,11 @@
 // Decode attention of one layer, 16 heads: the cached rows' bytes, each read
 // once, over the copy bandwidth.
+#include <cstdio>
 #include <string>
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/testing/bench.h"
 
@@ -14,7 +16,7 @@ constexpr int64_t kHeads = 16;
 constexpr int kInputs = 4;  // layers, so that L2 does not hold the cache
 
 void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
-            int64_t tokens, int64_t context) {
+            int64_t tokens, int64_t context, int64_t split = kAttentionSplit) {
   const int64_t blocks = context / kBlockTokens;
   const int64_t cache_bytes = tokens * context * kRow * KvElementBytes(dtype);
   std::vector<DeviceBuffer<std::byte>> caches;
@@ -45,20 +47,24 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
   const auto out =
       *DeviceBuffer<float>::Allocate(tokens * kHeads * kLatent, "out");
   const auto workspace = *DeviceBuffer<float>::Allocate(
-      AttentionWorkspaceFloats(tokens, kHeads, context - 1), "workspace");
+      AttentionWorkspaceFloats(tokens, kHeads, context - 1, split),
+      "workspace");
   const double seconds = bench.Seconds(kInputs, [&](int i) {
     MlaAttention({.stream = bench.stream()},
                  {tokens, device_positions.data(), device_tables.data(),
                   device_ids.data()},
                  context - 1, device_query.data(), kHeads, 0.1147f,
-                 {dtype, caches[i].data()}, workspace.data(), out.data());
+                 {dtype, caches[i].data()}, workspace.data(), out.data(),
+                 split);
   });
   const double bytes =
       static_cast<double>(cache_bytes) +
       static_cast<double>(tokens) * kHeads * (kRow + kLatent) * sizeof(float);
   bench.Report(
       "mla_attention decode " + name + " B=" + std::to_string(tokens) +
-          " context " + std::to_string(context),
+          " context " + std::to_string(context) +
+          (split == kAttentionSplit ? ""
+                                    : " splits of " + std::to_string(split)),
       seconds, bytes,
       2.0 * static_cast<double>(tokens * context * kHeads) * (kRow + kLatent));
 }
@@ -73,9 +79,24 @@ void Run(testing::Bench& bench) {
   }
 }
 
+// What FastAttentionSplit's choice is among.
+void RunSplits(testing::Bench& bench) {
+  for (const int64_t context : {1024, 8192}) {
+    for (const int64_t tokens : {1, 8, 32, 64}) {
+      std::printf("FAST's choice: splits of %lld\n",
+                  static_cast<long long>(
+                      FastAttentionSplit(tokens, kHeads, context - 1)));
+      for (const int64_t split : {64, 128, 256, 512, 1024, 2048}) {
+        if (split > context) continue;
+        Decode(bench, KvDtype::kFp8E4m3, "e4m3", tokens, context, split);
+      }
+    }
+  }
+}
+
 // A layer's prompts of one step.
 void Prompts(testing::Bench& bench, KvDtype dtype, const std::string& name,
-             int64_t prompts, int64_t length) {
+             int64_t prompts, int64_t length, int64_t split = kAttentionSplit) {
   const int64_t tokens = prompts * length;
   const int64_t blocks = tokens / kBlockTokens;
   const int64_t cache_bytes = tokens * kRow * KvElementBytes(dtype);
@@ -105,11 +126,12 @@ void Prompts(testing::Bench& bench, KvDtype dtype, const std::string& name,
                     {tokens, device_positions.data(), device_tables.data(),
                      device_ids.data()},
                     blocks, device_query.data(), kHeads, 0.1147f,
-                    {dtype, cache.data()}, workspace.data(), out.data());
+                    {dtype, cache.data()}, workspace.data(), out.data(), split);
   });
   bench.Report(
       "mla_attention of " + std::to_string(prompts) + " x " +
-          std::to_string(length) + " " + name,
+          std::to_string(length) + " " + name +
+          (split == kAttentionSplit ? "" : ", unsplit"),
       seconds,
       cache_bytes + static_cast<double>(tokens) * kHeads * (kRow + kLatent) *
                         sizeof(float),
@@ -120,9 +142,12 @@ void RunPrompts(testing::Bench& bench) {
   Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 8, 1024);
   Prompts(bench, KvDtype::kBf16, "bf16", 8, 1024);
   Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 1, 8192);
+  Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 8, 1024, 1024);
+  Prompts(bench, KvDtype::kFp8E4m3, "e4m3", 1, 8192, 8192);
 }
 
 const testing::BenchEntry kEntry("mla_attention", Run);
+const testing::BenchEntry kSplitsEntry("attention splits", RunSplits);
 const testing::BenchEntry kPromptEntry("prefill attention", RunPrompts);
 
 }  // namespace

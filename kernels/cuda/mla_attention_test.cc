@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/testing/gpu_test.h"
 
@@ -78,8 +79,8 @@ class Sequences {
     KvAppend({.stream = stream},
              {2 * kLength, device_positions.data(), device_tables.data(),
               device_blocks_.data()},
-             kv_a.data(), gain.data(), 1e-6f, {cosines.data(), sines.data()},
-             layer(), finite.data());
+             {kv_a.data(), gain.data(), 1e-6f, layer(), finite.data()},
+             {cosines.data(), sines.data()});
     Check(cudaStreamSynchronize(stream), "kv_append");
   }
 
@@ -124,7 +125,7 @@ std::vector<float> Query(const Token& token) {
 
 // (tokens, kHeads, kLatent)
 std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
-                          const std::vector<Token>& tokens) {
+                          const std::vector<Token>& tokens, bool fast = false) {
   std::vector<int32_t> positions;
   std::vector<int32_t> tables;
   std::vector<float> query;
@@ -137,17 +138,20 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   const int64_t count = static_cast<int64_t>(tokens.size());
   const int64_t max_position =
       *std::max_element(positions.begin(), positions.end());
+  const int64_t split =
+      fast ? FastAttentionSplit(count, kHeads, max_position) : kAttentionSplit;
   const auto device_positions = Upload(positions);
   const auto device_tables = Upload(tables);
   const auto device_query = Upload(query);
   const auto out = Poisoned<float>(count * kHeads * kLatent);
-  const auto workspace =
-      Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, max_position));
+  const auto workspace = Poisoned<float>(
+      AttentionWorkspaceFloats(count, kHeads, max_position, split));
   MlaAttention({.stream = stream},
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,
-               sequences.layer(), workspace.data(), out.data());
+               sequences.layer(), workspace.data(), out.data(), split,
+               nullptr);
   Check(cudaStreamSynchronize(stream), "mla_attention");
   return out.Download();
 }
@@ -234,6 +238,27 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
   }
 }
 
+// Splits that follow the load: from a tile each to a whole sequence.
+TEST_P(MlaAttentionTest, MatchesDoublePrecisionWithFastSplits) {
+  const Sequences sequences(GetParam(), stream().get());
+  const double bound = GetParam() == KvDtype::kBf16 ? 5e-3 : 6e-4;
+  for (const size_t count : {1, 3, 8, 40, 70, 130}) {
+    std::vector<Token> tokens;
+    for (size_t i = 0; i < count; ++i) {
+      tokens.push_back({static_cast<int>(i % 2),
+                        static_cast<int32_t>((1099 + 347 * i) % 1100)});
+    }
+    const auto out = Attend(stream().get(), sequences, tokens, /*fast=*/true);
+    for (size_t i = 0; i < std::min<size_t>(count, 4); ++i) {
+      const float* mine = &out[i * kHeads * kLatent];
+      EXPECT_LT(RelativeError(std::vector<float>(mine, mine + kHeads * kLatent),
+                              Reference(sequences, tokens[i])),
+                bound)
+          << "token " << i << " of " << count;
+    }
+  }
+}
+
 // Few tokens have a block a split, many a block a sequence, in between with two
 // groups of warps; order and company
 // differ; every position is among them, as a prompt has it.
@@ -281,6 +306,61 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
     const auto out = AttendTogether(stream().get(), sequences, tokens);
     ASSERT_TRUE(SameBits(out.data(), expected.data(), out.size()))
         << "from " << first << " and " << second;
+  }
+}
+
+// What is left in parts is merged to the bits that it would have had.
+TEST_P(MlaAttentionTest, ValuesOfPartsAreThoseOfTheWhole) {
+  const Sequences sequences(GetParam(), stream().get());
+  std::vector<uint16_t> halves;  // bf16: the upper ones
+  for (const float x : SpreadValues(kHeads * kValue * kLatent, 5)) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    halves.push_back(static_cast<uint16_t>(bits >> 16));
+  }
+  const auto weights = Upload(halves);
+  const HeadProjection v = {WeightDtype::kBf16,
+                            reinterpret_cast<const std::byte*>(weights.data()),
+                            1.0f, kHeads};
+  for (const int64_t count : {1, 3, 21}) {
+    std::vector<int32_t> positions;
+    std::vector<int32_t> tables;
+    std::vector<float> query;
+    for (int64_t t = 0; t < count; ++t) {
+      const Token token = {
+          static_cast<int>(t % 2),
+          static_cast<int32_t>((kLength - 1 - t * 97) % kLength)};
+      positions.push_back(std::abs(token.position));
+      tables.push_back(Sequences::Table(token.sequence));
+      const auto one = Query(token);
+      query.insert(query.end(), one.begin(), one.end());
+    }
+    const auto device_positions = Upload(positions);
+    const auto device_tables = Upload(tables);
+    const auto device_query = Upload(query);
+    const auto run = [&](bool in_parts) {
+      const auto attended = Poisoned<float>(count * kHeads * kLatent);
+      const auto workspace =
+          Poisoned<float>(AttentionWorkspaceFloats(count, kHeads, kLength - 1));
+      const auto out = Poisoned<float>(count * kHeads * kValue);
+      AttentionParts parts;
+      MlaAttention({.stream = stream().get(), .overlap = true},
+                   {count, device_positions.data(), device_tables.data(),
+                    sequences.device_blocks()},
+                   kLength - 1, device_query.data(), kHeads, kScale,
+                   sequences.layer(), workspace.data(), attended.data(),
+                   in_parts ? &parts : nullptr);
+      EXPECT_EQ(parts.data != nullptr, in_parts);
+      AbsorbValue({.stream = stream().get(), .overlap = true}, v, count,
+                  attended.data(),
+                  InputSink{.data = out.data(), .dtype = WeightDtype::kFp32},
+                  parts);
+      stream().Synchronize();
+      return out.Download();
+    };
+    const auto whole = run(false);
+    EXPECT_TRUE(SameBits(run(true).data(), whole.data(), whole.size()))
+        << count << " tokens";
   }
 }
 

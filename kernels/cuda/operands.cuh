@@ -21,21 +21,32 @@ __device__ inline float RowScale(float max) {
   return __int_as_float((127 + min(14 - exponent, 100)) << 23);
 }
 
-// A warp rounds kColumns values (of zeros: null), times their factors unless
-// these are null, times a power of two, which it returns, to row `index` of 16
-// in steps[kColumns / 16].
-template <typename Code, int kColumns>
-__device__ inline float PackRow(const float* row, const float* factors,
-                                int index, uint4 (*steps)[32]) {
-  using Operand = typename Code::Operand;
-  constexpr int kElements = 16 / Code::kBytes;
+// A warp's row of kColumns values: elements 64 i + 2 lane and the next.
+template <int kColumns>
+using WarpRow = float2[kColumns / 64];
+
+// Of zeros: null.
+template <int kColumns>
+__device__ inline void LoadRow(const float* row, WarpRow<kColumns>& x) {
   const int lane = threadIdx.x % 32;
-  float2 x[kColumns / 64];
-  float max = 0.0f;
 #pragma unroll
   for (int i = 0; i < kColumns / 64; ++i) {
     x[i] = row == nullptr ? float2{0.0f, 0.0f}
                           : reinterpret_cast<const float2*>(row)[32 * i + lane];
+  }
+}
+
+// A warp rounds its row, times factors unless these are null, times a power of
+// two, which it returns, to row `index` of 16 in steps[kColumns / 16].
+template <typename Code, int kColumns>
+__device__ inline float PackRow(WarpRow<kColumns>& x, const float* factors,
+                                int index, uint4 (*steps)[32]) {
+  using Operand = typename Code::Operand;
+  constexpr int kElements = 16 / Code::kBytes;
+  const int lane = threadIdx.x % 32;
+  float max = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kColumns / 64; ++i) {
     if (factors != nullptr) {
       const float2 f = reinterpret_cast<const float2*>(factors)[32 * i + lane];
       x[i] = {x[i].x * f.x, x[i].y * f.y};
@@ -57,6 +68,14 @@ __device__ inline float PackRow(const float* row, const float* factors,
         Pack<Operand>(x[i].x * scale, x[i].y * scale);
   }
   return scale;
+}
+
+template <typename Code, int kColumns>
+__device__ inline float PackRow(const float* row, const float* factors,
+                                int index, uint4 (*steps)[32]) {
+  WarpRow<kColumns> x;
+  LoadRow<kColumns>(row, x);
+  return PackRow<Code, kColumns>(x, factors, index, steps);
 }
 
 // Step j's right operand from a thread's 16 bytes.

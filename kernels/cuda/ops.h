@@ -48,13 +48,21 @@ struct RopeAngles {
   const float* sines = nullptr;
 };
 
+// What becomes the cache's new rows.
+struct CacheRows {
+  const float* kv_a = nullptr;  // (T, L + R)
+  const float* gain = nullptr;  // (L)
+  float eps = 1e-6f;
+  KvLayer cache;
+  uint8_t* finite = nullptr;  // (T)
+};
+
 // cache[place[t]] = quantise([norm(kv_a[t, 0:L]), rotate(kv_a[t, L:])] /
 // cache.scale), nearest even, saturating; norm(x) = x / sqrt(mean(x^2) + eps) *
-// gain. kv_a (T, L + R), gain (L). finite[t] = 0 if an element was infinite or
-// not a number, else unchanged.
+// gain. finite[t] = 0 if an element was infinite or not a number, else
+// unchanged.
 void KvAppend(const LaunchOptions& options, const TokenPlaces& places,
-              const float* kv_a, const float* gain, float eps,
-              const RopeAngles& angles, const KvLayer& cache, uint8_t* finite);
+              const CacheRows& rows, const RopeAngles& angles);
 
 // One half of kv_b_proj, a matrix a head: W_h = scale * data[h]. e4m3, fp16 or
 // bf16; the loader refuses fp32.
@@ -77,33 +85,76 @@ void AbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                  const TokenPlaces& places, const RopeAngles& angles,
                  const float* q, float* query);
 
+// Both AbsorbQuery and KvAppend: in one launch where tokens are few.
+void AbsorbQueryAndAppend(const LaunchOptions& options, const HeadProjection& k,
+                          const TokenPlaces& places, const RopeAngles& angles,
+                          const float* q, float* query, const CacheRows& rows);
+
+// What MlaAttention may leave to be merged: the splits of each token and 16
+// heads. Null: nothing.
+struct AttentionParts {
+  const float* data = nullptr;  // (T, groups, splits, a split's result)
+  int64_t groups = 0;           // of 16 heads
+  int64_t splits = 0;           // of which a token has as many as it needs
+  int64_t split = 0;            // rows of one
+  const int32_t* positions = nullptr;  // (T)
+};
+
 // out[t, h] = V_h attended[t, h].
 // V (H, V, L); attended (T, H, L) -> out (T, H, V)
 void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
                  int64_t tokens, const float* attended, float* out);
 
-// The same as inputs of o_proj, whose scale is static.
+// The same as inputs of o_proj, whose scale is static. Where there are parts,
+// they are merged to what `attended` would be.
 void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
-                 int64_t tokens, const float* attended, const InputSink& out);
+                 int64_t tokens, const float* attended, const InputSink& out,
+                 const AttentionParts& parts = {});
 
 // out[t, h] = softmax_s<=t(scale * query[t, h] . row_s) . row_s[0:L]
 // over the rows s of the token's sequence up to and with its own position,
 // none of which is past max_position.
 // query (T, H, L + R) -> out (T, H, L).
-// workspace: AttentionWorkspaceFloats of the same arguments, or more.
+// workspace: AttentionWorkspaceFloats of the same arguments, or more. With
+// `parts` what is cut into splits stays there unmerged, and is not in `out`.
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out);
+                  float* out, AttentionParts* parts = nullptr);
 
-// The same, bit for bit, for steps of many tokens of a few sequences: those of a
-// sequence lie together and ascend, and so do their tables, which together have
-// `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
+// The same, bit for bit, for steps of many tokens of a few sequences: those of
+// a sequence lie together and ascend, and so do their tables, which together
+// have `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out);
 int64_t PromptAttentionBytes(int64_t blocks);
+
+// A step's queries as PromptAttention rounds them: it then reads half of the
+// bytes, and none waits for them. Tiles of four tokens' 16 heads.
+struct PackedQueries {
+  std::byte* tiles = nullptr;
+  float* scales = nullptr;  // of a (token, head): what it was multiplied with
+};
+// Laid out in PackedQueryBytes of memory, on 16 bytes.
+PackedQueries PackedQueriesIn(void* memory, int64_t tokens, int64_t heads);
+int64_t PackedQueryBytes(int64_t tokens, int64_t heads);
+
+// AbsorbQuery, its queries packed for a cache of this dtype.
+void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const float* q, KvDtype cache,
+                       const PackedQueries& query);
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const PackedQueries& query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out);
+
+// AbsorbValue of many tokens.
+void PromptAbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                       int64_t tokens, const float* attended,
+                       const InputSink& out);
 
 // 0 where each block walks a whole sequence, since enough blocks run then.
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,

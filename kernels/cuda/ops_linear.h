@@ -47,8 +47,8 @@ struct GemmInput {
   WeightDtype dtype = WeightDtype::kBf16;
   int64_t rows = 0;
   int64_t columns = 0;
-  CUtensorMap map = {};      // boxes of 8 rows by 128 bytes
-  CUtensorMap row_map = {};  // boxes of 1 row, for gathering tokens
+  CUtensorMap map = {};       // boxes of 8 rows by 128 bytes
+  CUtensorMap row_map = {};   // boxes of 1 row, for gathering tokens
   CUtensorMap wide_map = {};  // boxes of 64 rows, for many tokens
   // What InputSink::scales wrote: kToken, which multiply the sums, or kGroup,
   // which do so every kScaleBlock of K. Null: GemmWeight::scale has it all.
@@ -78,9 +78,21 @@ struct InputSink {
 
 // Launch attributes. `overlap`: programmatic dependent launch, the kernel's
 // preparations run while the kernel before it ends. Bits do not depend on it.
+//
+// What needs nothing of the kernel just before it runs beside that one, without
+// a second stream: launched `early` it reads at once what older kernels have
+// left. For these to have ended by then, a kernel between is launched `gate`:
+// it lets the next one start only when what it waits for itself has ended. Each
+// kernel ends after the one before it all the same, so those behind need not
+// know. What `early` lets be read: Gemm's and GemmSwiGlu's inputs where tokens
+// are few, those of what is beside ExpertsGateUp, ExpertsDown's plan, and
+// MlaAttention's cached rows before a token's own. `gate` is heeded by Router,
+// ExpertsGateUp and ExpertsDown, of tiles of at most 64 tokens.
 struct LaunchOptions {
   cudaStream_t stream = nullptr;
   bool overlap = false;
+  bool early = false;
+  bool gate = false;
 };
 
 // ---- Products ---------------------------------------------------------------
@@ -111,6 +123,19 @@ void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile = {});
 
+// One of two products; the members are Gemm's arguments.
+struct GemmTask {
+  const GemmWeight* weight;
+  int64_t leaf;
+  const GemmInput* x;
+  void* out;
+};
+
+// Both products of the same tokens, in one launch where they are of one dtype
+// and have as many leaves, so that one fills what the other leaves idle.
+void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
+              GemmOutput type, const LaunchOptions& options);
+
 // ---- Around the products ----------------------------------------------------
 
 // out[t] = W[ids[t]], W (vocab, hidden) of any dtype but FP8.
@@ -129,7 +154,7 @@ struct Addend {
 };
 
 struct RmsNormArguments {
-  float* hidden = nullptr;  // (rows of `size` at stride hidden_stride)
+  float* hidden = nullptr;      // (rows of `size` at stride hidden_stride)
   int64_t hidden_stride = 0;    // a multiple of 4
   Addend addend = {};           // hidden[t] += addend[t] before the norm
   const float* gain = nullptr;  // (size)
@@ -140,7 +165,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
-  InputSink inputs[2];          // (rows, size) each
+  InputSink inputs[2];      // (rows, size) each
 };
 
 // hidden[t] += addend[t]; out[t] = hidden[t] / sqrt(mean(hidden[t]^2) + eps) *
@@ -209,7 +234,8 @@ struct GroupedWeights {
   const float* down_scales = nullptr;  // (E)
 };
 
-// Rows of inputs in memory: row_bytes (a multiple of 16) and row_scales of each.
+// Rows of inputs in memory: row_bytes (a multiple of 16) and row_scales of
+// each.
 struct InputRows {
   void* data = nullptr;
   int64_t row_bytes = 0;
@@ -226,13 +252,25 @@ void GatherInputs(const InputRows& x, const ExpertPlan& plan, int64_t tokens,
                   int64_t top_k, const InputRows& gathered,
                   const LaunchOptions& options);
 
+// A dense gate and up; the members are GemmSwiGlu's arguments.
+struct SwiGluTask {
+  const GemmWeight* gate_up;
+  float up_scale;
+  const GemmInput* x;
+  InputSink activated;
+};
+
 // activated[i] = silu(gate_e x[t]) * up_e x[t], as inputs, for the i-th slot of
 // the order, t its token and e its expert. K is never cut.
 // x (T, hidden), or gathered (S, hidden) -> activated (S, inner)
+// With `beside` that product of the same tokens too, in the same launch where
+// it is of the same dtype: it needs no plan, and fills the time till there is
+// one.
 void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    const ExpertPlan& plan, int64_t tokens, int64_t top_k,
                    const InputSink& activated, const LaunchOptions& options,
-                   int tile = 0, bool gathered = false);
+                   int tile = 0, bool gathered = false,
+                   const SwiGluTask* beside = nullptr);
 
 // slots[order[i]] = down_e activated[i].  activated (S, inner) -> slots (S,
 // hidden)

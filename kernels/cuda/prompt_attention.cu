@@ -5,8 +5,9 @@
 // A block has four tokens' 16 heads, the 64 rows of its warpgroup products:
 // warp w of each warpgroup has token w. One warpgroup scores a tile, Q K^T, and
 // makes its weights, while two sum the tile before it, P V, 256 latents each; a
-// fourth copies. Tiles come as operands, made once a step (StageKernel): 16-bit,
-// swizzled, K in the order of operands.cuh.
+// fourth copies. Tiles come as operands, made once a step (StageKernel):
+// 16-bit, swizzled, K in the order of operands.cuh.
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/prompt_tiles.cuh"
 
@@ -16,10 +17,9 @@ namespace {
 constexpr int kTokens = 4;  // of a block
 constexpr int kHeads = 16;
 constexpr int kRows = kTokens * kHeads;
-constexpr int kSplitTiles = static_cast<int>(kAttentionSplit) / kTile;
 // Warpgroups: one scores, kValueGroups sum, one copies.
 constexpr int kValueGroups = 2;
-constexpr int kGroups = 1 + kValueGroups;        // that multiply
+constexpr int kGroups = 1 + kValueGroups;         // that multiply
 constexpr int kLatents = kLatent / kValueGroups;  // of a group
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kSteps = kRow / 16;  // of a score
@@ -41,9 +41,10 @@ struct Shared {
   float rescale[kRows];
   float max[kRows];
   float score_factor[kRows];
-  uint64_t full[2];   // rows
+  uint64_t asked;    // queries
+  uint64_t full[2];  // rows
   uint64_t empty[2];
-  uint64_t scored;    // weights
+  uint64_t scored;  // weights
   uint64_t taken;
 };
 constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
@@ -53,11 +54,13 @@ static_assert(kSharedBytes <= 227 * 1024);
 
 struct Arguments {
   TokenPlaces places;
-  const float* query;
+  const float* query;  // or, of the packed kernel:
+  PackedQueries packed;
   int heads;
   float scale_log2;
   const std::byte* tiles;
   float* out;
+  int split_tiles;
 };
 
 __device__ int Group() { return threadIdx.x / 128; }
@@ -93,7 +96,6 @@ __device__ bool NextSequence(const TokenPlaces& places, int first,
 template <typename Code>
 __device__ void LoadQuery(const Arguments& a, int first_token, int first_head,
                           Shared& shared) {
-  using Operand = typename Code::Operand;
   constexpr int kPairs = kRow / 64;  // that a lane has of a row
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -105,27 +107,11 @@ __device__ void LoadQuery(const Arguments& a, int first_token, int first_head,
     const auto* from = reinterpret_cast<const float2*>(
         a.query + (token * a.heads + head) * kRow);
     float2 x[kPairs];
-    float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       x[i] = real ? from[32 * i + lane] : float2{0.0f, 0.0f};
-      largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
     }
-#pragma unroll
-    for (int step = 16; step >= 1; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-    }
-    const float scale =
-        std::is_same_v<Operand, __half> ? RowScale(largest) : 1.0f;
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int at = OperandPlace<Code>(64 * i + 2 * lane);
-      const int byte = at % kBlockColumns * 2;
-      *reinterpret_cast<uint32_t*>(shared.query +
-                                   at / kBlockColumns * kBlockBytes +
-                                   SwizzledChunk(row, byte / 16) + byte % 16) =
-          Pack<Operand>(x[i].x * scale, x[i].y * scale);
-    }
+    const float scale = StoreOperandRow<Code>(x, row, shared.query);
     if (lane == 0) shared.score_factor[row] = a.scale_log2 / scale;
   }
 }
@@ -332,11 +318,11 @@ struct Values {
   // Merged::Add of mla_attention.cu. What is merged so far waits in the output;
   // after the token's last split it is divided.
   __device__ void MergeSplit(int split, int token, int first_head) {
-    constexpr int kSplit = static_cast<int>(kAttentionSplit);
-    if (split * kSplit > position) return;
+    const int split_rows = a.split_tiles * kTile;
+    if (split * split_rows > position) return;
     const int lane = threadIdx.x % 32;
     const bool is_first = split == 0;
-    const bool is_last = split == position / kSplit;
+    const bool is_last = split == position / split_rows;
     float old_factor[2] = {0.0f, 0.0f};
     float new_factor[2] = {1.0f, 1.0f};
 #pragma unroll
@@ -425,7 +411,7 @@ __device__ void ForEachSequence(const TokenPlaces& places, int first_token,
 }
 
 // grid (blocks of four tokens, the last first; groups of 16 heads)
-template <typename Code>
+template <typename Code, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 1)
     PromptAttentionKernel(const Arguments a) {
   extern __shared__ std::byte memory[];
@@ -440,6 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       BarrierInit(&shared.full[i], 1);
       BarrierInit(&shared.empty[i], kValueGroups * 4);
     }
+    BarrierInit(&shared.asked, 1);
     BarrierInit(&shared.scored, 4);
     BarrierInit(&shared.taken, kValueGroups * 4);
     BarrierInitFence();
@@ -449,13 +436,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   Place place;
   const int lane = threadIdx.x % 32;
   const auto load_query = [&] {
-    LoadQuery<Code>(a, first_token, first_head, shared);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("bar.sync 1, %0;" ::"n"(kGroups * 128) : "memory");
+    if constexpr (!kPacked) {
+      LoadQuery<Code>(a, first_token, first_head, shared);
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      asm volatile("bar.sync 1, %0;" ::"n"(kGroups * 128) : "memory");
+    }
   };
   if (Group() == kGroups) {
     ReduceRegisters<kProducerRegisters>();
     if (threadIdx.x % 128 != 0) return;
+    if constexpr (kPacked) {
+      BarrierExpect(&shared.asked, kPromptTileBytes);
+      CopyBulk(shared.query,
+               a.packed.tiles +
+                   (int64_t{first_token / kTokens} * gridDim.y + blockIdx.y) *
+                       kPromptTileBytes,
+               kPromptTileBytes, &shared.asked);
+    }
     ForEachSequence(a.places, first_token, [&](const Sequence& of, int) {
       for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
         uint64_t* const full = &shared.full[place.slot()];
@@ -472,15 +469,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     Scores<Code> scores(shared);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      scores.factor[h] =
-          shared.score_factor[16 * GroupWarp() + lane / 4 + 8 * h];
+      const int head = lane / 4 + 8 * h;
+      if constexpr (kPacked) {
+        const int64_t token = min(first_token + GroupWarp(),
+                                  static_cast<int>(a.places.tokens) - 1);
+        scores.factor[h] =
+            a.scale_log2 /
+            a.packed.scales[token * kHeads * gridDim.y + first_head + head];
+      } else {
+        scores.factor[h] = shared.score_factor[16 * GroupWarp() + head];
+      }
     }
+    if constexpr (kPacked) BarrierWait(&shared.asked, 0);
     ForEachSequence(
         a.places, first_token, [&](const Sequence& of, int position) {
           scores.position = position;
 #pragma unroll 1
           for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
-            if (tile % kSplitTiles == 0) {
+            if (tile % a.split_tiles == 0) {
               scores.max[0] = scores.max[1] = -INFINITY;
             }
             BarrierWait(&shared.full[place.slot()], place.phase());
@@ -495,11 +501,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ForEachSequence(
         a.places, first_token, [&](const Sequence& of, int position) {
           values.position = position;
-for (int split = 0; split * kSplitTiles < of.tiles; ++split) {
-            const int end = min((split + 1) * kSplitTiles, of.tiles);
+          for (int split = 0; split * a.split_tiles < of.tiles; ++split) {
+            const int end = min((split + 1) * a.split_tiles, of.tiles);
             values.Clear();
 #pragma unroll 1
-            for (int tile = split * kSplitTiles; tile < end;
+            for (int tile = split * a.split_tiles; tile < end;
                  ++tile, ++place.tile) {
               values.Take(place.tile);
               values.Rescale();
@@ -518,31 +524,76 @@ int64_t PromptAttentionBytes(int64_t blocks) {
   return blocks * kPromptTileBytes;
 }
 
+namespace {
+
+template <bool kPacked>
+void Run(const LaunchOptions& options, int64_t blocks, const KvLayer& cache,
+         std::byte* tiles, const Arguments& a) {
+  DispatchKv(cache.dtype, [&]<typename Code>() {
+    Launch(StageKernel<Code>,
+           {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
+           options, "staging PromptAttention", a.places,
+           static_cast<const std::byte*>(cache.data), tiles);
+    Launch(
+        PromptAttentionKernel<Code, kPacked>,
+        {.grid = dim3(
+             static_cast<unsigned>((a.places.tokens + kTokens - 1) / kTokens),
+             static_cast<unsigned>((a.heads + kHeads - 1) / kHeads)),
+         .threads = kThreads,
+         .shared_bytes = kSharedBytes},
+        options, "PromptAttention", a);
+  });
+}
+
+template <bool kPacked>
+void Start(const LaunchOptions& options, int64_t blocks, float scale,
+           const KvLayer& cache, std::byte* tiles, int64_t split, Arguments a) {
+  constexpr float kLog2E = 0x1.715476p+0f;
+  if (a.places.tokens == 0) return;
+  a.scale_log2 = scale * kLog2E;
+  a.tiles = tiles;
+  a.split_tiles = static_cast<int>(split / kTile);
+  Run<kPacked>(options, blocks, cache, tiles, a);
+}
+
+}  // namespace
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const float* query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out, int64_t split) {
+  Start<false>(options, blocks, scale, cache, workspace, split,
+               {.places = places,
+                .query = query,
+                .heads = static_cast<int>(heads),
+                .out = out});
+}
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const PackedQueries& query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out, int64_t split) {
+  Start<true>(options, blocks, scale, cache, workspace, split,
+              {.places = places,
+               .packed = query,
+               .heads = static_cast<int>(heads),
+               .out = out});
+}
+
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const float* query, int64_t heads,
                      float scale, const KvLayer& cache, std::byte* workspace,
                      float* out) {
-  constexpr float kLog2E = 0x1.715476p+0f;
-  if (places.tokens == 0) return;
-  const Arguments a = {.places = places,
-                       .query = query,
-                       .heads = static_cast<int>(heads),
-                       .scale_log2 = scale * kLog2E,
-                       .tiles = workspace,
-                       .out = out};
-  DispatchKv(cache.dtype, [&]<typename Code>() {
-    Launch(StageKernel<Code>,
-           {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
-           options, "staging PromptAttention", places,
-           static_cast<const std::byte*>(cache.data), workspace);
-    Launch(PromptAttentionKernel<Code>,
-           {.grid = dim3(
-                static_cast<unsigned>((places.tokens + kTokens - 1) / kTokens),
-                static_cast<unsigned>((heads + kHeads - 1) / kHeads)),
-            .threads = kThreads,
-            .shared_bytes = kSharedBytes},
-           options, "PromptAttention", a);
-  });
+  PromptAttention(options, places, blocks, query, heads, scale, cache,
+                  workspace, out, kAttentionSplit);
+}
+
+void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
+                     int64_t blocks, const PackedQueries& query, int64_t heads,
+                     float scale, const KvLayer& cache, std::byte* workspace,
+                     float* out) {
+  PromptAttention(options, places, blocks, query, heads, scale, cache,
+                  workspace, out, kAttentionSplit);
 }
 
 }  // namespace invar::cuda

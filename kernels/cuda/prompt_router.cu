@@ -2,8 +2,8 @@
 //
 // A block has sixteen tokens and takes 64 experts at a time, a warp eight by
 // eight of them; weights and inputs come through shared memory, a ring of steps
-// of 128 along K ahead. The plan is a kernel of its own, a block an expert, which
-// counts all slots and places its own.
+// of 128 along K ahead. The plan is a kernel of its own, a block an expert,
+// which counts all slots and places its own.
 #include <algorithm>
 
 #include "kernels/cuda/gemm_async.h"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kFewestTokens = 513;  // free, since the bits are the same
 
-constexpr int kTokens = 16;  // of a block
+constexpr int kTokens = 16;   // of a block
 constexpr int kExperts = 64;  // of a block at a time
 constexpr int kEdge = 8;      // tokens, and experts, of a warp
 constexpr int kWarps = kTokens / kEdge * (kExperts / kEdge);
@@ -52,10 +52,8 @@ __device__ void CopyStep(const RouterArguments& a, int first_token, int first,
   for (int i = threadIdx.x; i < kExperts * kWeightChunks; i += kThreads) {
     const int64_t expert = min(first + i / kWeightChunks, experts - 1);
     const int at = i % kWeightChunks * kChunk;
-    CopyAsync(
-        SharedAddress(&stage.weights[i / kWeightChunks][at]),
-        weights + expert * a.hidden + min(k + at, hidden - kChunk),
-        true);
+    CopyAsync(SharedAddress(&stage.weights[i / kWeightChunks][at]),
+              weights + expert * a.hidden + min(k + at, hidden - kChunk), true);
   }
 }
 
@@ -192,8 +190,7 @@ __global__ void __launch_bounds__(kPlanThreads)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   // A warp has a run of neighbouring slots.
-  const int run =
-      (slots + kPlanWarps * kRun - 1) / (kPlanWarps * kRun) * kRun;
+  const int run = (slots + kPlanWarps * kRun - 1) / (kPlanWarps * kRun) * kRun;
   const int first = warp * run;
   const int end = min(first + run, slots);
   int my_less = 0;
@@ -224,8 +221,8 @@ __global__ void __launch_bounds__(kPlanThreads)
 #pragma unroll 4
   for (int base = first; base < end; base += kRun) {
     const int slot = base + 4 * lane;
-    const int4 four = slot < end ? LoadIds(a, slot, slots)
-                                 : int4{-1, -1, -1, -1};
+    const int4 four =
+        slot < end ? LoadIds(a, slot, slots) : int4{-1, -1, -1, -1};
     const int ids[4] = {four.x, four.y, four.z, four.w};
     int before = 0;
     int all = 0;

@@ -33,6 +33,68 @@ __device__ inline int SwizzledChunk(int row, int chunk) {
   return row * kTileRowBytes + ((chunk ^ row % 8) * 16);
 }
 
+// Chunk `chunk` of 64 bytes of row `row` in memory, as operands; blocks of
+// columns lie block_bytes apart.
+template <typename Code>
+__device__ inline void StoreOperands(const uint4 (&codes)[4], int row,
+                                     int chunk, int block_bytes,
+                                     std::byte* to) {
+  constexpr int kChunkSteps = 4 / Code::kBytes;
+#pragma unroll
+  for (int j = 0; j < kChunkSteps; ++j) {
+    uint2 b[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) b[t] = RightOperand<Code>(codes[t], j);
+    const int at = 2 * (chunk * kChunkSteps + j);  // in 16 bytes
+    std::byte* const block = to + at / 8 * block_bytes;
+    *reinterpret_cast<uint4*>(block + SwizzledChunk(row, at % 8)) = {
+        b[0].x, b[1].x, b[2].x, b[3].x};
+    *reinterpret_cast<uint4*>(block + SwizzledChunk(row, at % 8 + 1)) = {
+        b[0].y, b[1].y, b[2].y, b[3].y};
+  }
+}
+
+// Where columns k and k + 1 (k even) of row `row` of 64 lie.
+template <typename Code>
+__device__ inline uint32_t* OperandPair(std::byte* tile, int row, int k) {
+  const int at = OperandPlace<Code>(k);
+  const int byte = at % kBlockColumns * 2;
+  return reinterpret_cast<uint32_t*>(tile + at / kBlockColumns * kBlockBytes +
+                                     SwizzledChunk(row, byte / 16) + byte % 16);
+}
+
+// What a row whose largest magnitude is `largest` is multiplied with before it
+// is rounded: operands.cuh.
+template <typename Operand>
+__device__ inline float OperandScale(float largest) {
+  return std::is_same_v<Operand, __half> ? RowScale(largest) : 1.0f;
+}
+
+// A warp rounds a row, 64 i + 2 lane being a lane's pair i, to row `row` of a
+// tile of 64. Returns its scale.
+template <typename Code, int kPairs>
+__device__ inline float StoreOperandRow(const float2 (&x)[kPairs], int row,
+                                        std::byte* tile) {
+  using Operand = typename Code::Operand;
+  const int lane = threadIdx.x % 32;
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
+  }
+#pragma unroll
+  for (int step = 16; step >= 1; step /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
+  }
+  const float scale = OperandScale<Operand>(largest);
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    *OperandPair<Code>(tile, row, 64 * i + 2 * lane) =
+        Pack<Operand>(x[i].x * scale, x[i].y * scale);
+  }
+  return scale;
+}
+
 // ---- Tiles as operands ------------------------------------------------------
 
 // The last token of the step whose table is at most `block`: tables ascend.
@@ -55,7 +117,6 @@ __device__ inline int LastToken(const TokenPlaces& places, int block) {
 template <typename Code>
 __global__ void __launch_bounds__(128)
     StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles) {
-  constexpr int kChunkSteps = 4 / Code::kBytes;
   constexpr int kRowChunks = kRow * Code::kBytes / 64;
   AllowNextKernel();
   WaitForPriorKernel();
@@ -76,18 +137,7 @@ __global__ void __launch_bounds__(128)
         codes[t] = reinterpret_cast<const uint4*>(from)[4 * i + t];
       }
     }
-#pragma unroll
-    for (int j = 0; j < kChunkSteps; ++j) {
-      uint2 b[4];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) b[t] = RightOperand<Code>(codes[t], j);
-      const int at = 2 * (chunk * kChunkSteps + j);  // in 16 bytes
-      std::byte* const blocks = to + at / 8 * kBlockBytes;
-      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8)) = {
-          b[0].x, b[1].x, b[2].x, b[3].x};
-      *reinterpret_cast<uint4*>(blocks + SwizzledChunk(row, at % 8 + 1)) = {
-          b[0].y, b[1].y, b[2].y, b[3].y};
-    }
+    StoreOperands<Code>(codes, row, chunk, kBlockBytes, to);
   }
 }
 

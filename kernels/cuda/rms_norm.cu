@@ -36,13 +36,21 @@ __global__ void __launch_bounds__(kThreads)
     value[i] = k < size ? Load4(hidden + k) : kZero;
   }
   if (a.addend.shared != nullptr) {
+    // All of them before the first store, which the compiler cannot tell from
+    // what is loaded.
+    float4 addend[kQuads];
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const int k = RowPlace<kThreads>(i);
+      if (k < size) addend[i] = Combined4(a.addend, row, size, k);
+    }
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
       const int k = RowPlace<kThreads>(i);
       if (k >= size) continue;
-      const float4 addend = Combined4(a.addend, row, size, k);
       float4& v = value[i];
-      v = {v.x + addend.x, v.y + addend.y, v.z + addend.z, v.w + addend.w};
+      v = {v.x + addend[i].x, v.y + addend[i].y, v.z + addend[i].z,
+           v.w + addend[i].w};
       *reinterpret_cast<float4*>(hidden + k) = v;
     }
   }

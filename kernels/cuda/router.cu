@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/router.cuh"
 
 namespace invar::cuda {
@@ -30,42 +31,137 @@ __device__ void LoadAhead(const Arguments& a, int e,
   }
 }
 
-template <int kTokens>
-__device__ void AddProducts(float4 w, const float* x, int64_t stride,
-                            int tokens, float (&sum)[kTokens]) {
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    const float4 v = Load4(x + min(t, tokens - 1) * stride);
-    sum[t] = fmaf(w.x, v.x, sum[t]);
-    sum[t] = fmaf(w.y, v.y, sum[t]);
-    sum[t] = fmaf(w.z, v.z, sum[t]);
-    sum[t] = fmaf(w.w, v.w, sum[t]);
-  }
+__device__ float AddProducts(float4 w, float4 v, float sum) {
+  sum = fmaf(w.x, v.x, sum);
+  sum = fmaf(w.y, v.y, sum);
+  sum = fmaf(w.z, v.z, sum);
+  return fmaf(w.w, v.w, sum);
 }
 
-// As Logits, of one expert, whose first weights are there.
-template <typename Element, int kTokens, typename Store>
-__device__ void LogitsOfOne(const Arguments& a, int e,
+// As Logits, of one token and one expert, whose first weights are there.
+template <typename Element>
+__device__ float LogitOfOne(const Arguments& a, int e,
                             const Four<Element> (&ahead)[kAheadSteps],
-                            const float* x, int tokens, Store store) {
+                            const float* x) {
   const auto* row = static_cast<const Element*>(a.weight) + e * a.hidden;
-  float sum[kTokens] = {};
+  float sum = 0.0f;
   const int first = threadIdx.x % 32 * 4;
 #pragma unroll
   for (int i = 0; i < kAheadSteps; ++i) {
     const int k = first + 128 * i;
     if (k < a.hidden) {
-      AddProducts<kTokens>(ToFloat4(ahead[i]), x + k, a.hidden, tokens, sum);
+      sum = AddProducts(ToFloat4(ahead[i]), Load4(x + k), sum);
     }
   }
   for (int64_t k = first + 128 * kAheadSteps; k < a.hidden; k += 128) {
     const auto w = *reinterpret_cast<const Four<Element>*>(row + k);
-    AddProducts<kTokens>(ToFloat4(w), x + k, a.hidden, tokens, sum);
+    sum = AddProducts(ToFloat4(w), Load4(x + k), sum);
   }
+  return WarpSum(sum);
+}
+
+// Until what this kernel reads has been written, and, in a cluster, until its
+// blocks all run, so that their memory can be written.
+template <int kCluster>
+__device__ void WaitAtStart(const Arguments& a) {
+  WaitForPriorKernel();
+  if (a.gate) AllowNextKernel();
+  if constexpr (kCluster > 1) ClusterWait();
+}
+
+// Writes to what block `rank` of the cluster has at `address`.
+__device__ void StoreToRank(float* address, uint32_t rank, float value) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.f32 [remote], %2;\n"
+      "}\n" ::"r"(SharedAddress(address)),
+      "r"(rank), "f"(value)
+      : "memory");
+}
+
+// K whose inputs lie in shared memory at once, and whose weights a warp has in
+// registers.
+template <typename Element>
+inline constexpr int kChunk = 4096 / sizeof(Element);
+
+// As Logits, of all experts that the block has of its cluster, every
+// kCluster-th from `rank` on: kExperts a warp and pass, each for half of the
+// tokens, those past the last one too. staged: a chunk of each token. Waits for
+// the kernel ahead.
+template <typename Element, int kTokens, int kCluster, int kExperts,
+          typename Store>
+__device__ void TileLogits(const Arguments& a, int rank, const float* x,
+                           int tokens, float* staged, Store store) {
+  constexpr int kWidth = kChunk<Element>;
+  constexpr int kSteps = kWidth / 128;
+  constexpr int kHalf = kTokens / 2;
+  constexpr int kPass = kWarps / 2 * kExperts;
+  const int experts = static_cast<int>(a.options.experts);
+  const int hidden = static_cast<int>(a.hidden);
+  const int lane = threadIdx.x % 32;
+  const int half = threadIdx.x / 32 % 2;
+  const auto* rows = static_cast<const Element*>(a.weight);
+  for (int first = 0; first * kCluster < experts; first += kPass) {
+    const int mine = first + threadIdx.x / 64 * kExperts;
+    float sum[kExperts][kHalf] = {};
+    for (int chunk = 0; chunk < hidden; chunk += kWidth) {
+      Four<Element> weights[kExperts][kSteps];
 #pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    const float all = WarpSum(sum[t]);
-    if (threadIdx.x % 32 == 0) store(t, e, all);
+      for (int m = 0; m < kExperts; ++m) {
+        const int64_t e = min((mine + m) * kCluster + rank, experts - 1);
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          const int k = chunk + 128 * i + 4 * lane;
+          if (k < hidden) {
+            weights[m][i] =
+                *reinterpret_cast<const Four<Element>*>(rows + e * hidden + k);
+          }
+        }
+      }
+      if (first == 0 && chunk == 0) WaitAtStart<kCluster>(a);
+      if (first == 0 || hidden > kWidth) {
+        __syncthreads();  // nobody reads the chunk before
+        for (int i = threadIdx.x; i < kTokens * kWidth / 4; i += kThreads) {
+          const int t = i / (kWidth / 4);
+          const int k = chunk + i % (kWidth / 4) * 4;
+          const bool valid = t < tokens && k < hidden;
+          CopyAsync(SharedAddress(staged + 4 * i),
+                    x + (valid ? int64_t{t} * hidden + k : 0), valid);
+        }
+        CommitCopies();
+        WaitForCopies();
+        __syncthreads();
+      }
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        if (chunk + 128 * i + 4 * lane >= hidden) break;
+        float4 v[kHalf];
+#pragma unroll
+        for (int t = 0; t < kHalf; ++t) {
+          v[t] =
+              Load4(staged + (half * kHalf + t) * kWidth + 128 * i + 4 * lane);
+        }
+#pragma unroll
+        for (int m = 0; m < kExperts; ++m) {
+          const float4 w = ToFloat4(weights[m][i]);
+#pragma unroll
+          for (int t = 0; t < kHalf; ++t) {
+            sum[m][t] = AddProducts(w, v[t], sum[m][t]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kExperts; ++m) {
+#pragma unroll
+      for (int t = 0; t < kHalf; ++t) {
+        const float all = WarpSum(sum[m][t]);
+        const int e = (mine + m) * kCluster + rank;
+        if (lane == 0 && e < experts) store(half * kHalf + t, e, all);
+      }
+    }
   }
 }
 
@@ -122,6 +218,19 @@ struct PlanShared {
   int32_t total[kMaxExperts];
 };
 
+// Lanes whose expert is this lane's; e is below kMaxExperts, or -1. Bit by bit.
+__device__ unsigned SameExpert(int e) {
+  static_assert(kMaxExperts == 1 << 9, "bit 9 is -1's alone");
+  unsigned same = kAll;
+#pragma unroll
+  for (int bit = 0; bit < 10; ++bit) {
+    const bool set = e >> bit & 1;
+    const unsigned others = __ballot_sync(kAll, set);
+    same &= set ? others : ~others;
+  }
+  return same;
+}
+
 // Groups the slots by expert, stably, and cuts the groups into tiles. By one
 // block: warp w owns a run of slots and counts it, then places it.
 __device__ void Plan(const Arguments& a, PlanShared& shared) {
@@ -149,7 +258,7 @@ __device__ void Plan(const Arguments& a, PlanShared& shared) {
       for (int i = 0; i < kAhead; ++i) {
         if (base + 32 * i >= last) break;
         const int e = ids[i];
-        const unsigned same = __match_any_sync(kAll, e);
+        const unsigned same = SameExpert(e);
         const int before = __popc(same & ((1u << lane) - 1));
         const int at = e >= 0 ? begin[warp][e] : 0;
         __syncwarp();
@@ -204,64 +313,66 @@ __device__ void PlanFew(const Arguments& a) {
 }
 
 // A cluster of kCluster blocks has kTokens tokens and shares the experts,
-// kAtOnce a warp at a time; each block then chooses for kTokens / kCluster of
-// them (one, if that is less), a warp each. The block that finishes last of all
-// makes the plan.
+// kAtOnce a warp at a time; each block then chooses for its share of them, a
+// warp each. The block that finishes last of all makes the plan.
 template <typename Element, int kTokens, int kCluster, int kAtOnce>
 __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
-  constexpr int kWidth = kCluster == 1 ? kTokens : 1;
-  static_assert(kWidth <= kWarps && (kCluster == 1 || kTokens <= kCluster));
-  __shared__ float part[kCluster == 1 ? 1 : kTokens][kMaxExperts / kCluster];
+  // Of the tokens that a block chooses for; their logits are written to it.
+  constexpr int kWidth = kTokens > kCluster ? kTokens / kCluster : 1;
+  static_assert(kWidth <= kWarps);
   __shared__ union {
     ChoiceShared<kWidth> choice;
     PlanShared plan;
   } shared;
   __shared__ bool last;
+  extern __shared__ float4 staged[];
   const int first = blockIdx.x / kCluster * kTokens;
   const int tokens = min(kTokens, a.tokens - first);
   const int rank = kCluster == 1 ? 0 : static_cast<int>(ClusterRank());
   const int warp = threadIdx.x / 32;
   const int experts = static_cast<int>(a.options.experts);
-  AllowNextKernel();
-  // Weights are constant: they come while the kernel ahead ends.
-  Four<Element> ahead[kAheadSteps];
-  if constexpr (kAtOnce == 1) {
-    LoadAhead<Element>(a, min(warp * kCluster + rank, experts - 1), ahead);
-  }
-  WaitForPriorKernel();
+  const float* x = a.x + first * a.hidden;
   auto& choice = shared.choice;
   if (threadIdx.x == 0) last = false;
-  constexpr int kStride = kWarps * kCluster;
-  for (int e = warp * kCluster + rank; e < experts; e += kStride * kAtOnce) {
-    const auto store = [&](int t, int expert, float logit) {
-      if constexpr (kCluster == 1) {
-        choice.scores[t][expert] = logit;
-      } else {
-        part[t][expert / kCluster] = logit;
-      }
-    };
-    const float* x = a.x + first * a.hidden;
-    if constexpr (kAtOnce == 1) {
-      if (e >= kStride) LoadAhead<Element>(a, e, ahead);
-      LogitsOfOne<Element, kTokens>(a, e, ahead, x, tokens, store);
+  if (!a.gate) AllowNextKernel();
+  if constexpr (kCluster > 1) ClusterArrive();
+  const auto store = [&](int t, int e, float logit) {
+    float* to = &choice.scores[t % kWidth][e];
+    if constexpr (kCluster == 1) {
+      *to = logit;
     } else {
-      Logits<Element, kTokens, kAtOnce>(a, e, kStride, x, tokens, store);
+      StoreToRank(to, t / kWidth, logit);
+    }
+  };
+  if constexpr (kTokens == 1) {
+    // Weights are constant: they come while the kernel ahead ends.
+    Four<Element> ahead[kAheadSteps];
+    LoadAhead<Element>(a, min(warp * kCluster + rank, experts - 1), ahead);
+    WaitAtStart<kCluster>(a);
+    constexpr int kStride = kWarps * kCluster;
+    for (int e = warp * kCluster + rank; e < experts; e += kStride) {
+      if (e >= kStride) LoadAhead<Element>(a, e, ahead);
+      const float logit = LogitOfOne<Element>(a, e, ahead, x);
+      if (threadIdx.x % 32 == 0) store(0, e, logit);
+    }
+  } else if constexpr (kCluster > 1) {
+    TileLogits<Element, kTokens, kCluster, kAtOnce>(
+        a, rank, x, tokens, reinterpret_cast<float*>(staged), store);
+  } else {
+    WaitAtStart<kCluster>(a);
+    for (int e = warp; e < experts; e += kWarps * kAtOnce) {
+      Logits<Element, kTokens, kAtOnce>(a, e, kWarps, x, tokens, store);
     }
   }
-  int mine = tokens;  // tokens that this block chooses for
   if constexpr (kCluster == 1) {
     __syncthreads();
   } else {
     ClusterSync();
-    mine = rank < tokens;
-    for (int e = threadIdx.x; mine == 1 && e < experts; e += kThreads) {
-      choice.scores[0][e] =
-          LoadFromRank(&part[rank][e / kCluster], e % kCluster);
-    }
-    ClusterSync();  // no block leaves while its logits are being read
   }
+  const int first_mine = rank * kWidth;
+  const int mine = max(0, min(kWidth, tokens - first_mine));
   if (warp < mine) {
-    ChooseToken(a, first + rank + warp, choice.scores[warp],
+    ChooseToken(a, first + first_mine + warp, choice.scores[warp],
                 choice.choice[warp]);
     if (a.tokens == 1) {
       last = true;
@@ -284,9 +395,21 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
 template <typename Element, int kTokens, int kCluster, int kAtOnce>
 void RunShape(const Arguments& a, const LaunchOptions& options) {
   const int clusters = (a.tokens + kTokens - 1) / kTokens;
-  Launch(RouterKernel<Element, kTokens, kCluster, kAtOnce>,
+  constexpr bool kStaged = kTokens > 1 && kCluster > 1;
+  constexpr int kStagedBytes =
+      kStaged ? kTokens * kChunk<Element> * static_cast<int>(sizeof(float)) : 0;
+  const auto kernel = RouterKernel<Element, kTokens, kCluster, kAtOnce>;
+  if constexpr (kStaged) {
+    // With what is static it is more than a launch may have unasked.
+    Check(
+        cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStagedBytes),
+        "Router");
+  }
+  Launch(kernel,
          {.grid = dim3(clusters * kCluster),
           .threads = kThreads,
+          .shared_bytes = kStagedBytes,
           .cluster = kCluster},
          options, "Router", a);
 }
@@ -295,9 +418,10 @@ void RunShape(const Arguments& a, const LaunchOptions& options) {
 // once.
 template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
-  if (a.tokens <= 64) return RunShape<Element, 1, 8, 1>(a, options);
-  if (a.tokens <= 128) return RunShape<Element, 4, 8, 1>(a, options);
-  if (a.tokens <= 512) return RunShape<Element, 4, 4, 2>(a, options);
+  if (a.tokens <= 16) return RunShape<Element, 1, 8, 1>(a, options);
+  if (a.tokens <= 64) return RunShape<Element, 4, 8, 2>(a, options);
+  if (a.tokens <= 128) return RunShape<Element, 8, 8, 2>(a, options);
+  if (a.tokens <= 512) return RunShape<Element, 8, 4, 4>(a, options);
   return RunShape<Element, 8, 1, 8>(a, options);
 }
 
@@ -309,8 +433,10 @@ void Router(const cpu::RouterOptions& router, WeightDtype dtype,
             const LaunchOptions& options, int tile, const float* correction) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, router.top_k, router.experts);
-  const Arguments a = {router, weight,  hidden, x,    static_cast<int>(tokens),
-                       ids,    weights, plan,   tile, correction};
+  const Arguments a = {
+      router,      weight,  hidden, x,    static_cast<int>(tokens),
+      ids,         weights, plan,   tile, correction,
+      options.gate};
   if (PromptRouterTakes(a)) {
     PromptRouter(a, dtype, options);
   } else if (dtype == WeightDtype::kBf16) {

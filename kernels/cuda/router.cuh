@@ -26,6 +26,7 @@ struct RouterArguments {
   ExpertPlan plan;
   int tile;
   const float* correction;
+  bool gate;  // LaunchOptions
 };
 
 // Four weights as they lie in memory, and as fp32.
@@ -70,8 +71,8 @@ __device__ inline void Softmax(float* logits, int experts) {
 }
 
 // What a group is chosen by: its best value, or the sum of its two best.
-__device__ inline float GroupScore(cpu::RouterMethod method, const float* values,
-                            int size) {
+__device__ inline float GroupScore(cpu::RouterMethod method,
+                                   const float* values, int size) {
   if (method == cpu::RouterMethod::kGroupLimitedGreedy || size == 1) {
     float highest = values[0];
     for (int i = 1; i < size; ++i) {
@@ -94,7 +95,8 @@ __device__ inline float GroupScore(cpu::RouterMethod method, const float* values
 }
 
 // Values outside the best groups become -inf. Lane g judges group g.
-__device__ inline void KeepBestGroups(const cpu::RouterOptions& o, float* values) {
+__device__ inline void KeepBestGroups(const cpu::RouterOptions& o,
+                                      float* values) {
   const int lane = threadIdx.x % 32;
   const int size = static_cast<int>(o.experts / o.groups);
   const uint64_t best =
@@ -157,8 +159,8 @@ __device__ void Choose(const RouterArguments& a, int token, const float* scores,
 }
 
 // logits (E), by one warp, for `token`.
-__device__ inline void ChooseToken(const RouterArguments& a, int token, float* scores,
-                            float* choice) {
+__device__ inline void ChooseToken(const RouterArguments& a, int token,
+                                   float* scores, float* choice) {
   const int experts = static_cast<int>(a.options.experts);
   if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
     Sigmoid(scores, experts);

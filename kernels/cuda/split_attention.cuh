@@ -5,6 +5,7 @@
 #ifndef INVAR_KERNELS_CUDA_SPLIT_ATTENTION_CUH_
 #define INVAR_KERNELS_CUDA_SPLIT_ATTENTION_CUH_
 
+#include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/attention_tile.cuh"
 
 namespace invar::cuda {
@@ -27,29 +28,34 @@ struct SplitShared {
 template <typename Code>
 __global__ void __launch_bounds__(kSplitThreads, 1)
     SplitKernel(TokenPlaces places, const float* query, int heads,
-                float scale_log2, const std::byte* cache, float* partials) {
+                float scale_log2, const std::byte* cache, bool early,
+                float* partials, int split_tiles) {
   static_assert(Code::kBytes == 1 && kSplitWarps == kHeads,
                 "a split's tiles fit shared memory, a warp packs a head");
   using Operand = typename Code::Operand;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<SplitShared<Code>*>(memory);
   AllowNextKernel();
-  WaitForPriorKernel();
+  if (!early) WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int first_tile = blockIdx.z * kSplitTiles;
+  const int first_tile = blockIdx.z * split_tiles;
   if (first_tile * kTile > position) return;
-  const int tiles = min(kSplitTiles, position / kTile + 1 - first_tile);
+  const int tiles = min(split_tiles, position / kTile + 1 - first_tile);
   const int my_tile = Group();
   const int first = (first_tile + my_tile) * kTile;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (my_tile < tiles) {
+  const auto load = [&] {
     const int64_t block =
         places.block_ids[places.tables[t] + first_tile + my_tile];
     LoadTile<Code>(cache + block * kTile * kRow * Code::kBytes, first, position,
                    shared.rows[my_tile]);
-  }
+  };
+  const bool ahead = early && first + kTile <= position;
+  if (my_tile < tiles && ahead) load();
+  WaitForPriorKernel();
+  if (my_tile < tiles && !ahead) load();
   const int first_head = blockIdx.y * kHeads;
   const float scale = PackRow<Code, kRow>(
       first_head + warp < heads ? query + (t * heads + first_head + warp) * kRow
@@ -123,13 +129,9 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
   float* partial =
       partials + ((t * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z) *
                      int64_t{kPartialFloats};
-#pragma unroll
-  for (int k = 0; k < kMySums; ++k) {
-    partial[(part * kMySums + k) * kThreads + 32 * owner + lane] =
-        out[k / 4][k % 4];
-  }
+  StoreSums<Code>(partial, owner, part * kMySums / 4, out);
   if (warp == 0 && lane % 4 == 0) {
-    float* row = partial + kSums * kThreads;
+    float* row = partial + kHeads * kLatent;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       row[lane / 4 + 8 * i] = max[i];

@@ -2,8 +2,8 @@
 //
 // What such a product ends with costs as much as a third of its arithmetic, so
 // each scale is read once, and the tile leaves through shared memory in runs. A
-// block takes tile after tile: the next one's operands and scales come while
-// this one ends.
+// pair of blocks takes tile after tile: the next one's operands and scales come
+// while this one ends.
 #include <algorithm>
 
 #include "kernels/cuda/gemm_launch.h"
@@ -40,7 +40,8 @@ constexpr int kSharedBytes =
     Ring<TileType, TileType::kStages>::kSharedBytes + sizeof(Shared);
 static_assert(kSharedBytes <= 227 * 1024);
 
-// The tiles of a launch, those of the same tokens side by side.
+// The tiles of a launch: of neighbouring entries of the work, one for each
+// block of a pair, and of some rows. Those of the same tokens lie side by side.
 template <bool kGateUp>
 struct Tiles {
   // Rows of the output that a tile, and that a group makes.
@@ -49,39 +50,51 @@ struct Tiles {
 
   const ExpertArguments& a;
   int across;
+  int items;
+  int first;  // of this block's tiles; it takes every step-th of count
+  int step;
   int count;
 
   __device__ explicit Tiles(const ExpertArguments& a)
-      : a(a), across((a.rows + kRows - 1) / kRows) {
-    const int items = a.work == nullptr ? (a.tokens + kTokens - 1) / kTokens
-                                        : *a.work_count;
-    count = items * across;
-  }
+      : a(a),
+        across((a.rows + kRows - 1) / kRows),
+        items(a.work == nullptr ? (a.tokens + kTokens - 1) / kTokens
+                                : *a.work_count),
+        first(blockIdx.x / 2),
+        step(gridDim.x / 2),
+        count((items + 1) / 2 * across) {}
   __device__ int FirstRow(int tile) const { return tile % across * kRows; }
-  __device__ ExpertWork Work(int tile) const {
-    const int item = tile / across;
-    if (a.work != nullptr) return a.work[item];
-    return {0, item * kTokens, min(kTokens, a.tokens - item * kTokens), 0};
+  // Of the block that is `rank` in the pair. Past the last entry it multiplies
+  // what the other one does, and stores nothing.
+  __device__ ExpertWork Work(int tile, int rank) const {
+    const int item = min(tile / across * 2 + rank, items - 1);
+    ExpertWork work =
+        a.work != nullptr
+            ? a.work[item]
+            : ExpertWork{0, item * kTokens,
+                         min(kTokens, a.tokens - item * kTokens), 0};
+    if (item < tile / across * 2 + rank) work.count = 0;
+    return work;
   }
   // Of all experts' weights: where row block i of the tile begins.
   __device__ int WeightRow(int expert, int first_row, int i) const {
     return expert * a.rows * (kGateUp ? 2 : 1) + first_row +
-           (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows
-                    : i * kProductRows);
+           (kGateUp ? i / 2 * kProductRows + i % 2 * a.rows : i * kProductRows);
   }
 };
 
 // By one warp.
 template <bool kGateUp>
-__device__ void FindEnds(const Tiles<kGateUp>& tiles, int tile, Ends& ends) {
+__device__ void FindEnds(const Tiles<kGateUp>& tiles, int tile, int rank,
+                         Ends& ends) {
   const ExpertArguments& a = tiles.a;
   const int lane = threadIdx.x % 32;
-  const ExpertWork work = tiles.Work(tile);
+  const ExpertWork work = tiles.Work(tile, rank);
   const int first_row = tiles.FirstRow(tile);
   if (lane == 0) ends.work = work;
 #pragma unroll
   for (int t = lane; t < kTokens; t += 32) {
-    const int place = work.first + min(t, work.count - 1);
+    const int place = work.first + min(t, max(work.count, 1) - 1);
     ends.row[t] = kGateUp ? place : a.order[place];
     ends.scale[t] = a.token_scales == nullptr ? 1.0f : a.token_scales[place];
   }
@@ -224,32 +237,33 @@ __device__ void StoreSums(const ExpertArguments& a, const Ends& ends, int group,
 
 // The third warpgroup's: one warp copies operands, one makes Ends.
 template <bool kGateUp>
-__device__ void Prepare(const Tiles<kGateUp>& tiles,
+__device__ void Prepare(const Tiles<kGateUp>& tiles, int rank,
                         const WideRing<TileType>& ring, Shared& shared,
                         const CUtensorMap* weights, const CUtensorMap* x) {
   const int warp = threadIdx.x / 32 % 4;
   if (warp == 0) {
     Walk<TileType::kStages> walk;
-    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-      const ExpertWork work = tiles.Work(tile);
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
+      const ExpertWork work = tiles.Work(tile, rank);
+      const bool common = tiles.Work(tile, 1 - rank).expert == work.expert;
       const int row = tiles.FirstRow(tile);
       ProduceWide<TileType>(
-          ring, walk, /*rank=*/0, weights,
+          ring, walk, rank, common, weights,
           [&](int i) { return tiles.WeightRow(work.expert, row, i); }, x,
           work.first, tiles.a.k_blocks);
     }
   } else if (warp == 1) {
     Walk<2> walk;
-    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
       BarrierWait(&shared.ends_empty[walk.stage], walk.phase ^ 1);
-      FindEnds<kGateUp>(tiles, tile, shared.ends[walk.stage]);
+      FindEnds<kGateUp>(tiles, tile, rank, shared.ends[walk.stage]);
       BarrierArrive(&shared.ends_full[walk.stage]);
       walk.Advance();
     }
   }
+  __syncwarp();
 }
 
-// A block takes every gridDim.x-th tile.
 template <typename Format, bool kGateUp>
 __global__ void __launch_bounds__(TileType::kThreads, 1)
     WideExpertKernel(const __grid_constant__ CUtensorMap weights,
@@ -257,7 +271,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
                      const __grid_constant__ ExpertArguments a) {
   extern __shared__ std::byte memory[];
   AllowNextKernel();
-  const WideRing<TileType> ring(memory, /*paired=*/false);
+  const WideRing<TileType> ring(memory);
   Shared& shared = *reinterpret_cast<Shared*>(
       ring.stages + TileType::kStages * TileType::kStageBytes);
   if (threadIdx.x == 0) {
@@ -269,31 +283,33 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     }
     WideRing<TileType>(ring).Init();
   }
-  __syncthreads();
+  ClusterSync();
   WaitForPriorKernel();
   const Tiles<kGateUp> tiles(a);
   const int group = threadIdx.x / 128;
   if (group == TileType::kGroups) {
     ReduceRegisters<TileType::kProducerRegisters>();
-    Prepare<kGateUp>(tiles, ring, shared, &weights, &x);
-    return;
+    Prepare<kGateUp>(tiles, blockIdx.x % 2, ring, shared, &weights, &x);
+  } else {
+    RaiseRegisters<TileType::kMultiplierRegisters>();
+    if constexpr (kPromoted<Format>) BeginTurns(group);
+    Walk<TileType::kStages> walk;
+    Walk<2> ends;
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
+      float sum[2][kValues];
+      MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
+      BarrierWait(&shared.ends_full[ends.stage], ends.phase);
+      StoreSums<kGateUp>(
+          a, shared.ends[ends.stage], group,
+          tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
+          shared.staging[group], sum);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) BarrierArrive(&shared.ends_empty[ends.stage]);
+      ends.Advance();
+    }
   }
-  RaiseRegisters<TileType::kMultiplierRegisters>();
-  if constexpr (kPromoted<Format>) BeginTurns(group);
-  Walk<TileType::kStages> walk;
-  Walk<2> ends;
-  for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-    float sum[2][kValues];
-    MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
-    BarrierWait(&shared.ends_full[ends.stage], ends.phase);
-    StoreSums<kGateUp>(
-        a, shared.ends[ends.stage], group,
-        tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
-        shared.staging[group], sum);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(&shared.ends_empty[ends.stage]);
-    ends.Advance();
-  }
+  ClusterArrive();
+  ClusterWait();  // no block leaves while it is sent or told anything
 }
 
 template <typename Format, bool kGateUp>
@@ -303,10 +319,11 @@ void Run(const CUtensorMap& weights, const CUtensorMap& x,
   const int64_t across =
       (a.rows + Tiles<kGateUp>::kRows - 1) / Tiles<kGateUp>::kRows;
   const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(
-          std::min<int64_t>(Multiprocessors(), across * items))),
+      .grid = dim3(2 * static_cast<unsigned>(std::min<int64_t>(
+                           Multiprocessors() / 2, (items + 1) / 2 * across))),
       .threads = TileType::kThreads,
-      .shared_bytes = kSharedBytes};
+      .shared_bytes = kSharedBytes,
+      .cluster = 2};
   Launch(WideExpertKernel<Format, kGateUp>, shape, options,
          kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
 }

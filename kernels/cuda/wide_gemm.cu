@@ -34,9 +34,8 @@ struct Waiting {
   float4 level[kLevels - 1][kValues / 4][128];
 };
 constexpr int kWaitingBytes = static_cast<int>(sizeof(Waiting));
-constexpr int kSharedBytes =
-    Ring<TileType, TileType::kStages>::kSharedBytes +
-    TileType::kGroups * kWaitingBytes;
+constexpr int kSharedBytes = Ring<TileType, TileType::kStages>::kSharedBytes +
+                             TileType::kGroups * kWaitingBytes;
 static_assert(kSharedBytes <= 227 * 1024);
 
 // sum becomes what leaf `leaf` and those that wait come to; true after the
@@ -157,10 +156,10 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
   const auto row_of = [&](int t) { return static_cast<int64_t>(token + t); };
   if (a.type == GemmOutput::kFp32) {
     StoreBlock(ToFp32(), row_of, count, a.rows, first_row, staging,
-                 static_cast<float*>(a.out), sum);
+               static_cast<float*>(a.out), sum);
   } else {
     StoreBlock(ToBf16(), row_of, count, a.rows, first_row, staging,
-                 static_cast<__nv_bfloat16*>(a.out), sum);
+               static_cast<__nv_bfloat16*>(a.out), sum);
   }
 }
 
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
-  const WideRing<TileType> ring(shared, /*paired=*/true);
+  const WideRing<TileType> ring(shared);
   if (threadIdx.x == 0) {
     PrefetchMap(&weights);
     PrefetchMap(&x);
@@ -198,7 +197,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
       for (int pair = first; pair < count; pair += step) {
         const int row = pair / pairs * kRows;
         ProduceWide<TileType>(
-            ring, walk, rank, &weights,
+            ring, walk, rank, /*common=*/true, &weights,
             [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
             a.k_blocks);
       }

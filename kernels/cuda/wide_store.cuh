@@ -31,9 +31,8 @@ struct ToFp16 {
 template <typename Element>
 inline constexpr int kStoredTokens = 128 / static_cast<int>(sizeof(Element));
 template <typename Element>
-inline constexpr int kStagingBytes =
-    kStoredTokens<Element> *
-    (kProductRows * static_cast<int>(sizeof(Element)) + 16);
+inline constexpr int kStagingBytes = kStoredTokens<Element>*(
+    kProductRows* static_cast<int>(sizeof(Element)) + 16);
 
 // A row block of the group, its rows from first_row by `count` tokens, to
 // out[row_of(token) * rows + row]. `rows` is a multiple of 16 bytes' elements;

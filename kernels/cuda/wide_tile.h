@@ -1,8 +1,8 @@
 // The tile of products with many tokens: two warpgroups multiply 256 or 128
 // rows of weights by 128 tokens, with nearly all of a multiprocessor's
-// registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
-// pair: each loads a half of their common weights into both, so that L2 is asked
-// for less. The chains of K are gemm_tile.h's.
+// registers. Two thread blocks of a cluster, with neighbouring tokens, are a
+// pair: each loads a half of their common weights into both, since what L2 can
+// give is less than these products take. The chains of K are gemm_tile.h's.
 #ifndef INVAR_KERNELS_CUDA_WIDE_TILE_H_
 #define INVAR_KERNELS_CUDA_WIDE_TILE_H_
 
@@ -42,7 +42,8 @@ __device__ inline void BarrierSync(int barrier, int threads) {
 // promotes. Side by side both would end, and both promote, at the same time.
 // BeginTurns: once, before the first.
 __device__ inline void PassTurn(int group) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group) : "memory");
+  asm volatile("bar.arrive %0, 256;" ::"r"(kTurnBarrier + 1 - group)
+               : "memory");
 }
 __device__ inline void BeginTurns(int group) {
   if (group == 1) PassTurn(group);
@@ -51,52 +52,46 @@ __device__ inline void TakeTurn(int group) {
   BarrierSync(kTurnBarrier + group, 256);
 }
 
-// As Ring. A stage of a pair is empty when both blocks have read it.
+// As Ring. A stage is empty when both blocks of the pair have read it.
 template <typename TileType>
 struct WideRing : Ring<TileType, TileType::kStages> {
-  bool paired;
+  using Ring<TileType, TileType::kStages>::Ring;
 
-  __device__ WideRing(std::byte* shared, bool paired)
-      : Ring<TileType, TileType::kStages>(shared), paired(paired) {}
-
-  // By one thread; a pair then meets at ClusterSync.
+  // By one thread; the pair then meets at ClusterSync.
   __device__ void Init() {
     for (int s = 0; s < TileType::kStages; ++s) {
       BarrierInit(&this->full[s], 1);
-      BarrierInit(&this->empty[s],
-                  TileType::kMultipliers / 32 * (paired ? 2 : 1));
+      BarrierInit(&this->empty[s], 2 * TileType::kMultipliers / 32);
     }
     BarrierInitFence();
   }
 
   // By one thread of each multiplying warp.
   __device__ void Release(int stage) const {
-    if (paired) {
-      BarrierArriveAt(&this->empty[stage], 0);
-      BarrierArriveAt(&this->empty[stage], 1);
-    } else {
-      BarrierArrive(&this->empty[stage]);
-    }
+    BarrierArriveAt(&this->empty[stage], 0);
+    BarrierArriveAt(&this->empty[stage], 1);
   }
 };
 
 // The producer warp's work for one tile: `blocks` stages, K from its beginning.
 // Row block i of the tile's weights begins at row row_of(i), its tokens at
 // `token`. The walk goes on from tile to tile: the next one's first stages are
-// asked for while this one is multiplied and stored.
+// asked for while this one is multiplied and stored. `common`: the other block
+// of the pair has the same weights now; it has as many stages in any case.
 template <typename TileType, typename RowOf>
 __device__ void ProduceWide(const WideRing<TileType>& ring,
                             Walk<TileType::kStages>& walk, int rank,
-                            const CUtensorMap* weights, RowOf row_of,
-                            const CUtensorMap* x, int token, int blocks) {
+                            bool common, const CUtensorMap* weights,
+                            RowOf row_of, const CUtensorMap* x, int token,
+                            int blocks) {
   constexpr int kInputBoxes = TileType::kTokens / kProductRows;
   constexpr int kBoxes = TileType::kRowBlocks + kInputBoxes;
   const int lane = threadIdx.x % 32;
-  // A pair's blocks load each a half of the rows, for both.
+  // Blocks with common weights load each a half of the rows, for both.
   constexpr int kHalf = TileType::kRowBlocks / 2;
   const bool is_input = lane >= TileType::kRowBlocks;
   const bool mine =
-      lane < kBoxes && (is_input || !ring.paired || lane / kHalf == rank);
+      lane < kBoxes && (is_input || !common || lane / kHalf == rank);
   const int row = is_input
                       ? token + (lane - TileType::kRowBlocks) * kProductRows
                       : row_of(min(lane, TileType::kRowBlocks - 1));
@@ -108,7 +103,7 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
     __syncwarp();
     std::byte* const to =
         ring.weights(walk.stage) + lane * TileType::kBlockBytes;
-    if (mine && ring.paired && !is_input) {
+    if (mine && common && !is_input) {
       CopyBoxToBlocks(to, weights, b * kTileRowBytes, row, full, 3);
     } else if (mine) {
       CopyBox(to, is_input ? x : weights, b * kTileRowBytes, row, full);
@@ -122,8 +117,7 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
 template <typename Format, typename TileType>
 __device__ void MultiplyChain(
     const WideRing<TileType>& ring, Walk<TileType::kStages>& walk, int group,
-    int blocks,
-    float (&sum)[TileType::kBlocks][TileType::kValues]) {
+    int blocks, float (&sum)[TileType::kBlocks][TileType::kValues]) {
   constexpr int kBlocks = TileType::kBlocks;
   constexpr int kValues = TileType::kValues;
   constexpr int kSteps = kTileRowBytes / kProductBytes;

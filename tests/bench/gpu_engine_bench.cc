@@ -1,10 +1,12 @@
 // Speed of DeepSeek-V2-Lite's shape on a GPU through the engine, as a worker
 // runs it: batching, sampling and reports included, sockets not.
 //
-//   build/bin/gpu_engine_bench FOLDER bf16|fp8 [--kernels] [CELL...]
+//   build/bin/gpu_engine_bench FOLDER bf16|fp8 [--kernels] [--tax] [CELL...]
 //
 // A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS. With --kernels (and
-// libcupti) a step of each is also taken apart.
+// libcupti) a step of each is also taken apart. --tax compares the plans of one
+// model, in turns: what DETERMINISTIC costs against FAST in absorbed form, and
+// against FAST with all that it has (prompts in MHA form).
 //
 // Writes a random checkpoint into FOLDER (16 GB in FP8, 31 GB in bf16), unless
 // one is there. Prints the time of a decode step, of many that follow each
@@ -94,13 +96,14 @@ double StepBytes(const ModelConfig& c, int64_t batch, int64_t context,
 // Floating-point operations of prompts of `tokens` each, by the instruction
 // that does them. FP8 weights are multiplied as FP8; attention, kv_b's halves
 // beside it, the LM head and bf16 weights as 16-bit. The rest counts nothing.
+// In MHA form kv_b takes as much, to make keys and values, and attention less.
 struct PrefillWork {
   double fp8 = 0;
   double half = 0;
 };
 
 PrefillWork WorkOf(const ModelConfig& c, bool fp8, int64_t prompts,
-                   int64_t tokens) {
+                   int64_t tokens, bool mha = false) {
   const double linear =
       c.layers * static_cast<double>(c.hidden_size) *
           (c.heads * c.qk_head_dim() + c.kv_row_elements() +
@@ -111,8 +114,9 @@ PrefillWork WorkOf(const ModelConfig& c, bool fp8, int64_t prompts,
   const double absorb = static_cast<double>(c.layers) * c.heads *
                         (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank;
   const double rows = tokens * (tokens + 1) / 2.0;  // that a prompt's see
-  const double attention =
-      rows * c.layers * c.heads * (c.kv_row_elements() + c.kv_lora_rank);
+  const double attention = rows * c.layers * c.heads *
+                           (mha ? c.qk_head_dim() + c.v_head_dim
+                                : c.kv_row_elements() + c.kv_lora_rank);
   const double weights = 2.0 * prompts * tokens * linear;
   const double half = 2.0 * prompts *
                       (tokens * absorb + attention +
@@ -180,6 +184,83 @@ class Bench {
         100 * floor / step);
     std::fflush(stdout);
     PrintKernels();
+  }
+
+  // The plans take turns at the steps of one batch, the first of which, with a
+  // graph to be made, are not counted.
+  void DecodeTax(int64_t batch, int64_t context) {
+    constexpr int kRounds = 5;
+    constexpr int kWarming = 2;
+    constexpr int kTimed = 6;
+    const int64_t prompt_steps = 2 * batch * context / kStepTokens + 1;
+    constexpr int kAll = 2 * kRounds * (kWarming + kTimed);
+    model_->UsePlan(cuda::Plan::kFast);  // the prompts soonest
+    for (int64_t s = 0; s < batch; ++s) {
+      Submit(context, static_cast<int32_t>(prompt_steps + kAll + 8));
+    }
+    while (harness_.Step().prompt_tokens > 0) {
+    }
+    std::vector<double> seconds[2];
+    for (int round = 0; round < kRounds; ++round) {
+      for (const bool fast : {false, true}) {
+        model_->UsePlan(fast ? cuda::Plan::kFast : cuda::Plan::kDeterministic);
+        for (int i = 0; i < kWarming; ++i) harness_.Step();
+        const auto start = Clock::now();
+        for (int i = 0; i < kTimed; ++i) harness_.Step();
+        seconds[fast].push_back(Since(start) / kTimed);
+      }
+    }
+    harness_.Drain();
+    const double deterministic = Median(seconds[0]);
+    const double fast = Median(seconds[1]);
+    std::printf(
+        "tax of decode B=%-4lld context %-6lld DETERMINISTIC %8.3f ms  FAST "
+        "%8.3f ms  ratio %.3f (prompts aside, FAST has one form); floors "
+        "1.00\n",
+        static_cast<long long>(batch), static_cast<long long>(context),
+        deterministic * 1e3, fast * 1e3, deterministic / fast);
+    std::fflush(stdout);
+  }
+
+  void PrefillTax(int64_t prompts, int64_t tokens, const Rates& rates) {
+    constexpr int kRounds = 5;
+    constexpr cuda::Plan kPlans[] = {cuda::Plan::kDeterministic,
+                                     cuda::Plan::kFastAbsorbed,
+                                     cuda::Plan::kFast};
+    std::vector<double> seconds[3];
+    for (int round = 0; round <= kRounds; ++round) {
+      for (int plan = 0; plan < 3; ++plan) {
+        model_->UsePlan(kPlans[plan]);
+        for (int64_t p = 0; p < prompts; ++p) Submit(tokens, 1);
+        const auto start = Clock::now();
+        harness_.Drain();
+        if (round > 0) seconds[plan].push_back(Since(start));
+      }
+    }
+    const auto floor = [&](bool mha) {
+      const PrefillWork work =
+          WorkOf(config_, weight_bytes_ == 1, prompts, tokens, mha);
+      return work.fp8 / rates.fp8 + work.half / rates.half;
+    };
+    const double deterministic = Median(seconds[0]);
+    const double absorbed = Median(seconds[1]);
+    const double fast = Median(seconds[2]);
+    std::printf(
+        "tax of prefill %lld x %lld  DETERMINISTIC %.2f ms  FAST absorbed %.2f "
+        "ms  ratio %.3f, floors 1.00  FAST %.2f ms  ratio %.3f, floors %.2f\n",
+        static_cast<long long>(prompts), static_cast<long long>(tokens),
+        deterministic * 1e3, absorbed * 1e3, deterministic / absorbed,
+        fast * 1e3, deterministic / fast, floor(false) / floor(true));
+    std::fflush(stdout);
+    if (trace_ == nullptr) return;
+    for (const cuda::Plan plan : kPlans) {
+      model_->UsePlan(plan);
+      for (int64_t p = 0; p < prompts; ++p) Submit(tokens, 1);
+      trace_->Start();
+      harness_.Drain();
+      kernels_ = trace_->Stop();
+      PrintKernels();
+    }
   }
 
   void Prefill(int64_t prompts, int64_t tokens, const Rates& rates) {
@@ -289,7 +370,7 @@ bool ParseCell(const char* text, std::vector<Cell>* cells) {
   return false;
 }
 
-int Main(const std::string& folder, bool fp8, bool kernels,
+int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
          const std::vector<Cell>& cells) {
   const auto device = cuda::UseDevice(0);
   if (!device.ok()) {
@@ -320,17 +401,30 @@ int Main(const std::string& folder, bool fp8, bool kernels,
   auto model = cuda::CudaModel::Load({.path = folder,
                                       .kv_dtype = KvDtype::kFp8E4m3,
                                       .step_tokens = kStepTokens,
-                                      .context_tokens = 16384},
+                                      .context_tokens = 16384,
+                                      .deterministic = !tax},
                                      {});
   if (!model.ok()) {
     std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
     return 1;
   }
   std::printf("loaded in %.1f s\n", Since(start));
+  if (tax) {
+    const auto* fast = static_cast<cuda::CudaModel*>(model->get())->fast();
+    std::printf(
+        "FAST's products, of ours as DETERMINISTIC has them; cuBLASLt "
+        "%s\n%s",
+        fast->products->blas_version().c_str(),
+        fast->products->report().c_str());
+  }
   Bench bench(*std::move(model), fp8 ? 1 : 2);
   if (kernels) bench.TraceKernels();
   for (const Cell& cell : cells) {
-    if (cell.decode) {
+    if (tax && cell.decode) {
+      bench.DecodeTax(cell.sequences, cell.tokens);
+    } else if (tax) {
+      bench.PrefillTax(cell.sequences, cell.tokens, rates);
+    } else if (cell.decode) {
       bench.Decode(cell.sequences, cell.tokens, bandwidth);
     } else {
       bench.Prefill(cell.sequences, cell.tokens, rates);
@@ -341,7 +435,8 @@ int Main(const std::string& folder, bool fp8, bool kernels,
 
 int Usage() {
   std::fprintf(stderr,
-               "usage: gpu_engine_bench FOLDER bf16|fp8 [--kernels] [CELL...]\n"
+               "usage: gpu_engine_bench FOLDER bf16|fp8 [--kernels] [--tax] "
+               "[CELL...]\n"
                "A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS.\n");
   return 2;
 }
@@ -355,10 +450,13 @@ int main(int argc, char** argv) {
   const std::string& format = arguments[1];
   if (format != "bf16" && format != "fp8") return invar::Usage();
   bool kernels = false;
+  bool tax = false;
   std::vector<invar::Cell> cells;
   for (size_t i = 2; i < arguments.size(); ++i) {
     if (arguments[i] == "--kernels") {
       kernels = true;
+    } else if (arguments[i] == "--tax") {
+      tax = true;
     } else if (!invar::ParseCell(arguments[i].c_str(), &cells)) {
       return invar::Usage();
     }
@@ -369,6 +467,7 @@ int main(int argc, char** argv) {
     }
     cells.push_back({.decode = false, .sequences = 8, .tokens = 1024});
     cells.push_back({.decode = true, .sequences = 128, .tokens = 8192});
+    if (tax) cells.push_back({.decode = false, .sequences = 1, .tokens = 8192});
   }
-  return invar::Main(arguments[0], format == "fp8", kernels, cells);
+  return invar::Main(arguments[0], format == "fp8", kernels, tax, cells);
 }

@@ -98,6 +98,9 @@ class Model {
   virtual std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const = 0;
 
+  // Whether mode FAST has a plan of its own here.
+  virtual bool HasFastPlan() const { return false; }
+
   // Hash of the kernels' revisions, and the architecture whose bits they give
   // ("x86-64-v3"): the other two parts of the fingerprint that a model knows.
   virtual std::string kernel_build_id() const = 0;

@@ -88,11 +88,10 @@ invar_planted_load(
   unmoved checkpoint/loader.cc
   [[if (block != chunk)]] [[if (false)]]
   LoadTest.LargeTensorsAreReadWhole)
-# A tensor of a store arrives a block's beginning too early.
+# Each piece of a store's tensor goes to its beginning.
 invar_planted_load(
-  store_offset checkpoint/loader.cc
-  [[*room + Offset() % FileReader::kBlockBytes]]
-  [[*room + Offset() % TensorMemory::kAlignment]]
+  store_place checkpoint/loader.cc
+  [[task_.stored + begin_]] [[task_.stored]]
   LoadTest.AStoreGetsEveryByte)
 # Of two tensors that are hashed at once, one has the other's bytes.
 invar_planted_load(

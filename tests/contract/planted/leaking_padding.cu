@@ -1,8 +1,8 @@
 // Planted: the rows that fill a graph's step up are no copies of its first
 // token: what they append to the cache is that token's row with a bit turned.
-#define KvAppend KvAppendAsItIs
-#include "kernels/cuda/kv_append.cu"
-#undef KvAppend
+#define AbsorbQueryAndAppend AbsorbQueryAndAppendAsItIs
+#include "kernels/cuda/absorb.cu"
+#undef AbsorbQueryAndAppend
 
 #include "tests/contract/planted/where.h"
 
@@ -24,13 +24,14 @@ __global__ void TurnABit(TokenPlaces places, std::byte* cache, int row_bytes) {
 
 }  // namespace
 
-using Where = FirstParameter<decltype(KvAppendAsItIs)>::Type;
+using Where = FirstParameter<decltype(AbsorbQueryAndAppendAsItIs)>::Type;
 
-void KvAppend(Where where, const TokenPlaces& places, const float* kv_a,
-              const float* gain, float eps, const RopeAngles& angles,
-              const KvLayer& cache, uint8_t* finite) {
-  KvAppendAsItIs(where, places, kv_a, gain, eps, angles, cache, finite);
+void AbsorbQueryAndAppend(Where where, const HeadProjection& k,
+                          const TokenPlaces& places, const RopeAngles& angles,
+                          const float* q, float* query, const CacheRows& rows) {
+  AbsorbQueryAndAppendAsItIs(where, k, places, angles, q, query, rows);
   if (places.tokens == 1) return;
+  const KvLayer& cache = rows.cache;
   TurnABit<<<1, 1, 0, StreamOf(where)>>>(
       places, cache.data, static_cast<int>(kRow * KvElementBytes(cache.dtype)));
   CheckLaunch("a planted defect");

@@ -4,24 +4,35 @@
 #include "kernels/cuda/mla_attention.cu"
 #undef MlaAttention
 
-#include "tests/contract/planted/where.h"
-
 namespace invar::cuda {
 
-using Where = FirstParameter<decltype(MlaAttentionInLongSplits)>::Type;
+void MlaAttentionInShortSplits(const LaunchOptions& options,
+                               const TokenPlaces& places, int64_t max_position,
+                               const float* query, int64_t heads, float scale,
+                               const KvLayer& cache, float* workspace,
+                               float* out, AttentionParts* parts);
 
-void MlaAttentionInShortSplits(Where where, const TokenPlaces& places,
-                               int64_t max_position, const float* query,
-                               int64_t heads, float scale, const KvLayer& cache,
-                               float* workspace, float* out);
+// Nothing is left in parts: whoever merges them knows of one split.
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, AttentionParts*) {
+  if (places.tokens < 4) {
+    MlaAttentionInShortSplits(options, places, max_position, query, heads,
+                              scale, cache, workspace, out, nullptr);
+  } else {
+    MlaAttentionInLongSplits(options, places, max_position, query, heads, scale,
+                             cache, workspace, out, nullptr);
+  }
+}
 
-void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
-                  const float* query, int64_t heads, float scale,
-                  const KvLayer& cache, float* workspace, float* out) {
-  const auto attention =
-      places.tokens < 4 ? MlaAttentionInShortSplits : MlaAttentionInLongSplits;
-  attention(where, places, max_position, query, heads, scale, cache, workspace,
-            out);
+// Mode FAST's, as it is.
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, int64_t split, AttentionParts* parts) {
+  MlaAttentionInLongSplits(options, places, max_position, query, heads, scale,
+                           cache, workspace, out, split, parts);
 }
 
 }  // namespace invar::cuda

@@ -12,4 +12,5 @@ static_assert(kShortSplit % kAttentionTile == 0);
 #define kAttentionSplit kShortSplit
 #define MlaAttention MlaAttentionInShortSplits
 #define AttentionWorkspaceFloats ShortWorkspaceFloats
+#define FastAttentionSplit ShortFastAttentionSplit
 #include "kernels/cuda/mla_attention.cu"

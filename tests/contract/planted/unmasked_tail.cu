@@ -7,8 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "tests/contract/planted/where.h"
-
 namespace invar::cuda {
 namespace {
 
@@ -23,24 +21,34 @@ __global__ void BlockEnds(const int32_t* positions, int tokens) {
 
 }  // namespace
 
-using Where = FirstParameter<decltype(MlaAttentionUpTo)>::Type;
-
-void MlaAttention(Where where, const TokenPlaces& places, int64_t max_position,
-                  const float* query, int64_t heads, float scale,
-                  const KvLayer& cache, float* workspace, float* out) {
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, AttentionParts*) {
   if (places.tokens > kMostTokens) {
     std::fprintf(stderr, "the planted attention has no room\n");
     std::abort();
   }
   void* ends = nullptr;
   Check(cudaGetSymbolAddress(&ends, block_ends), "a planted defect");
-  BlockEnds<<<1, 256, 0, StreamOf(where)>>>(places.positions,
-                                            static_cast<int>(places.tokens));
+  BlockEnds<<<1, 256, 0, options.stream>>>(places.positions,
+                                           static_cast<int>(places.tokens));
   CheckLaunch("a planted defect");
   TokenPlaces up_to = places;
   up_to.positions = static_cast<const int32_t*>(ends);
-  MlaAttentionUpTo(where, up_to, (max_position / kTile + 1) * kTile - 1, query,
-                   heads, scale, cache, workspace, out);
+  LaunchOptions late = options;  // the ends are the kernel's before it
+  late.early = false;
+  MlaAttentionUpTo(late, up_to, (max_position / kTile + 1) * kTile - 1, query,
+                   heads, scale, cache, workspace, out, nullptr);
+}
+
+// Mode FAST's, as it is.
+void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t max_position, const float* query, int64_t heads,
+                  float scale, const KvLayer& cache, float* workspace,
+                  float* out, int64_t split, AttentionParts* parts) {
+  MlaAttentionUpTo(options, places, max_position, query, heads, scale, cache,
+                   workspace, out, split, parts);
 }
 
 }  // namespace invar::cuda

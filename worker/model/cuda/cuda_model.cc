@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 #include "worker/model/slices.h"
@@ -77,7 +78,24 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
   status =
       UploadAngles(model->rope_, positions, &model->cosines_, &model->sines_);
   if (!status.ok()) return status;
+  if (!options.deterministic) {
+    absl::StatusOr<std::unique_ptr<FastMode>> fast =
+        FastMode::Make(config, model->weights_, model->step_);
+    if (!fast.ok()) return fast.status();
+    model->fast_ = *std::move(fast);
+    model->plan_ = Plan::kFast;
+  }
   return model;
+}
+
+void CudaModel::UsePlan(Plan plan) {
+  if (plan == plan_ || (plan != Plan::kDeterministic && fast_ == nullptr)) {
+    return;
+  }
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  main_.Synchronize();
+  graphs_.Clear();
+  plan_ = plan;
 }
 
 CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
@@ -168,18 +186,35 @@ Lane& CudaModel::Fork() {
 
 void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                         const InputBuffer& x, int64_t tokens, float* out) {
+  if (const FastMode* fast = Fast()) {
+    return fast->products->Product(linear, x, tokens, GemmOutput::kFp32, out,
+                                   lane, &lane == &main_ ? 0 : 1);
+  }
   Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
        lane.Next());
+}
+
+InputSink CudaModel::Unquantised(const InputBuffer& to, const InputKind& kind,
+                                 const DeviceBuffer<float>& values) {
+  if (kind.dynamic == DynamicInputs::kNone) return to.Sink(kind);
+  return {.data = values.data(), .dtype = WeightDtype::kFp32};
+}
+
+void CudaModel::Quantise(Lane& lane, const InputBuffer& to,
+                         const InputKind& kind, int64_t rows, int64_t columns,
+                         const InputSink& from) {
+  if (kind.dynamic == DynamicInputs::kNone) return;
+  QuantizeInputs(static_cast<const float*>(from.data), rows, columns,
+                 to.Sink(kind), lane.Next());
 }
 
 void CudaModel::Produce(Lane& lane, const InputBuffer& to,
                         const InputKind& kind, int64_t rows, int64_t columns,
                         const std::function<void(const InputSink&)>& produce) {
-  if (kind.dynamic == DynamicInputs::kNone) return produce(to.Sink(kind));
-  float* const values =
-      (&lane == &main_ ? step_.unquantised : step_.side_unquantised).data();
-  produce({.data = values, .dtype = WeightDtype::kFp32});
-  QuantizeInputs(values, rows, columns, to.Sink(kind), lane.Next());
+  const InputSink values = Unquantised(
+      to, kind, &lane == &main_ ? step_.unquantised : step_.side_unquantised);
+  produce(values);
+  Quantise(lane, to, kind, rows, columns, values);
 }
 
 void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
@@ -195,15 +230,28 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
   Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
-  const auto product = [&](Lane& lane, const DeviceLinear& linear,
-                           const InputBuffer& x, float* out) {
-    Product(lane, linear,
-            ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns), x,
-            tokens, out);
+  const auto leaf = [](const DeviceLinear& linear) {
+    return ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns);
   };
-  Lane& side = Fork();
+  // With kv_a beside it.
+  const auto q_product = [&](const DeviceLinear& q, float* out) {
+    const DeviceLinear& kv_a = layer.kv_a;
+    const auto task = [&](const DeviceLinear& linear, const InputBuffer& x,
+                          float* to) {
+      return GemmTask{&linear.gemm, leaf(linear), &x.As(linear.input), to};
+    };
+    if (Fast() != nullptr && !(Fast()->products->IsOurs(q, tokens) &&
+                               Fast()->products->IsOurs(kv_a, tokens))) {
+      Product(main_, q, leaf(q), step_.inputs[0], tokens, out);
+      return Product(main_, kv_a, leaf(kv_a), step_.inputs[1], tokens,
+                     step_.kv_a.data());
+    }
+    GemmPair(task(q, step_.inputs[0], out),
+             task(kv_a, step_.inputs[1], step_.kv_a.data()), tokens,
+             GemmOutput::kFp32, main_.Next());
+  };
   if (low_rank) {
-    product(main_, layer.q_a, step_.inputs[0], step_.q_a.data());
+    q_product(layer.q_a, step_.q_a.data());
     RmsNorm({.hidden = step_.q_a.data(),
              .hidden_stride = c.q_lora_rank,
              .gain = layer.q_norm.data(),
@@ -212,45 +260,112 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
              .size = c.q_lora_rank,
              .inputs = {step_.q_inputs.Sink(layer.q.input)}},
             main_.Next());
-    product(main_, layer.q, step_.q_inputs, step_.q.data());
+    Product(main_, layer.q, leaf(layer.q), step_.q_inputs, tokens,
+            step_.q.data());
   } else {
-    product(main_, layer.q, step_.inputs[0], step_.q.data());
+    q_product(layer.q, step_.q.data());
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
-  product(side, layer.kv_a, step_.inputs[1], step_.kv_a.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  KvAppend(side.Next(), places, step_.kv_a.data(), layer.latent_norm.data(),
-           c.rms_norm_eps, angles, cache, step_.results.finite);
-  AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
-              step_.q.data(), step_.query.data());
-  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  main_.Follow(side);
+  const CacheRows rows = {step_.kv_a.data(), layer.latent_norm.data(),
+                          c.rms_norm_eps, cache, step_.results.finite};
+  if (fast_pass_.has_prompts()) {
+    KvAppend(main_.Next(), places, rows, angles);
+    AttendToPrompts(layer, pass, places, angles, cache);
+    return ProjectAttended(layer, tokens);
+  }
   const float scale = attention_scale_ * cache.scale;
-  if (tokens >= kPromptTokens &&
-      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
+  const bool prompts =
+      tokens >= kPromptTokens &&
+      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
+  const int64_t prompt_split =
+      Fast() ? pass.max_position + 1 : kAttentionSplit;
+  AttentionParts parts;
+  if (prompts && !observer_) {
+    const PackedQueries query =
+        PackedQueriesIn(step_.query.data(), tokens, c.heads);
+    KvAppend(main_.Next(), places, rows, angles);
+    PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
+                      step_.q.data(), cache.dtype, query);
+    PromptAttention(main_.Next(), places, pass.block_ids, query, c.heads, scale,
+                    cache, step_.prompt_tiles.data(), step_.attended.data(),
+                    prompt_split);
+  } else {
+    AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
+                         step_.q.data(), step_.query.data(), rows);
+    Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+  }
+  if (prompts && observer_) {
     PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
                     c.heads, scale, cache, step_.prompt_tiles.data(),
-                    step_.attended.data());
-  } else {
-    MlaAttention(main_.Next(), places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache, step_.attention_parts.data(),
-                 step_.attended.data());
+                    step_.attended.data(), prompt_split);
+  } else if (!prompts) {
+    // A graph begins when the steps before it have ended.
+    LaunchOptions options = main_.Next();
+    options.early = pass.decodes;
+    const FastMode* const fast = Fast();
+    MlaAttention(options, places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache,
+                 (fast ? fast->attention_parts : step_.attention_parts).data(),
+                 step_.attended.data(),
+                 fast ? FastAttentionSplit(tokens, c.heads, pass.max_position)
+                      : kAttentionSplit,
+                 observer_ ? nullptr : &parts);
   }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
           [&](const InputSink& sink) {
             AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
-                        step_.attended.data(), sink);
+                        step_.attended.data(), sink, parts);
           });
   if (observer_) {
     AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
                 step_.attended.data(), step_.unquantised.data());
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
+  ProjectAttended(layer, tokens);
+}
+
+void CudaModel::ProjectAttended(const DeviceLayer& layer, int64_t tokens) {
   Product(main_, layer.o, RowParallelLeaf(layer.o.gemm.columns),
           step_.value_inputs, tokens, step_.projected.data());
-  Show("o", tokens, c.hidden_size, step_.projected.data());
+  Show("o", tokens, config_.hidden_size, step_.projected.data());
   addend_ = {.shared = step_.projected.data()};
+}
+
+void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                                const TokenPlaces& places,
+                                const RopeAngles& angles,
+                                const KvLayer& cache) {
+  const int64_t heads = config_.heads;
+  const float scale = attention_scale_ * cache.scale;
+  const auto attend = [&](const InputSink& sink) {
+    fast_->prompts->Attend(fast_pass_, &layer - weights_.layers.data(), places,
+                           angles, step_.q.data(), scale, cache,
+                           *fast_->products, sink, main_);
+    for (const FastPass::Run& run : fast_pass_.rest) {
+      const TokenPlaces some = {.tokens = run.tokens,
+                                .positions = places.positions + run.first,
+                                .tables = places.tables + run.first,
+                                .block_ids = places.block_ids};
+      const int64_t first = run.first * heads;
+      InputSink rows = sink;
+      rows.data = static_cast<std::byte*>(sink.data) +
+                  first * kValue * WeightElementBytes(sink.dtype);
+      AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
+                  step_.q.data() + first * config_.qk_head_dim(),
+                  step_.query.data());
+      MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
+                   heads, scale, cache, fast_->attention_parts.data(),
+                   step_.attended.data(),
+                   FastAttentionSplit(run.tokens, heads, pass.max_position),
+                   nullptr);
+      AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
+                  step_.attended.data(), rows);
+    }
+  };
+  Produce(main_, step_.value_inputs, layer.o.input, pass.launched_tokens,
+          heads * kValue, attend);
 }
 
 void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
@@ -264,32 +379,85 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
        step_.inputs[0].Sink(mlp.gate_up.input),
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
                          : InputSink());
-  // The experts' own branch is longer, and does not need the shared ones'.
-  Lane& lane = layer.has_experts ? Fork() : main_;
-  Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
-          [&](const InputSink& sink) {
-            GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale,
-                       step_.inputs[0].As(mlp.gate_up.input), tokens, sink,
-                       lane.Next());
-          });
-  Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner, tokens,
-          step_.projected.data());
-  Show("mlp", tokens, config_.hidden_size, step_.projected.data());
+  const GemmInput& x = step_.inputs[0].As(mlp.gate_up.input);
+  const auto gate_up_and_down = [&](Lane& lane) {
+    Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
+            [&](const InputSink& sink) {
+              if (const FastMode* fast = Fast()) {
+                return fast->products->SwiGlu(mlp, step_.inputs[0], tokens,
+                                              sink, lane,
+                                              &lane == &main_ ? 0 : 1);
+              }
+              GemmSwiGlu(mlp.gate_up.gemm, mlp.up_scale, x, tokens, sink,
+                         lane.Next());
+            });
+    Product(lane, mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner,
+            tokens, step_.projected.data());
+    Show("mlp", tokens, config_.hidden_size, step_.projected.data());
+  };
+  if (layer.has_experts && InOneLane(mlp, tokens)) {
+    const InputSink values =
+        Unquantised(inner, mlp.down.input, step_.side_unquantised);
+    const SwiGluTask beside = {&mlp.gate_up.gemm, mlp.up_scale, &x, values};
+    // Gates, so that each finds complete what is older than the kernel before:
+    // what is beside gate and up the norm, down the plan, and the shared down
+    // all of gate and up.
+    Route(experts, tokens, /*gate=*/true);
+    ExpertsUp(experts, tokens, &beside);
+    Quantise(main_, inner, mlp.down.input, tokens, mlp.inner, values);
+    ExpertsEnd(experts, tokens, /*in_one_lane=*/true);
+    LaunchOptions options = main_.Next();
+    options.early = true;
+    Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
+         inner.As(mlp.down.input), tokens, GemmOutput::kFp32,
+         step_.projected.data(), options);
+  } else if (layer.has_experts) {
+    // The experts' own branch is longer, and does not need the shared ones'.
+    Lane& lane = Fork();
+    gate_up_and_down(lane);
+    Route(experts, tokens, /*gate=*/false);
+    ExpertsUp(experts, tokens, nullptr);
+    ExpertsEnd(experts, tokens, /*in_one_lane=*/false);
+    main_.Follow(lane);
+  } else {
+    gate_up_and_down(main_);
+  }
   addend_ = {.shared = step_.projected.data()};
-  if (layer.has_experts) RunExperts(experts, pass);
-  main_.Follow(lane);
+  if (!layer.has_experts) return;
+  addend_.slots = step_.slots.data();
+  addend_.weights = step_.expert_weights.data();
+  addend_.top_k = config_.router.top_k;
 }
 
-void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
+bool CudaModel::InOneLane(const DeviceMlp& mlp, int64_t tokens) const {
+  // The kernels for many tokens know nothing of it.
+  constexpr int kLargestTile = 64;
+  const FastMode* const fast = Fast();
+  if (fast != nullptr && !(fast->products->IsOurs(mlp, tokens) &&
+                           fast->products->IsOurs(mlp.down, tokens))) {
+    return false;
+  }
+  return tokens <= kGraphTokens && !observer_ &&
+         ExpertTile(tokens, config_.router.top_k, config_.router.experts) <=
+             kLargestTile;
+}
+
+void CudaModel::Route(const DeviceExperts& experts, int64_t tokens, bool gate) {
   const ModelConfig& c = config_;
-  const int64_t tokens = pass.launched_tokens;
-  const int64_t top_k = c.router.top_k;
+  LaunchOptions options = main_.Next();
+  options.gate = gate;
   Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
          step_.normed.data(), tokens, step_.expert_ids.data(),
-         step_.expert_weights.data(), step_.plan(), main_.Next(), /*tile=*/0,
+         step_.expert_weights.data(), step_.plan(), options, /*tile=*/0,
          experts.correction.data());
-  Show("router", tokens, top_k, step_.expert_weights.data());
+  Show("router", tokens, c.router.top_k, step_.expert_weights.data());
   ShowChoices(tokens);
+}
+
+void CudaModel::ExpertsUp(const DeviceExperts& experts, int64_t tokens,
+                          const SwiGluTask* beside) {
+  const ModelConfig& c = config_;
+  const int64_t top_k = c.router.top_k;
   const InputKind& kind = experts.gate_up.input;
   const bool gather = GatherPays(tokens, top_k, c.router.experts);
   if (gather) {
@@ -299,22 +467,30 @@ void CudaModel::RunExperts(const DeviceExperts& experts, const Pass& pass) {
   const InputBuffer& inputs = gather ? step_.gathered_inputs : step_.inputs[1];
   Produce(main_, step_.expert_inputs, experts.down.input, tokens * top_k,
           experts.grouped.inner, [&](const InputSink& sink) {
+            LaunchOptions options = main_.Next();
+            options.early = options.gate = beside != nullptr;
             ExpertsGateUp(experts.grouped, inputs.As(kind), step_.plan(),
-                          tokens, top_k, sink, main_.Next(), /*tile=*/0,
-                          gather);
+                          tokens, top_k, sink, options, /*tile=*/0, gather,
+                          beside);
           });
+}
+
+void CudaModel::ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
+                           bool in_one_lane) {
+  const int64_t top_k = config_.router.top_k;
+  LaunchOptions options = main_.Next();
+  options.early = options.gate = in_one_lane;
   ExpertsDown(experts.grouped, step_.expert_inputs.As(experts.down.input),
-              step_.plan(), tokens, top_k, step_.slots.data(), main_.Next());
-  Show("experts", tokens, top_k * c.hidden_size, step_.slots.data());
-  addend_ = {.shared = step_.projected.data(),
-             .slots = step_.slots.data(),
-             .weights = step_.expert_weights.data(),
-             .top_k = top_k};
+              step_.plan(), tokens, top_k, step_.slots.data(), options);
+  Show("experts", tokens, top_k * config_.hidden_size, step_.slots.data());
 }
 
 void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
+  fast_pass_ = plan_ == Plan::kFast
+                   ? fast_->prompts->Divide(step_.host, pass.launched_tokens)
+                   : FastPass();
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),
                   StepTokens{.ids = step_.device.ids,
                              .sampled = step_.results.sampled,

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device.h"
 #include "worker/model/cuda/device_weights.h"
+#include "worker/model/cuda/fast_mode.h"
 #include "worker/model/cuda/lane.h"
 #include "worker/model/cuda/step_graphs.h"
 #include "worker/model/cuda/step_memory.h"
@@ -41,6 +42,7 @@ class CudaModel final : public Model {
   const std::string& weights_digest() const override { return weights_digest_; }
   std::vector<std::pair<std::string, std::string>> NumericsPlan()
       const override;
+  bool HasFastPlan() const override { return true; }
   std::string kernel_build_id() const override;
   std::string architecture() const override { return "sm_90"; }
   int64_t MaxKvBlocks() const override;
@@ -63,6 +65,12 @@ class CudaModel final : public Model {
   // Options::graphs and Options::overlap from the next step on.
   void UseGraphs(bool graphs) { options_.graphs = graphs; }
   void UseOverlap(bool overlap) { options_.overlap = overlap; }
+  // kFast where the model was loaded for mode FAST, else kDeterministic.
+  Plan plan() const { return plan_; }
+  // Another plan from the next step on, in the same cache: for measuring what
+  // one costs against another. Those of FAST need a model loaded for it.
+  void UsePlan(Plan plan);
+  const FastMode* fast() const { return fast_.get(); }
   void Observe(OpObserver observer) override {
     observer_ = std::move(observer);
   }
@@ -127,17 +135,42 @@ class CudaModel final : public Model {
   void EndLayers(const Pass& pass);
   void Attention(const DeviceLayer& layer, const Pass& pass,
                  const KvLayer& cache);
+  // Mode FAST: of a pass whose prompts take the MHA form.
+  void AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const KvLayer& cache);
+  // What attention has left, through o_proj.
+  void ProjectAttended(const DeviceLayer& layer, int64_t tokens);
   void FeedForward(const DeviceLayer& layer, const Pass& pass);
-  void RunExperts(const DeviceExperts& experts, const Pass& pass);
+  // Whether a step of so many tokens is launched in one lane alone, kernels
+  // beside each other by LaunchOptions::early: joining lanes costs more than
+  // few tokens take.
+  bool InOneLane(const DeviceMlp& mlp, int64_t tokens) const;
+  // The experts' parts. gate: LaunchOptions'. With `beside` that product too,
+  // before the quantisation of its outputs, and in one lane.
+  void Route(const DeviceExperts& experts, int64_t tokens, bool gate);
+  void ExpertsUp(const DeviceExperts& experts, int64_t tokens,
+                 const SwiGluTask* beside);
+  void ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
+                  bool in_one_lane);
   // hidden += what the layer before left to add; its norm as inputs.
   void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
             const InputSink& first, const InputSink& second);
+  // What the step under way uses of mode FAST; null: nothing.
+  const FastMode* Fast() const {
+    return plan_ == Plan::kDeterministic ? nullptr : fast_.get();
+  }
   // Where to launch what the main lane's next launches do not need.
   Lane& Fork();
   void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                const InputBuffer& x, int64_t tokens, float* out);
-  // `produce` writes (rows, columns) of a product's inputs; where their scales
-  // are dynamic, by way of fp32.
+  // Where a product's inputs are written: where their scales are dynamic, first
+  // as fp32 to `values`, from which Quantise makes them.
+  static InputSink Unquantised(const InputBuffer& to, const InputKind& kind,
+                               const DeviceBuffer<float>& values);
+  static void Quantise(Lane& lane, const InputBuffer& to, const InputKind& kind,
+                       int64_t rows, int64_t columns, const InputSink& from);
+  // Both: `produce` writes (rows, columns).
   void Produce(Lane& lane, const InputBuffer& to, const InputKind& kind,
                int64_t rows, int64_t columns,
                const std::function<void(const InputSink&)>& produce);
@@ -177,6 +210,10 @@ class CudaModel final : public Model {
   DeviceBuffer<float> cosines_, sines_;  // (positions, R / 2)
   StepMemory step_;
   StepGraphs graphs_;
+  // Null but in mode FAST, so the other one cannot come to use it.
+  std::unique_ptr<FastMode> fast_;
+  Plan plan_ = Plan::kDeterministic;
+  FastPass fast_pass_;  // of the pass under way
   Started started_[kStepsInFlight];
   int64_t first_started_ = 0;  // the first unfinished one
   int64_t unfinished_ = 0;

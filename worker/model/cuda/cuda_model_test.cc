@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -72,24 +73,43 @@ ModelConfig Config(const Case& c) {
   return config;
 }
 
+// What is BF16 becomes F16.
+void ToFp16(std::vector<invar::testing::RawTensor>& tensors) {
+  for (invar::testing::RawTensor& tensor : tensors) {
+    if (tensor.dtype != "BF16") continue;
+    tensor.dtype = "F16";
+    for (size_t i = 0; i < tensor.bytes.size(); i += 2) {
+      uint16_t code;
+      std::memcpy(&code, &tensor.bytes[i], sizeof(code));
+      const float value =
+          std::bit_cast<float>(static_cast<uint32_t>(code) << 16);
+      const auto half = static_cast<_Float16>(value);
+      std::memcpy(&tensor.bytes[i], &half, sizeof(half));
+    }
+  }
+}
+
 class CudaModelTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const auto device = UseDevice(0);
     if (!device.ok()) GTEST_SKIP() << device.status().message();
     folder_ = ::testing::TempDir() + "/cuda_model_" + GetParam().name;
-    ASSERT_TRUE(
-        invar::testing::WriteRandomCheckpoint(folder_, Config(GetParam()), 7)
-            .ok());
+    const ModelConfig config = Config(GetParam());
+    auto tensors = invar::testing::RandomTensors(config, 7);
+    if (GetParam().Has("fp16")) ToFp16(tensors);
+    ASSERT_TRUE(invar::testing::WriteCheckpoint(folder_, config, tensors).ok());
     for (int64_t i = 0; i < kLength; ++i) {
       ids_.push_back(static_cast<int32_t>((i * 7919 + 13) % 1000));
     }
   }
 
-  std::unique_ptr<Model> Load(int64_t step_tokens) const {
+  std::unique_ptr<Model> Load(int64_t step_tokens,
+                              bool deterministic = true) const {
     auto model = CudaModel::Load({.path = folder_,
                                   .kv_dtype = GetParam().kv_dtype,
-                                  .step_tokens = step_tokens},
+                                  .step_tokens = step_tokens,
+                                  .deterministic = deterministic},
                                  {});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
@@ -318,6 +338,65 @@ TEST_P(CudaModelTest, FirstLayerIsNearTheCpus) {
   }
 }
 
+std::string Rendered(const Model& model) {
+  std::string all;
+  for (const auto& [name, value] : model.NumericsPlan()) {
+    all += name + "=" + value + "\n";
+  }
+  return all;
+}
+
+// A model loaded for FAST, told to be deterministic, has the other's bits: what
+// FAST adds is reached by its plan alone.
+TEST_P(CudaModelTest, FastPlansAreTheirOwn) {
+  const auto deterministic = Load(512);
+  const auto fast = Load(512, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  EXPECT_EQ(model.plan(), Plan::kFast);
+  const std::string plan = Rendered(*fast);
+  model.UsePlan(Plan::kFastAbsorbed);
+  const std::string absorbed = Rendered(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  EXPECT_EQ(Rendered(*fast), Rendered(*deterministic));
+  EXPECT_NE(plan, absorbed);
+  EXPECT_NE(plan, Rendered(*deterministic));
+  EXPECT_NE(absorbed, Rendered(*deterministic));
+  EXPECT_EQ(static_cast<CudaModel&>(*deterministic).fast(), nullptr);
+  const std::vector<float> expected = Logits(*deterministic, 64);
+  const std::vector<float> logits = Logits(*fast, 64);
+  EXPECT_EQ(std::memcmp(logits.data(), expected.data(),
+                        logits.size() * sizeof(float)),
+            0);
+}
+
+// A prompt that is long enough for the MHA form, operation by operation.
+TEST_P(CudaModelTest, FastIsNearDeterministic) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 611; ++i) ids.push_back((i * 7919 + 13) % 1000);
+  const auto fast = Load(1024, /*deterministic=*/false);
+  auto& model = static_cast<CudaModel&>(*fast);
+  model.UsePlan(Plan::kDeterministic);
+  const Outputs expected = AllOutputs(*fast, ids);
+  for (const Plan plan : {Plan::kFastAbsorbed, Plan::kFast}) {
+    model.UsePlan(plan);
+    const Outputs outputs = AllOutputs(*fast, ids);
+    // Only the MHA form has no query in the latents' space.
+    EXPECT_EQ(outputs.contains({0, "absorb_query"}),
+              plan == Plan::kFastAbsorbed);
+    for (const auto& [key, values] : outputs) {
+      const auto& [layer, op] = key;
+      // Of later layers, and of experts that were chosen otherwise, the
+      // difference is what earlier roundings have become.
+      if (layer != 0 || op == "hidden") continue;
+      const double error = RelativeError(values, expected.at(key));
+      std::printf("%s layer 0 %-14s %.2e\n",
+                  plan == Plan::kFast ? "FAST" : "FAST, absorbed", op.c_str(),
+                  error);
+      EXPECT_LT(error, GetParam().Has("fp8") ? 0.1 : 2e-2) << op;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, CudaModelTest,
     ::testing::Values(Case{"bf16", KvDtype::kFp8E5m2},
@@ -328,6 +407,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"channel_fp8_e4m3_cache", KvDtype::kFp8E4m3},
                       Case{"block_fp8", KvDtype::kFp8E4m3},
                       Case{"q_lora_static_fp8", KvDtype::kFp8E4m3},
+                      Case{"fp16", KvDtype::kBf16},
                       Case{"tied_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_bf16", KvDtype::kFp8E4m3},
                       Case{"v3_block_fp8", KvDtype::kBf16}),

@@ -26,6 +26,11 @@ LaunchOptions Lane::Next() {
   return {.stream = stream(), .overlap = !follows};
 }
 
+cudaStream_t Lane::NextOfOthers() {
+  follows_ = true;
+  return stream();
+}
+
 void Lane::Follow(Lane& other) {
   if (this == &other) return;
   other.launched_.Record(other.stream());

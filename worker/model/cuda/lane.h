@@ -37,6 +37,8 @@ class Lane {
   // For one launch. It overlaps the launch before it, unless it follows another
   // lane: dependent launch knows of one kernel ahead only.
   LaunchOptions Next();
+  // For launches of a library's: nothing overlaps them.
+  cudaStream_t NextOfOthers();
   // What is launched here from now on waits for what `other` has launched.
   void Follow(Lane& other);
 

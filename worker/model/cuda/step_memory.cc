@@ -176,7 +176,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   Grow(&m.q_a, tokens * c.q_lora_rank, &status);
   Grow(&m.q, tokens * c.heads * c.qk_head_dim(), &status);
   Grow(&m.kv_a, tokens * c.kv_row_elements(), &status);
-  Grow(&m.query, tokens * c.heads * c.kv_row_elements(), &status);
+  // In fp32, or packed for prompts.
+  constexpr int64_t kFloat = sizeof(float);
+  Grow(&m.query,
+       std::max(tokens * c.heads * c.kv_row_elements(),
+                (PackedQueryBytes(tokens, c.heads) + kFloat - 1) / kFloat),
+       &status);
   Grow(&m.attended, tokens * c.heads * c.kv_lora_rank, &status);
   Grow(&m.attention_parts, AttentionFloats(c, limits), &status);
   // Of the longest sequence, and of a step of prompts.

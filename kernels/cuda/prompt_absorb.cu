@@ -1,0 +1,441 @@
+// kv_b_proj in absorbed form for many tokens: absorb.cu's products, step by
+// step, by warpgroups.
+//
+// A block has one head, whose weights it makes operands of once and keeps in
+// shared memory; it walks tiles of 64 tokens. Both products are bound by the
+// bytes of queries and of what has been attended, so the next tile's inputs are
+// asked for, into registers, as soon as this tile's are operands.
+#include <algorithm>
+
+#include "kernels/cuda/input_pair.cuh"
+#include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/prompt_tiles.cuh"
+#include "kernels/cuda/silu_mul.h"
+
+namespace invar::cuda {
+namespace {
+
+constexpr int kTokens = 64;  // of a tile
+constexpr int kGroups = 2;
+constexpr int kThreads = 128 * kGroups;
+constexpr int kWarps = kThreads / 32;
+constexpr int kWarpTokens = kTokens / kWarps;
+constexpr int kPackedTokens = 4;  // of a tile of packed queries
+constexpr int kPackedHeads = 16;
+
+// An operand of kRows rows: blocks of 64 columns one after the other.
+template <int kRows, int kColumns>
+constexpr int kOperandBytes = kColumns / kBlockColumns* kRows* kTileRowBytes;
+
+__device__ std::byte* Aligned(std::byte* memory) {
+  return memory + (1024 - SharedAddress(memory) % 1024) % 1024;
+}
+
+// The weights of a head, (kRows, kColumns), by all threads.
+template <typename Code, int kRows, int kColumns>
+__device__ void StoreWeights(const std::byte* weights, std::byte* to) {
+  constexpr int kRowChunks = kColumns * Code::kBytes / 64;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kRows * kRowChunks; i += kThreads) {
+    uint4 codes[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      codes[t] = __ldg(reinterpret_cast<const uint4*>(weights) + 4 * i + t);
+    }
+    StoreOperands<Code>(codes, i / kRowChunks, i % kRowChunks,
+                        kRows * kTileRowBytes, to);
+  }
+}
+
+// sum = inputs (64, kColumns) times kColumnsOut rows of the weights from
+// first_row on: one chain of steps. Begun only.
+template <typename Operand, int kRows, int kColumns, int kColumnsOut>
+__device__ void BeginProducts(const std::byte* inputs, const std::byte* weights,
+                              int first_row, float (&sum)[kColumnsOut / 2]) {
+  const uint64_t left = TileDescriptor(SharedAddress(inputs));
+  const uint64_t right =
+      TileDescriptor(SharedAddress(weights) + first_row * kTileRowBytes);
+#pragma unroll
+  for (int s = 0; s < kColumns / 16; ++s) {
+    const int step = s % 4 * kProductBytes / 16;
+    Product<FormatOf<Operand>, kColumnsOut>::Run(
+        sum, left + s / 4 * (kBlockBytes / 16) + step,
+        right + s / 4 * (kRows * kTileRowBytes / 16) + step, s > 0);
+  }
+}
+
+// A warp's rows of inputs, a lane's pairs of each; zeros past the last token.
+template <int kColumns>
+struct WarpRows {
+  static constexpr int kPairs = kColumns / 64;
+  float2 x[kWarpTokens][kPairs];
+
+  // Row i begins at from + i * stride.
+  __device__ void Load(const float* from, int64_t stride, int64_t first,
+                       int64_t tokens) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        x[i][p] = first + i < tokens ? reinterpret_cast<const float2*>(
+                                           from + i * stride)[32 * p + lane]
+                                     : float2{0.0f, 0.0f};
+      }
+    }
+  }
+
+  // As operands, times `factors` if there are any, and what undoes their scale.
+  template <typename Code>
+  __device__ void Store(const float* factors, float scale, std::byte* tile,
+                        float* undo) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      if (factors != nullptr) {
+#pragma unroll
+        for (int p = 0; p < kPairs; ++p) {
+          const float2 f =
+              reinterpret_cast<const float2*>(factors)[32 * p + lane];
+          x[i][p] = {x[i][p].x * f.x, x[i][p].y * f.y};
+        }
+      }
+      const int row = threadIdx.x / 32 * kWarpTokens + i;
+      const float row_scale = StoreOperandRow<Code>(x[i], row, tile);
+      if (lane == 0) undo[row] = scale / row_scale;
+    }
+  }
+};
+
+__device__ void OperandSync() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+}
+
+template <typename Body>
+void DispatchHead(WeightDtype dtype, Body body) {
+  switch (dtype) {
+    case WeightDtype::kFp8E4m3:
+      return body.template operator()<E4m3>();
+    case WeightDtype::kFp16:
+      return body.template operator()<Fp16>();
+    case WeightDtype::kBf16:
+      return body.template operator()<Bf16>();
+    case WeightDtype::kFp32:
+      return;  // the loader refuses it
+  }
+}
+
+// As many blocks a head as the GPU runs at once.
+dim3 Grid(int64_t heads, int64_t tokens) {
+  const int64_t tiles = (tokens + kTokens - 1) / kTokens;
+  const int64_t most = std::max<int64_t>(1, Multiprocessors() / heads);
+  return dim3(static_cast<unsigned>(heads),
+              static_cast<unsigned>(std::min(tiles, most)));
+}
+
+// ---- Queries ----------------------------------------------------------------
+
+struct QueryShared {
+  std::byte weights[kOperandBytes<kLatent, kNope>];
+  std::byte inputs[kOperandBytes<kTokens, kNope>];
+  std::byte staged[kPromptTileBytes];
+  float undo[kTokens];
+  float largest[kGroups + 1][kTokens];  // of the latents, and of the rope
+};
+constexpr int kQueryBytes = static_cast<int>(sizeof(QueryShared)) + 1024;
+static_assert(kQueryBytes <= 227 * 1024);
+
+struct QueryArguments {
+  HeadProjection k;
+  TokenPlaces places;
+  RopeAngles angles;
+  const float* q;
+  PackedQueries query;
+};
+
+// What a warp has of the rope halves of its tokens' queries: a pair a lane.
+struct WarpRopes {
+  float2 pair[kWarpTokens];
+  int position[kWarpTokens];
+
+  __device__ void Load(const QueryArguments& a, int64_t head, int64_t first) {
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const int64_t t = min(first + i, a.places.tokens - 1);
+      position[i] = a.places.positions[t];
+      pair[i] = reinterpret_cast<const float2*>(
+          a.q + (t * a.k.heads + head) * (kNope + kRope) +
+          kNope)[threadIdx.x % 32];
+    }
+  }
+  // (a, b) -> (a cos - b sin, a sin + b cos).
+  __device__ void Rotate(const RopeAngles& angles) {
+    float2 turn[kWarpTokens];
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const int64_t at = int64_t{position[i]} * (kRope / 2) + threadIdx.x % 32;
+      turn[i] = {angles.cosines[at], angles.sines[at]};
+    }
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const float2 v = pair[i];
+      pair[i] = {v.x * turn[i].x - v.y * turn[i].y,
+                 v.x * turn[i].y + v.y * turn[i].x};
+    }
+  }
+};
+
+// grid (heads, blocks of each)
+template <typename Code, typename Cached>
+__global__ void __launch_bounds__(kThreads, 1)
+    PromptQueryKernel(const __grid_constant__ QueryArguments a) {
+  using Operand = typename Code::Operand;
+  extern __shared__ std::byte memory[];
+  auto& shared = *reinterpret_cast<QueryShared*>(Aligned(memory));
+  const int64_t h = blockIdx.x;
+  const int64_t tokens = a.places.tokens;
+  const int heads = static_cast<int>(a.k.heads);
+  const int packed_heads =
+      (heads + kPackedHeads - 1) / kPackedHeads * kPackedHeads;
+  const int tiles = static_cast<int>((tokens + kTokens - 1) / kTokens);
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int group = warp / 4;
+  AllowNextKernel();
+  StoreWeights<Code, kLatent, kNope>(
+      a.k.data + h * (kLatent * kNope * Code::kBytes), shared.weights);
+  WaitForPriorKernel();
+  const int64_t stride = heads * int64_t{kNope + kRope};
+  WarpRows<kNope> rows;
+  WarpRopes next_ropes;
+  const auto load = [&](int tile) {
+    const int64_t first = int64_t{tile} * kTokens + warp * kWarpTokens;
+    rows.Load(a.q + first * stride + h * (kNope + kRope), stride, first,
+              tokens);
+    next_ropes.Load(a, h, first);
+  };
+  int tile = blockIdx.y;
+  load(tile);
+  for (; tile < tiles; tile += gridDim.y) {
+    rows.Store<Code>(
+        a.k.input_scales == nullptr ? nullptr : a.k.input_scales + h * kNope,
+        a.k.scale, shared.inputs, shared.undo);
+    OperandSync();
+    float sum[2][64];
+    ProductFence();
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      BeginProducts<Operand, kLatent, kNope, 128>(
+          shared.inputs, shared.weights, group * (kLatent / 2) + n * 128,
+          sum[n]);
+    }
+    ProductCommit();
+    WarpRopes ropes = next_ropes;
+    ropes.Rotate(a.angles);
+    if (tile + gridDim.y < tiles) load(tile + gridDim.y);
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      float most = fmaxf(fabsf(ropes.pair[i].x), fabsf(ropes.pair[i].y));
+#pragma unroll
+      for (int step = 16; step >= 1; step /= 2) {
+        most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, step));
+      }
+      if (lane == 0) shared.largest[kGroups][warp * kWarpTokens + i] = most;
+    }
+    ProductWait<0>();
+    const int row = FragmentRow(threadIdx.x % 128, 0);  // and the eighth after
+    float most[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) {
+        float& x = sum[n][i];
+        x *= shared.undo[row + 8 * (i / 2 % 2)];
+        if (a.k.row_scales != nullptr) {
+          x *= a.k.row_scales[h * kLatent + group * (kLatent / 2) + n * 128 +
+                              FragmentToken(lane, i)];
+        }
+        most[i / 2 % 2] = fmaxf(most[i / 2 % 2], fabsf(x));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffff, most[r], 1));
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffff, most[r], 2));
+      if (lane % 4 == 0) shared.largest[group][row + 8 * r] = most[r];
+    }
+    __syncthreads();
+    const auto scale_of = [&](int r) {
+      return OperandScale<typename Cached::Operand>(
+          fmaxf(fmaxf(shared.largest[0][r], shared.largest[1][r]),
+                shared.largest[2][r]));
+    };
+    const float scale[2] = {scale_of(row), scale_of(row + 8)};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 64; i += 2) {
+        const int r = i / 2 % 2;
+        const int k = group * (kLatent / 2) + n * 128 + FragmentToken(lane, i);
+        *OperandPair<Cached>(shared.staged, row + 8 * r, k) =
+            Pack<typename Cached::Operand>(sum[n][i] * scale[r],
+                                           sum[n][i + 1] * scale[r]);
+      }
+    }
+    const int64_t first = int64_t{tile} * kTokens;
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const int r = warp * kWarpTokens + i;
+      const float own = scale_of(r);
+      *OperandPair<Cached>(shared.staged, r, kLatent + 2 * lane) =
+          Pack<typename Cached::Operand>(ropes.pair[i].x * own,
+                                         ropes.pair[i].y * own);
+      if (lane == 0 && first + r < tokens) {
+        a.query.scales[(first + r) * packed_heads + h] = own;
+      }
+    }
+    __syncthreads();
+    // Each row goes to the tile of its four tokens; 128 bytes a block of
+    // columns, which there are swizzled by another row number.
+    constexpr int kChunks = kRow / kBlockColumns * 8;
+#pragma unroll 6
+    for (int i = threadIdx.x; i < kTokens * kChunks; i += kThreads) {
+      const int chunk = i % 8;
+      const int r = i / 8 % kTokens;
+      const int block = i / (8 * kTokens);
+      const int64_t t = first + r;
+      if (t >= tokens) continue;
+      const int to_row =
+          static_cast<int>(t % kPackedTokens * kPackedHeads + h % kPackedHeads);
+      std::byte* const to = a.query.tiles +
+                            (t / kPackedTokens * (packed_heads / kPackedHeads) +
+                             h / kPackedHeads) *
+                                kPromptTileBytes +
+                            block * kBlockBytes;
+      *reinterpret_cast<uint4*>(to + SwizzledChunk(to_row, chunk)) =
+          *reinterpret_cast<const uint4*>(shared.staged + block * kBlockBytes +
+                                          SwizzledChunk(r, chunk));
+    }
+  }
+}
+
+// ---- Values -----------------------------------------------------------------
+
+struct ValueShared {
+  std::byte weights[kOperandBytes<kValue, kLatent>];
+  std::byte inputs[kOperandBytes<kTokens, kLatent>];
+  float undo[kTokens];
+};
+constexpr int kValueBytes = static_cast<int>(sizeof(ValueShared)) + 1024;
+static_assert(kValueBytes <= 227 * 1024);
+
+// grid (heads, blocks of each)
+template <typename Code>
+__global__ void __launch_bounds__(kThreads, 1)
+    PromptValueKernel(HeadProjection v, int64_t tokens, const float* attended,
+                      InputSink out) {
+  using Operand = typename Code::Operand;
+  constexpr int kOutputs = kValue / kGroups;  // of a group
+  extern __shared__ std::byte memory[];
+  auto& shared = *reinterpret_cast<ValueShared*>(Aligned(memory));
+  const int64_t h = blockIdx.x;
+  const int tiles = static_cast<int>((tokens + kTokens - 1) / kTokens);
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  AllowNextKernel();
+  StoreWeights<Code, kValue, kLatent>(
+      v.data + h * (kValue * kLatent * Code::kBytes), shared.weights);
+  WaitForPriorKernel();
+  const int64_t stride = v.heads * kLatent;
+  WarpRows<kLatent> rows;
+  const auto load = [&](int tile) {
+    const int64_t first = int64_t{tile} * kTokens + warp * kWarpTokens;
+    rows.Load(attended + first * stride + h * kLatent, stride, first, tokens);
+  };
+  int tile = blockIdx.y;
+  load(tile);
+  for (; tile < tiles; tile += gridDim.y) {
+    rows.Store<Code>(
+        v.input_scales == nullptr ? nullptr : v.input_scales + h * kLatent,
+        v.scale, shared.inputs, shared.undo);
+    OperandSync();
+    const int first_row = warp / 4 * kOutputs;
+    float sum[kOutputs / 2];
+    ProductFence();
+    BeginProducts<Operand, kValue, kLatent, kOutputs>(
+        shared.inputs, shared.weights, first_row, sum);
+    ProductCommit();
+    if (tile + gridDim.y < tiles) load(tile + gridDim.y);
+    ProductWait<0>();
+#pragma unroll
+    for (int i = 0; i < kOutputs / 2; i += 2) {
+      const int row = FragmentRow(threadIdx.x % 128, i);
+      const int64_t t = int64_t{tile} * kTokens + row;
+      const int column = first_row + FragmentToken(lane, i);
+      float x = sum[i] * shared.undo[row];
+      float y = sum[i + 1] * shared.undo[row];
+      if (v.row_scales != nullptr) {
+        x *= v.row_scales[h * kValue + column];
+        y *= v.row_scales[h * kValue + column + 1];
+      }
+      if (t < tokens)
+        StoreInputPair(out, (t * v.heads + h) * kValue + column, x, y);
+    }
+    __syncthreads();  // the inputs and their scales have been read
+  }
+}
+
+int64_t PackedHeads(int64_t heads) {
+  return (heads + kPackedHeads - 1) / kPackedHeads * kPackedHeads;
+}
+int64_t PackedTokens(int64_t tokens) {
+  return (tokens + kPackedTokens - 1) / kPackedTokens * kPackedTokens;
+}
+
+}  // namespace
+
+PackedQueries PackedQueriesIn(void* memory, int64_t tokens, int64_t heads) {
+  auto* const tiles = static_cast<std::byte*>(memory);
+  const int64_t rows = PackedTokens(tokens) * PackedHeads(heads);
+  return {tiles, reinterpret_cast<float*>(
+                     tiles + rows / kTile * int64_t{kPromptTileBytes})};
+}
+
+int64_t PackedQueryBytes(int64_t tokens, int64_t heads) {
+  const int64_t rows = PackedTokens(tokens) * PackedHeads(heads);
+  return rows / kTile * kPromptTileBytes +
+         rows * static_cast<int64_t>(sizeof(float));
+}
+
+void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
+                       const TokenPlaces& places, const RopeAngles& angles,
+                       const float* q, KvDtype cache,
+                       const PackedQueries& query) {
+  if (places.tokens == 0) return;
+  const QueryArguments a = {k, places, angles, q, query};
+  DispatchHead(k.dtype, [&]<typename Code>() {
+    DispatchKv(cache, [&]<typename Cached>() {
+      Launch(PromptQueryKernel<Code, Cached>,
+             {.grid = Grid(k.heads, places.tokens),
+              .threads = kThreads,
+              .shared_bytes = kQueryBytes},
+             options, "PromptAbsorbQuery", a);
+    });
+  });
+}
+
+void PromptAbsorbValue(const LaunchOptions& options, const HeadProjection& v,
+                       int64_t tokens, const float* attended,
+                       const InputSink& out) {
+  if (tokens == 0) return;
+  DispatchHead(v.dtype, [&]<typename Code>() {
+    Launch(PromptValueKernel<Code>,
+           {.grid = Grid(v.heads, tokens),
+            .threads = kThreads,
+            .shared_bytes = kValueBytes},
+           options, "PromptAbsorbValue", v, tokens, attended, out);
+  });
+}
+
+}  // namespace invar::cuda
