@@ -303,14 +303,18 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     // A graph begins when the steps before it have ended.
     LaunchOptions options = main_.Next();
     options.early = pass.decodes;
-    const FastMode* const fast = Fast();
-    MlaAttention(options, places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache,
-                 (fast ? fast->attention_parts : step_.attention_parts).data(),
-                 step_.attended.data(),
-                 fast ? FastAttentionSplit(tokens, c.heads, pass.max_position)
-                      : kAttentionSplit,
-                 observer_ ? nullptr : &parts);
+    AttentionParts* const left = observer_ ? nullptr : &parts;
+    if (const FastMode* fast = Fast()) {
+      MlaAttention(options, places, pass.max_position, step_.query.data(),
+                   c.heads, scale, cache, fast->attention_parts.data(),
+                   step_.attended.data(),
+                   FastAttentionSplit(tokens, c.heads, pass.max_position),
+                   left);
+    } else {
+      MlaAttention(options, places, pass.max_position, step_.query.data(),
+                   c.heads, scale, cache, step_.attention_parts.data(),
+                   step_.attended.data(), left);
+    }
   }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
