@@ -278,8 +278,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const bool prompts =
       tokens >= kPromptTokens &&
       PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
-  const int64_t prompt_split =
-      Fast() ? pass.max_position + 1 : kAttentionSplit;
+  const int64_t prompt_split = Fast() ? pass.max_position + 1 : kAttentionSplit;
   AttentionParts parts;
   if (prompts && !observer_) {
     const PackedQueries query =
@@ -305,11 +304,10 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     options.early = pass.decodes;
     AttentionParts* const left = observer_ ? nullptr : &parts;
     if (const FastMode* fast = Fast()) {
-      MlaAttention(options, places, pass.max_position, step_.query.data(),
-                   c.heads, scale, cache, fast->attention_parts.data(),
-                   step_.attended.data(),
-                   FastAttentionSplit(tokens, c.heads, pass.max_position),
-                   left);
+      MlaAttention(
+          options, places, pass.max_position, step_.query.data(), c.heads,
+          scale, cache, fast->attention_parts.data(), step_.attended.data(),
+          FastAttentionSplit(tokens, c.heads, pass.max_position), left);
     } else {
       MlaAttention(options, places, pass.max_position, step_.query.data(),
                    c.heads, scale, cache, step_.attention_parts.data(),
@@ -359,11 +357,10 @@ void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
       AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
                   step_.q.data() + first * config_.qk_head_dim(),
                   step_.query.data());
-      MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
-                   heads, scale, cache, fast_->attention_parts.data(),
-                   step_.attended.data(),
-                   FastAttentionSplit(run.tokens, heads, pass.max_position),
-                   nullptr);
+      MlaAttention(
+          main_.Next(), some, pass.max_position, step_.query.data(), heads,
+          scale, cache, fast_->attention_parts.data(), step_.attended.data(),
+          FastAttentionSplit(run.tokens, heads, pass.max_position), nullptr);
       AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
                   step_.attended.data(), rows);
     }
