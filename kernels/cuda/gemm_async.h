@@ -95,6 +95,12 @@ __device__ inline uint32_t ClusterRank() {
   return rank;
 }
 
+__device__ inline uint32_t ClusterBlocks() {
+  uint32_t blocks;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+
 // Arrives at the barrier that block `rank` of the cluster has at this place.
 __device__ inline void BarrierArriveAt(uint64_t* barrier, uint32_t rank) {
   asm volatile(

@@ -55,7 +55,7 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
                   device_ids.data()},
                  context - 1, device_query.data(), kHeads, 0.1147f,
                  {dtype, caches[i].data()}, workspace.data(), out.data(),
-                 split);
+                 split, nullptr);
   });
   const double bytes =
       static_cast<double>(cache_bytes) +

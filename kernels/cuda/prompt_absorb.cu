@@ -3,8 +3,8 @@
 //
 // A block has one head, whose weights it makes operands of once and keeps in
 // shared memory; it walks tiles of 64 tokens. Both products are bound by the
-// bytes of queries and of what has been attended, so the next tile's inputs are
-// asked for, into registers, as soon as this tile's are operands.
+// bytes of queries and of what has been attended, so a row of the next tile is
+// asked for, into registers, as soon as this tile's has become an operand.
 #include <algorithm>
 
 #include "kernels/cuda/input_pair.cuh"
@@ -16,7 +16,7 @@ namespace invar::cuda {
 namespace {
 
 constexpr int kTokens = 64;  // of a tile
-constexpr int kGroups = 2;
+constexpr int kGroups = 4;
 constexpr int kThreads = 128 * kGroups;
 constexpr int kWarps = kThreads / 32;
 constexpr int kWarpTokens = kTokens / kWarps;
@@ -70,40 +70,35 @@ struct WarpRows {
   static constexpr int kPairs = kColumns / 64;
   float2 x[kWarpTokens][kPairs];
 
-  // Row i begins at from + i * stride.
-  __device__ void Load(const float* from, int64_t stride, int64_t first,
+  // Row i, which begins at from + i * stride and is token first + i.
+  __device__ void Load(int i, const float* from, int64_t stride, int64_t first,
                        int64_t tokens) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < kWarpTokens; ++i) {
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p) {
-        x[i][p] = first + i < tokens ? reinterpret_cast<const float2*>(
-                                           from + i * stride)[32 * p + lane]
-                                     : float2{0.0f, 0.0f};
-      }
+    for (int p = 0; p < kPairs; ++p) {
+      x[i][p] = first + i < tokens ? reinterpret_cast<const float2*>(
+                                         from + i * stride)[32 * p + lane]
+                                   : float2{0.0f, 0.0f};
     }
   }
 
-  // As operands, times `factors` if there are any, and what undoes their scale.
+  // Row i as operands, times `factors` if there are any, and what undoes their
+  // scale.
   template <typename Code>
-  __device__ void Store(const float* factors, float scale, std::byte* tile,
-                        float* undo) {
+  __device__ void Store(int i, const float* factors, float scale,
+                        std::byte* tile, float* undo) {
     const int lane = threadIdx.x % 32;
+    if (factors != nullptr) {
 #pragma unroll
-    for (int i = 0; i < kWarpTokens; ++i) {
-      if (factors != nullptr) {
-#pragma unroll
-        for (int p = 0; p < kPairs; ++p) {
-          const float2 f =
-              reinterpret_cast<const float2*>(factors)[32 * p + lane];
-          x[i][p] = {x[i][p].x * f.x, x[i][p].y * f.y};
-        }
+      for (int p = 0; p < kPairs; ++p) {
+        const float2 f =
+            reinterpret_cast<const float2*>(factors)[32 * p + lane];
+        x[i][p] = {x[i][p].x * f.x, x[i][p].y * f.y};
       }
-      const int row = threadIdx.x / 32 * kWarpTokens + i;
-      const float row_scale = StoreOperandRow<Code>(x[i], row, tile);
-      if (lane == 0) undo[row] = scale / row_scale;
     }
+    const int row = threadIdx.x / 32 * kWarpTokens + i;
+    const float row_scale = StoreOperandRow<Code>(x[i], row, tile);
+    if (lane == 0) undo[row] = scale / row_scale;
   }
 };
 
@@ -141,7 +136,7 @@ struct QueryShared {
   std::byte inputs[kOperandBytes<kTokens, kNope>];
   std::byte staged[kPromptTileBytes];
   float undo[kTokens];
-  float largest[kGroups + 1][kTokens];  // of the latents, and of the rope
+  float largest[kGroups + 1][kTokens];  // of groups' latents, and of the rope
 };
 constexpr int kQueryBytes = static_cast<int>(sizeof(QueryShared)) + 1024;
 static_assert(kQueryBytes <= 227 * 1024);
@@ -209,31 +204,39 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t stride = heads * int64_t{kNope + kRope};
   WarpRows<kNope> rows;
   WarpRopes next_ropes;
-  const auto load = [&](int tile) {
-    const int64_t first = int64_t{tile} * kTokens + warp * kWarpTokens;
-    rows.Load(a.q + first * stride + h * (kNope + kRope), stride, first,
-              tokens);
-    next_ropes.Load(a, h, first);
+  const auto first_of = [&](int tile) {
+    return int64_t{tile} * kTokens + warp * kWarpTokens;
+  };
+  const auto load = [&](int i, int tile) {
+    rows.Load(i, a.q + first_of(tile) * stride + h * (kNope + kRope), stride,
+              first_of(tile), tokens);
   };
   int tile = blockIdx.y;
-  load(tile);
-  for (; tile < tiles; tile += gridDim.y) {
-    rows.Store<Code>(
-        a.k.input_scales == nullptr ? nullptr : a.k.input_scales + h * kNope,
-        a.k.scale, shared.inputs, shared.undo);
-    OperandSync();
-    float sum[2][64];
-    ProductFence();
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      BeginProducts<Operand, kLatent, kNope, 128>(
-          shared.inputs, shared.weights, group * (kLatent / 2) + n * 128,
-          sum[n]);
+  for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
+  next_ropes.Load(a, h, first_of(tile));
+  for (; tile < tiles; tile += gridDim.y) {
+    const int next = tile + gridDim.y;
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      rows.Store<Code>(
+          i,
+          a.k.input_scales == nullptr ? nullptr : a.k.input_scales + h * kNope,
+          a.k.scale, shared.inputs, shared.undo);
+      if (next < tiles) load(i, next);
     }
+    OperandSync();
+    constexpr int kGroupLatents = kLatent / kGroups;
+    constexpr int kSums = kGroupLatents / 2;
+    const int first_latent = group * kGroupLatents;
+    float sum[kSums];
+    ProductFence();
+    BeginProducts<Operand, kLatent, kNope, kGroupLatents>(
+        shared.inputs, shared.weights, first_latent, sum);
     ProductCommit();
     WarpRopes ropes = next_ropes;
     ropes.Rotate(a.angles);
-    if (tile + gridDim.y < tiles) load(tile + gridDim.y);
+    if (next < tiles) next_ropes.Load(a, h, first_of(next));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       float most = fmaxf(fabsf(ropes.pair[i].x), fabsf(ropes.pair[i].y));
@@ -245,19 +248,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ProductWait<0>();
     const int row = FragmentRow(threadIdx.x % 128, 0);  // and the eighth after
+    const float undo[2] = {shared.undo[row], shared.undo[row + 8]};
     float most[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) {
-        float& x = sum[n][i];
-        x *= shared.undo[row + 8 * (i / 2 % 2)];
-        if (a.k.row_scales != nullptr) {
-          x *= a.k.row_scales[h * kLatent + group * (kLatent / 2) + n * 128 +
-                              FragmentToken(lane, i)];
-        }
-        most[i / 2 % 2] = fmaxf(most[i / 2 % 2], fabsf(x));
+    for (int i = 0; i < kSums; ++i) {
+      const int r = i / 2 % 2;
+      sum[i] *= undo[r];
+      if (a.k.row_scales != nullptr) {
+        sum[i] *=
+            a.k.row_scales[h * kLatent + first_latent + FragmentToken(lane, i)];
       }
+      most[r] = fmaxf(most[r], fabsf(sum[i]));
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -267,21 +268,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     __syncthreads();
     const auto scale_of = [&](int r) {
-      return OperandScale<typename Cached::Operand>(
-          fmaxf(fmaxf(shared.largest[0][r], shared.largest[1][r]),
-                shared.largest[2][r]));
+      float most = shared.largest[0][r];
+#pragma unroll
+      for (int g = 1; g <= kGroups; ++g) {
+        most = fmaxf(most, shared.largest[g][r]);
+      }
+      return OperandScale<typename Cached::Operand>(most);
     };
     const float scale[2] = {scale_of(row), scale_of(row + 8)};
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 64; i += 2) {
-        const int r = i / 2 % 2;
-        const int k = group * (kLatent / 2) + n * 128 + FragmentToken(lane, i);
-        *OperandPair<Cached>(shared.staged, row + 8 * r, k) =
-            Pack<typename Cached::Operand>(sum[n][i] * scale[r],
-                                           sum[n][i + 1] * scale[r]);
-      }
+    for (int i = 0; i < kSums; i += 2) {
+      const int r = i / 2 % 2;
+      *OperandPair<Cached>(shared.staged, row + 8 * r,
+                           first_latent + FragmentToken(lane, i)) =
+          Pack<typename Cached::Operand>(sum[i] * scale[r],
+                                         sum[i + 1] * scale[r]);
     }
     const int64_t first = int64_t{tile} * kTokens;
 #pragma unroll
@@ -349,16 +350,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPriorKernel();
   const int64_t stride = v.heads * kLatent;
   WarpRows<kLatent> rows;
-  const auto load = [&](int tile) {
+  const auto load = [&](int i, int tile) {
     const int64_t first = int64_t{tile} * kTokens + warp * kWarpTokens;
-    rows.Load(attended + first * stride + h * kLatent, stride, first, tokens);
+    rows.Load(i, attended + first * stride + h * kLatent, stride, first,
+              tokens);
   };
   int tile = blockIdx.y;
-  load(tile);
+#pragma unroll
+  for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
   for (; tile < tiles; tile += gridDim.y) {
-    rows.Store<Code>(
-        v.input_scales == nullptr ? nullptr : v.input_scales + h * kLatent,
-        v.scale, shared.inputs, shared.undo);
+    const int next = tile + gridDim.y;
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      rows.Store<Code>(
+          i, v.input_scales == nullptr ? nullptr : v.input_scales + h * kLatent,
+          v.scale, shared.inputs, shared.undo);
+      if (next < tiles) load(i, next);
+    }
     OperandSync();
     const int first_row = warp / 4 * kOutputs;
     float sum[kOutputs / 2];
@@ -366,7 +374,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     BeginProducts<Operand, kValue, kLatent, kOutputs>(
         shared.inputs, shared.weights, first_row, sum);
     ProductCommit();
-    if (tile + gridDim.y < tiles) load(tile + gridDim.y);
     ProductWait<0>();
 #pragma unroll
     for (int i = 0; i < kOutputs / 2; i += 2) {

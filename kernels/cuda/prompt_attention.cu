@@ -32,6 +32,12 @@ static_assert(kProducerRegisters + kScoreRegisters +
                   kValueGroups * kValueRegisters <=
               65536 / 128);
 
+// A tile comes in parts, blocks of columns, so that its scores begin early.
+constexpr int kParts = 3;
+constexpr int kPartBytes = kPromptTileBytes / kParts;
+constexpr int kPartSteps = kSteps / kParts;
+static_assert(kPartSteps % (kBlockColumns / 16) == 0);
+
 struct Shared {
   std::byte query[kPromptTileBytes];
   std::byte rows[2][kPromptTileBytes];
@@ -41,8 +47,8 @@ struct Shared {
   float rescale[kRows];
   float max[kRows];
   float score_factor[kRows];
-  uint64_t asked;    // queries
-  uint64_t full[2];  // rows
+  uint64_t asked;            // queries
+  uint64_t full[2][kParts];  // rows
   uint64_t empty[2];
   uint64_t scored;  // weights
   uint64_t taken;
@@ -160,12 +166,16 @@ struct Scores {
   __device__ explicit Scores(Shared& shared) : shared(shared) {}
 
   // even, odd = the scores of a tile, its steps two chains.
-  __device__ void Multiply(const std::byte* rows) {
+  __device__ void Multiply(const Place& place) {
     const uint64_t query = TileDescriptor(Unknown(SharedAddress(shared.query)));
-    const uint64_t keys = TileDescriptor(Unknown(SharedAddress(rows)));
-    ProductFence();
+    const uint64_t keys =
+        TileDescriptor(Unknown(SharedAddress(shared.rows[place.slot()])));
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+      if (s % kPartSteps == 0) {
+        BarrierWait(&shared.full[place.slot()][s / kPartSteps], place.phase());
+        ProductFence();
+      }
       const int at = (s / 4 * kBlockBytes + s % 4 * kProductBytes) / 16;
       Product<FormatOf<Operand>, kTile>::Run(s % 2 == 0 ? even : odd,
                                              query + at, keys + at, s >= 2);
@@ -341,57 +351,59 @@ struct Values {
     }
     constexpr int kElements = 16 / Code::kBytes;
     constexpr int kRunSteps = kElements / 4;
-    constexpr int kTogether = 8;  // as many as registers take
+    constexpr int kFours = kLatents / 16;  // that a thread has of a head
+    constexpr int kAhead = 8;  // of what is merged so far, asked for ahead
+    float* rows[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int head = first_head + lane / 4 + 8 * h;
-      if (head >= a.heads) continue;
-      float* const row =
-          a.out + (static_cast<int64_t>(token) * a.heads + head) * kLatent +
-          group * kLatents + kElements * (lane % 4);
+      const int head = min(first_head + lane / 4 + 8 * h, a.heads - 1);
+      rows[h] = a.out +
+                (static_cast<int64_t>(token) * a.heads + head) * kLatent +
+                group * kLatents + kElements * (lane % 4);
+    }
+    const auto place = [&](int h, int m) {
+      return reinterpret_cast<float4*>(
+          rows[h] + m / kRunSteps * (4 * kElements) + m % kRunSteps * 4);
+    };
+    float4 old[kAhead];
+    if (!is_first) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) old[j] = *place(j / kFours, j % kFours);
+    }
+    uint32_t rest[2] = {0, 0};  // whose quotients are left to a slower loop
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool real = first_head + lane / 4 + 8 * h < a.heads;
       const float all = merged_sum[h];
       const float inverse = 1.0f / all;
-      uint32_t rest = 0;  // whose quotients are left to a slower loop
-      const auto place = [&](int m) {
-        return reinterpret_cast<float4*>(row + m / kRunSteps * (4 * kElements) +
-                                         m % kRunSteps * 4);
-      };
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        constexpr int kHalf = kLatents / 32;
-#pragma unroll
-        for (int first = 0; first < kHalf; first += kTogether) {
-          float4 old[kTogether];
-          if (!is_first) {  // they wait for memory together
-#pragma unroll
-            for (int m = 0; m < kTogether; ++m) {
-              old[m] = *place(n * kHalf + first + m);
-            }
-          }
-#pragma unroll
-          for (int m = 0; m < kTogether; ++m) {
-            const int i = 8 * (first + m) + 2 * h;
-            const float(&d)[64] = out[n];
-            float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
-            if (!is_first) {
-              v = {fmaf(v.x, new_factor[h], old[m].x * old_factor[h]),
-                   fmaf(v.y, new_factor[h], old[m].y * old_factor[h]),
-                   fmaf(v.z, new_factor[h], old[m].z * old_factor[h]),
-                   fmaf(v.w, new_factor[h], old[m].w * old_factor[h])};
-            }
-            if (is_last && !DivideFour(v, all, inverse)) {
-              rest |= 1u << (n * kHalf + first + m);
-            }
-            *place(n * kHalf + first + m) = v;
-          }
+      for (int m = 0; m < kFours; ++m) {
+        const float(&d)[64] = out[m / (kFours / 2)];
+        const int i = 8 * (m % (kFours / 2)) + 2 * h;
+        float4 v = {d[i], d[i + 1], d[i + 4], d[i + 5]};
+        if (!is_first) {
+          const int j = h * kFours + m;
+          float4& o = old[j % kAhead];
+          v = {fmaf(v.x, new_factor[h], o.x * old_factor[h]),
+               fmaf(v.y, new_factor[h], o.y * old_factor[h]),
+               fmaf(v.z, new_factor[h], o.z * old_factor[h]),
+               fmaf(v.w, new_factor[h], o.w * old_factor[h])};
+          const int next = j + kAhead;
+          if (next < 2 * kFours) o = *place(next / kFours, next % kFours);
         }
+        if (is_last && !DivideFour(v, all, inverse)) rest[h] |= 1u << m;
+        if (real) *place(h, m) = v;
       }
-      while (rest != 0) {
-        const int m = __ffs(rest) - 1;
-        rest &= rest - 1;
-        float* const at = reinterpret_cast<float*>(place(m));
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (first_head + lane / 4 + 8 * h >= a.heads) continue;
+      while (rest[h] != 0) {
+        const int m = __ffs(rest[h]) - 1;
+        rest[h] &= rest[h] - 1;
+        float* const at = reinterpret_cast<float*>(place(h, m));
 #pragma unroll 1
-        for (int i = 0; i < 4; ++i) at[i] /= all;
+        for (int i = 0; i < 4; ++i) at[i] /= merged_sum[h];
       }
     }
   }
@@ -423,7 +435,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTokens;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
-      BarrierInit(&shared.full[i], 1);
+      for (uint64_t& part : shared.full[i]) BarrierInit(&part, 1);
       BarrierInit(&shared.empty[i], kValueGroups * 4);
     }
     BarrierInit(&shared.asked, 1);
@@ -455,12 +467,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ForEachSequence(a.places, first_token, [&](const Sequence& of, int) {
       for (int tile = 0; tile < of.tiles; ++tile, ++place.tile) {
-        uint64_t* const full = &shared.full[place.slot()];
         BarrierWait(&shared.empty[place.slot()], place.phase() ^ 1);
-        BarrierExpect(full, kPromptTileBytes);
-        CopyBulk(shared.rows[place.slot()],
-                 a.tiles + int64_t{of.table + tile} * kPromptTileBytes,
-                 kPromptTileBytes, full);
+        const std::byte* const from =
+            a.tiles + int64_t{of.table + tile} * kPromptTileBytes;
+        for (int part = 0; part < kParts; ++part) {
+          uint64_t* const full = &shared.full[place.slot()][part];
+          BarrierExpect(full, kPartBytes);
+          CopyBulk(shared.rows[place.slot()] + part * kPartBytes,
+                   from + part * kPartBytes, kPartBytes, full);
+        }
       }
     });
   } else if (Group() == 0) {
@@ -489,8 +504,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (tile % a.split_tiles == 0) {
               scores.max[0] = scores.max[1] = -INFINITY;
             }
-            BarrierWait(&shared.full[place.slot()], place.phase());
-            scores.Multiply(shared.rows[place.slot()]);
+            scores.Multiply(place);
             scores.Exponentials(tile, place.tile);
           }
         });

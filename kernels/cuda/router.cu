@@ -420,8 +420,7 @@ template <typename Element>
 void Run(const Arguments& a, const LaunchOptions& options) {
   if (a.tokens <= 16) return RunShape<Element, 1, 8, 1>(a, options);
   if (a.tokens <= 64) return RunShape<Element, 4, 8, 2>(a, options);
-  if (a.tokens <= 128) return RunShape<Element, 8, 8, 2>(a, options);
-  if (a.tokens <= 512) return RunShape<Element, 8, 4, 4>(a, options);
+  if (a.tokens <= 512) return RunShape<Element, 8, 8, 2>(a, options);
   return RunShape<Element, 8, 1, 8>(a, options);
 }
 

@@ -2,9 +2,10 @@
 //
 // What such a product ends with costs as much as a third of its arithmetic, so
 // each scale is read once, and the tile leaves through shared memory in runs. A
-// pair of blocks takes tile after tile: the next one's operands and scales come
-// while this one ends.
+// block, or a pair, takes tile after tile: the next one's operands and scales
+// come while this one ends.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/grouped_gemm.h"
@@ -41,7 +42,8 @@ constexpr int kSharedBytes =
 static_assert(kSharedBytes <= 227 * 1024);
 
 // The tiles of a launch: of neighbouring entries of the work, one for each
-// block of a pair, and of some rows. Those of the same tokens lie side by side.
+// block of a cluster, and of some rows. Those of the same tokens lie side by
+// side.
 template <bool kGateUp>
 struct Tiles {
   // Rows of the output that a tile, and that a group makes.
@@ -49,31 +51,33 @@ struct Tiles {
   static constexpr int kRows = TileType::kGroups * kGroupRows;
 
   const ExpertArguments& a;
+  int blocks;  // of a cluster
   int across;
   int items;
-  int first;  // of this block's tiles; it takes every step-th of count
+  int first;  // of this cluster's tiles; it takes every step-th of count
   int step;
   int count;
 
   __device__ explicit Tiles(const ExpertArguments& a)
       : a(a),
+        blocks(ClusterBlocks()),
         across((a.rows + kRows - 1) / kRows),
         items(a.work == nullptr ? (a.tokens + kTokens - 1) / kTokens
                                 : *a.work_count),
-        first(blockIdx.x / 2),
-        step(gridDim.x / 2),
-        count((items + 1) / 2 * across) {}
+        first(blockIdx.x / blocks),
+        step(gridDim.x / blocks),
+        count((items + blocks - 1) / blocks * across) {}
   __device__ int FirstRow(int tile) const { return tile % across * kRows; }
-  // Of the block that is `rank` in the pair. Past the last entry it multiplies
-  // what the other one does, and stores nothing.
+  // Of the block that is `rank` in its cluster. Past the last entry it
+  // multiplies what the other one does, and stores nothing.
   __device__ ExpertWork Work(int tile, int rank) const {
-    const int item = min(tile / across * 2 + rank, items - 1);
+    const int item = min(tile / across * blocks + rank, items - 1);
     ExpertWork work =
         a.work != nullptr
             ? a.work[item]
             : ExpertWork{0, item * kTokens,
                          min(kTokens, a.tokens - item * kTokens), 0};
-    if (item < tile / across * 2 + rank) work.count = 0;
+    if (item < tile / across * blocks + rank) work.count = 0;
     return work;
   }
   // Of all experts' weights: where row block i of the tile begins.
@@ -245,7 +249,8 @@ __device__ void Prepare(const Tiles<kGateUp>& tiles, int rank,
     Walk<TileType::kStages> walk;
     for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
       const ExpertWork work = tiles.Work(tile, rank);
-      const bool common = tiles.Work(tile, 1 - rank).expert == work.expert;
+      const bool common =
+          ring.paired && tiles.Work(tile, 1 - rank).expert == work.expert;
       const int row = tiles.FirstRow(tile);
       ProduceWide<TileType>(
           ring, walk, rank, common, weights,
@@ -289,7 +294,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   const int group = threadIdx.x / 128;
   if (group == TileType::kGroups) {
     ReduceRegisters<TileType::kProducerRegisters>();
-    Prepare<kGateUp>(tiles, blockIdx.x % 2, ring, shared, &weights, &x);
+    Prepare<kGateUp>(tiles, ClusterRank(), ring, shared, &weights, &x);
   } else {
     RaiseRegisters<TileType::kMultiplierRegisters>();
     if constexpr (kPromoted<Format>) BeginTurns(group);
@@ -318,12 +323,18 @@ void Run(const CUtensorMap& weights, const CUtensorMap& x,
          const LaunchOptions& options) {
   const int64_t across =
       (a.rows + Tiles<kGateUp>::kRows - 1) / Tiles<kGateUp>::kRows;
+  // Pairs ask less of L2, but wait for each other: FP8's gate and up, which are
+  // the fastest, have measured slower so.
+  const int blocks =
+      std::is_same_v<Format, E4m3Format> && kGateUp && a.work != nullptr ? 1
+                                                                         : 2;
   const LaunchShape shape = {
-      .grid = dim3(2 * static_cast<unsigned>(std::min<int64_t>(
-                           Multiprocessors() / 2, (items + 1) / 2 * across))),
+      .grid = dim3(blocks * static_cast<unsigned>(std::min<int64_t>(
+                                Multiprocessors() / blocks,
+                                (items + blocks - 1) / blocks * across))),
       .threads = TileType::kThreads,
       .shared_bytes = kSharedBytes,
-      .cluster = 2};
+      .cluster = blocks};
   Launch(WideExpertKernel<Format, kGateUp>, shape, options,
          kGateUp ? "ExpertsGateUp" : "ExpertsDown", weights, x, a);
 }

@@ -1,8 +1,8 @@
 // The tile of products with many tokens: two warpgroups multiply 256 or 128
 // rows of weights by 128 tokens, with nearly all of a multiprocessor's
-// registers. Two thread blocks of a cluster, with neighbouring tokens, are a
-// pair: each loads a half of their common weights into both, since what L2 can
-// give is less than these products take. The chains of K are gemm_tile.h's.
+// registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
+// pair: each loads a half of their common weights into both, so that L2 is
+// asked for less. The chains of K are gemm_tile.h's.
 #ifndef INVAR_KERNELS_CUDA_WIDE_TILE_H_
 #define INVAR_KERNELS_CUDA_WIDE_TILE_H_
 
@@ -52,24 +52,34 @@ __device__ inline void TakeTurn(int group) {
   BarrierSync(kTurnBarrier + group, 256);
 }
 
-// As Ring. A stage is empty when both blocks of the pair have read it.
+// As Ring. A stage is empty when all blocks of the cluster, one or a pair, have
+// read it.
 template <typename TileType>
 struct WideRing : Ring<TileType, TileType::kStages> {
-  using Ring<TileType, TileType::kStages>::Ring;
+  bool paired;
 
-  // By one thread; the pair then meets at ClusterSync.
+  __device__ explicit WideRing(std::byte* shared)
+      : Ring<TileType, TileType::kStages>(shared),
+        paired(ClusterBlocks() == 2) {}
+
+  // By one thread; the cluster then meets at ClusterSync.
   __device__ void Init() {
     for (int s = 0; s < TileType::kStages; ++s) {
       BarrierInit(&this->full[s], 1);
-      BarrierInit(&this->empty[s], 2 * TileType::kMultipliers / 32);
+      BarrierInit(&this->empty[s],
+                  TileType::kMultipliers / 32 * (paired ? 2 : 1));
     }
     BarrierInitFence();
   }
 
   // By one thread of each multiplying warp.
   __device__ void Release(int stage) const {
-    BarrierArriveAt(&this->empty[stage], 0);
-    BarrierArriveAt(&this->empty[stage], 1);
+    if (paired) {
+      BarrierArriveAt(&this->empty[stage], 0);
+      BarrierArriveAt(&this->empty[stage], 1);
+    } else {
+      BarrierArrive(&this->empty[stage]);
+    }
   }
 };
 

@@ -278,8 +278,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const bool prompts =
       tokens >= kPromptTokens &&
       PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
-  const int64_t prompt_split =
-      Fast() ? pass.max_position + 1 : kAttentionSplit;
+  const int64_t prompt_split = Fast() ? pass.max_position + 1 : kAttentionSplit;
   AttentionParts parts;
   if (prompts && !observer_) {
     const PackedQueries query =
@@ -303,14 +302,17 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     // A graph begins when the steps before it have ended.
     LaunchOptions options = main_.Next();
     options.early = pass.decodes;
-    const FastMode* const fast = Fast();
-    MlaAttention(options, places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache,
-                 (fast ? fast->attention_parts : step_.attention_parts).data(),
-                 step_.attended.data(),
-                 fast ? FastAttentionSplit(tokens, c.heads, pass.max_position)
-                      : kAttentionSplit,
-                 observer_ ? nullptr : &parts);
+    AttentionParts* const left = observer_ ? nullptr : &parts;
+    if (const FastMode* fast = Fast()) {
+      MlaAttention(
+          options, places, pass.max_position, step_.query.data(), c.heads,
+          scale, cache, fast->attention_parts.data(), step_.attended.data(),
+          FastAttentionSplit(tokens, c.heads, pass.max_position), left);
+    } else {
+      MlaAttention(options, places, pass.max_position, step_.query.data(),
+                   c.heads, scale, cache, step_.attention_parts.data(),
+                   step_.attended.data(), left);
+    }
   }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
@@ -355,11 +357,10 @@ void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
       AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
                   step_.q.data() + first * config_.qk_head_dim(),
                   step_.query.data());
-      MlaAttention(main_.Next(), some, pass.max_position, step_.query.data(),
-                   heads, scale, cache, fast_->attention_parts.data(),
-                   step_.attended.data(),
-                   FastAttentionSplit(run.tokens, heads, pass.max_position),
-                   nullptr);
+      MlaAttention(
+          main_.Next(), some, pass.max_position, step_.query.data(), heads,
+          scale, cache, fast_->attention_parts.data(), step_.attended.data(),
+          FastAttentionSplit(run.tokens, heads, pass.max_position), nullptr);
       AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
                   step_.attended.data(), rows);
     }
