@@ -54,8 +54,8 @@ void Decode(testing::Bench& bench, KvDtype dtype, const std::string& name,
                  {tokens, device_positions.data(), device_tables.data(),
                   device_ids.data()},
                  context - 1, device_query.data(), kHeads, 0.1147f,
-                 {dtype, caches[i].data()}, workspace.data(), out.data(),
-                 split, nullptr);
+                 {dtype, caches[i].data()}, workspace.data(), out.data(), split,
+                 nullptr);
   });
   const double bytes =
       static_cast<double>(cache_bytes) +

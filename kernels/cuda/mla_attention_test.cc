@@ -150,8 +150,7 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
                {count, device_positions.data(), device_tables.data(),
                 sequences.device_blocks()},
                max_position, device_query.data(), kHeads, kScale,
-               sequences.layer(), workspace.data(), out.data(), split,
-               nullptr);
+               sequences.layer(), workspace.data(), out.data(), split, nullptr);
   Check(cudaStreamSynchronize(stream), "mla_attention");
   return out.Download();
 }

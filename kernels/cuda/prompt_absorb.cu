@@ -7,8 +7,8 @@
 // asked for, into registers, as soon as this tile's has become an operand.
 #include <algorithm>
 
-#include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/prompt_tiles.cuh"
 #include "kernels/cuda/silu_mul.h"
 

@@ -11,8 +11,8 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
-#include "worker/engine/testing/engine_harness.h"
 #include "worker/engine/testing/deferring_model.h"
+#include "worker/engine/testing/engine_harness.h"
 #include "worker/engine/testing/fake_model.h"
 #include "worker/link/testing/fake_scheduler.h"
 

@@ -6,22 +6,10 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "worker/model/checkpoint/weight_dtype.h"
 
 namespace invar {
 namespace {
-
-WeightDtype ToWeightDtype(TensorDtype dtype) {
-  switch (dtype) {
-    case TensorDtype::kBf16:
-      return WeightDtype::kBf16;
-    case TensorDtype::kF16:
-      return WeightDtype::kFp16;
-    case TensorDtype::kF8E4m3:
-      return WeightDtype::kFp8E4m3;
-    default:  // the checkpoint lets no other pass
-      return WeightDtype::kFp32;
-  }
-}
 
 Weight ToWeight(const LoadedTensor& tensor) {
   return {.dtype = ToWeightDtype(tensor.dtype),

@@ -9,22 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "kernels/cuda/support.h"
+#include "worker/model/checkpoint/weight_dtype.h"
 
 namespace invar {
 namespace {
-
-WeightDtype ToWeightDtype(TensorDtype dtype) {
-  switch (dtype) {
-    case TensorDtype::kBf16:
-      return WeightDtype::kBf16;
-    case TensorDtype::kF16:
-      return WeightDtype::kFp16;
-    case TensorDtype::kF8E4m3:
-      return WeightDtype::kFp8E4m3;
-    default:  // the table of tensors lets no other pass
-      return WeightDtype::kFp32;
-  }
-}
 
 // A matrix as ReadWeights would give it, but for its values: what there is of
 // scales is there.
