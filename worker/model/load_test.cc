@@ -37,11 +37,12 @@ constexpr char kIndex[] = "/model.safetensors.index.json";
 class LoadTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/load_" +
-              ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::filesystem::remove_all(folder_);
+    folder_ = absl::StrCat(
+        ::testing::TempDir(), "/load_", getpid(), "_",
+        ::testing::UnitTest::GetInstance()->current_test_info()->name());
     config_.quantization = testing::StaticFp8();
   }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   absl::Status Load() {
     return Model::Load({.path = folder_, .threads = 1}).status();

@@ -3,6 +3,7 @@
 // manifest every one is refused. 10,000 with INVAR_FULL=1.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -253,7 +254,8 @@ class Mutator {
 class MutantsTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/mutants";
+    // Of this process alone: builds with other sanitizers may run beside it.
+    folder_ = absl::StrCat(::testing::TempDir(), "/mutants_", getpid());
     std::filesystem::remove_all(folder_);
     ModelConfig config = testing::TinyModelConfig();
     config.quantization = testing::StaticFp8();
@@ -269,6 +271,7 @@ class MutantsTest : public ::testing::Test {
     manifest_ = ManifestText(*manifest);
     digest_ = manifest->weights_digest;
   }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   void Write(const std::string& name, const std::string& bytes) {
     ASSERT_TRUE(testing::WriteFile(folder_ + "/" + name, bytes).ok());
