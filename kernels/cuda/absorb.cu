@@ -7,6 +7,7 @@
 #include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/head_dispatch.cuh"
 #include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/kv_append.cuh"
 #include "kernels/cuda/operands.cuh"
@@ -336,20 +337,6 @@ LaunchShape ManyShape(int64_t heads, int64_t tokens) {
                                              kManyBlockTokens)),
           .threads = kManyThreads,
           .shared_bytes = static_cast<int>(sizeof(ManyShared<kColumns>))};
-}
-
-template <typename Body>
-void DispatchHead(WeightDtype dtype, Body body) {
-  switch (dtype) {
-    case WeightDtype::kFp8E4m3:
-      return body.template operator()<E4m3>();
-    case WeightDtype::kFp16:
-      return body.template operator()<Fp16>();
-    case WeightDtype::kBf16:
-      return body.template operator()<Bf16>();
-    case WeightDtype::kFp32:
-      return;  // the loader refuses it
-  }
 }
 
 LaunchShape Shape(int row_blocks, int64_t heads, int64_t tokens, int warps) {

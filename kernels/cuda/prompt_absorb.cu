@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/head_dispatch.cuh"
 #include "kernels/cuda/input_pair.cuh"
 #include "kernels/cuda/prompt_tiles.cuh"
 #include "kernels/cuda/silu_mul.h"
@@ -105,20 +106,6 @@ struct WarpRows {
 __device__ void OperandSync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-}
-
-template <typename Body>
-void DispatchHead(WeightDtype dtype, Body body) {
-  switch (dtype) {
-    case WeightDtype::kFp8E4m3:
-      return body.template operator()<E4m3>();
-    case WeightDtype::kFp16:
-      return body.template operator()<Fp16>();
-    case WeightDtype::kBf16:
-      return body.template operator()<Bf16>();
-    case WeightDtype::kFp32:
-      return;  // the loader refuses it
-  }
 }
 
 // As many blocks a head as the GPU runs at once.

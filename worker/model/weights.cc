@@ -61,20 +61,10 @@ Weight Reader::Linear(const std::string& module) const {
           Scales(checkpoint_.tensor(module + ".weight_scale_inv"));
       break;
   }
-  switch (quantization.inputs) {
-    case InputScaling::kNone:
-      break;
-    case InputScaling::kTensor:
-      weight.input_scale =
-          Scales(checkpoint_.tensor(module + ".input_scale"))[0];
-      break;
-    case InputScaling::kToken:
-      weight.dynamic_inputs = DynamicInputs::kToken;
-      break;
-    case InputScaling::kGroup:
-      weight.dynamic_inputs = DynamicInputs::kGroup;
-      break;
+  if (quantization.inputs == InputScaling::kTensor) {
+    weight.input_scale = Scales(checkpoint_.tensor(module + ".input_scale"))[0];
   }
+  weight.dynamic_inputs = ToDynamicInputs(quantization.inputs);
   return weight;
 }
 

@@ -27,19 +27,10 @@ Weight Describe(const ModelConfig& config, absl::string_view module,
   if (quantization.weights == WeightScaling::kBlock) {
     weight.block_scales = &kSomeScale;
   }
-  switch (quantization.inputs) {
-    case InputScaling::kNone:
-      break;
-    case InputScaling::kTensor:
-      weight.input_scale = kSomeScale;
-      break;
-    case InputScaling::kToken:
-      weight.dynamic_inputs = DynamicInputs::kToken;
-      break;
-    case InputScaling::kGroup:
-      weight.dynamic_inputs = DynamicInputs::kGroup;
-      break;
+  if (quantization.inputs == InputScaling::kTensor) {
+    weight.input_scale = kSomeScale;
   }
+  weight.dynamic_inputs = ToDynamicInputs(quantization.inputs);
   return weight;
 }
 
