@@ -7,10 +7,17 @@
 namespace invar::cuda {
 namespace {
 
-using TileType = WideTile<128, 1, 3>;
-constexpr int kTokens = TileType::kTokens;
-constexpr int kValues = TileType::kValues;
-constexpr int kRows = TileType::kRowBlocks * kProductRows;
+// Whether sums of two leaves wait in registers, as those of one leaf do: what
+// is promoted has a second set of sums as it is.
+template <typename Format>
+inline constexpr bool kHoldsPairs = !kPromoted<Format>;
+template <typename Format>
+using TileType = WideTile<128, 1, kHoldsPairs<Format> ? 5 : 3>;
+constexpr int kTokens = 128;
+constexpr int kValues = kTokens / 2;
+constexpr int kGroups = TileType<Bf16Format>::kGroups;
+constexpr int kThreads = TileType<Bf16Format>::kThreads;
+constexpr int kRows = kGroups * kProductRows;
 
 struct Arguments {
   int rows;
@@ -25,111 +32,131 @@ struct Arguments {
   GemmOutput type;
 };
 
-// The sums of leaves that wait for others, as a binary counter: the tree of
-// kernels/types.h. The lowest level lies in registers, the others in shared
-// memory, a group's together and each thread's in a column of its own.
-constexpr int kLevels = 3;  // 2^3 places
-static_assert(1 << kLevels == kMaxLeaves);
+// Sums that wait for others in shared memory: each thread's in a column of its
+// own, of two leaves, where registers have no room for these, and of four.
+constexpr int kPair = 0;
+template <typename Format>
+constexpr int kQuad = kHoldsPairs<Format> ? 0 : 1;
+template <typename Format>
 struct Waiting {
-  float4 level[kLevels - 1][kValues / 4][128];
-};
-constexpr int kWaitingBytes = static_cast<int>(sizeof(Waiting));
-constexpr int kSharedBytes = Ring<TileType, TileType::kStages>::kSharedBytes +
-                             TileType::kGroups * kWaitingBytes;
-static_assert(kSharedBytes <= 227 * 1024);
+  float4 sums[kQuad<Format> + 1][kValues / 4][128];
 
-// sum becomes what leaf `leaf` and those that wait come to; true after the
-// last.
-__device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
-                         float (&first)[kValues], float (&sum)[kValues]) {
+  __device__ void Put(int place, const float (&sum)[kValues]) {
 #pragma unroll
-  for (int level = 0; level < kLevels; ++level) {
-    const bool waits = leaf >> level & 1;
-    float4(*const column)[128] = waiting.level[level == 0 ? 0 : level - 1];
-    if (waits) {
-#pragma unroll
-      for (int i = 0; i < kValues; i += 4) {
-        const float4 add = level == 0 ? float4{first[i], first[i + 1],
-                                               first[i + 2], first[i + 3]}
-                                      : column[i / 4][threadIdx.x % 128];
-        sum[i] += add.x;
-        sum[i + 1] += add.y;
-        sum[i + 2] += add.z;
-        sum[i + 3] += add.w;
-      }
-    } else if (!last) {
-#pragma unroll
-      for (int i = 0; i < kValues; i += 4) {
-        if (level == 0) {
-#pragma unroll
-          for (int j = i; j < i + 4; ++j) first[j] = sum[j];
-        } else {
-          column[i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
-                                              sum[i + 3]};
-        }
-      }
-      return false;
+    for (int i = 0; i < kValues; i += 4) {
+      sums[place][i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
+                                               sum[i + 3]};
     }
   }
-  return true;
-}
-
-// sum = the tile's products, its leaves folded.
+  __device__ void AddTo(int place, float (&sum)[kValues]) const {
+#pragma unroll
+    for (int i = 0; i < kValues; i += 4) {
+      const float4 add = sums[place][i / 4][threadIdx.x % 128];
+      sum[i] += add.x;
+      sum[i + 1] += add.y;
+      sum[i + 2] += add.z;
+      sum[i + 3] += add.w;
+    }
+  }
+};
 template <typename Format>
-__device__ void MultiplyLeaves(const WideRing<TileType>& ring,
-                               Walk<TileType::kStages>& walk,
-                               const Arguments& a, int group, Waiting& waiting,
-                               float (&sum)[kValues]) {
+inline constexpr int kSharedBytes =
+    Ring<TileType<Format>, TileType<Format>::kStages>::kSharedBytes +
+    kGroups* static_cast<int>(sizeof(Waiting<Format>));
+static_assert(kSharedBytes<E4m3Format> <= 227 * 1024 &&
+              kSharedBytes<Bf16Format> <= 227 * 1024);
+
+// sum = the products of the next `blocks` stages, one leaf.
+template <typename Format>
+__device__ void MultiplyLeaf(const WideRing<TileType<Format>>& ring,
+                             Walk<TileType<Format>::kStages>& walk, int group,
+                             int blocks, float (&sum)[kValues]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   const bool leader = threadIdx.x % 32 == 0;
-  float first[kValues];
-  for (int leaf = 0, done = 0; leaf < a.leaves; ++leaf) {
-    const int blocks = min(a.leaf_blocks, a.k_blocks - done);
-    done += blocks;
+  // Also where the first product forgets it: so no move of what the registers
+  // held comes between products, for which these would wait.
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
-    int previous = -1;
-    for (int b = 0; b < blocks; ++b) {
-      BarrierWait(&ring.full[walk.stage], walk.phase);
-      const uint64_t weights =
-          TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
-                         group * TileType::kBlockBytes);
-      const uint64_t inputs =
-          TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
-      if constexpr (kPromoted<Format>) TakeTurn(group);
+  for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
+  int previous = -1;
+  for (int b = 0; b < blocks; ++b) {
+    BarrierWait(&ring.full[walk.stage], walk.phase);
+    const uint64_t weights =
+        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                       group * TileType<Format>::kBlockBytes);
+    const uint64_t inputs =
+        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    if constexpr (kPromoted<Format>) {
+      float part[kValues];
+      MultiplyInTurn<Format, kTokens>(group, weights, inputs, part);
+      if (leader) ring.Release(walk.stage);
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) sum[i] += part[i];
+    } else {
       ProductFence();
-      if constexpr (kPromoted<Format>) {
-        float part[kValues];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, kTokens>::Run(part, weights + k * kStep,
-                                        inputs + k * kStep, k != 0);
-        }
-        ProductCommit();
-        PassTurn(group);
-        ProductWait<0>();
-        if (leader) ring.Release(walk.stage);
-#pragma unroll
-        for (int i = 0; i < kValues; ++i) sum[i] += part[i];
-      } else {
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, kTokens>::Run(sum, weights + k * kStep,
-                                        inputs + k * kStep, b != 0 || k != 0);
-        }
-        ProductCommit();
-        ProductWait<1>();
-        if (leader && previous >= 0) ring.Release(previous);
-        previous = walk.stage;
+      for (int k = 0; k < kSteps; ++k) {
+        Product<Format, kTokens>::Run(sum, weights + k * kStep,
+                                      inputs + k * kStep, b != 0 || k != 0);
       }
-      walk.Advance();
+      ProductCommit();
+      ProductWait<1>();
+      if (leader && previous >= 0) ring.Release(previous);
+      previous = walk.stage;
     }
-    if constexpr (!kPromoted<Format>) {
-      ProductWait<0>();
-      if (leader) ring.Release(previous);
+    walk.Advance();
+  }
+  if constexpr (!kPromoted<Format>) {
+    ProductWait<0>();
+    if (leader) ring.Release(previous);
+  }
+}
+
+// sum = the tile's products, its leaves folded as the tree of kernels/types.h,
+// of which absent places are skipped.
+static_assert(kMaxLeaves == 8);
+template <typename Format>
+__device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
+                               Walk<TileType<Format>::kStages>& walk,
+                               const Arguments& a, int group,
+                               Waiting<Format>& waiting,
+                               float (&sum)[kValues]) {
+  int left = a.k_blocks;
+  const auto multiply = [&] {
+    const int blocks = min(a.leaf_blocks, left);
+    left -= blocks;
+    MultiplyLeaf<Format>(ring, walk, group, blocks, sum);
+  };
+  // A leaf and its neighbour.
+  const auto multiply_two = [&] {
+    multiply();
+    if (left == 0) return;
+    float first[kValues];
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) first[i] = sum[i];
+    multiply();
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) sum[i] += first[i];
+  };
+  for (int quad = 0;; ++quad) {
+    multiply_two();
+    if (left > 0) {
+      if constexpr (kHoldsPairs<Format>) {
+        float pair[kValues];
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) pair[i] = sum[i];
+        multiply_two();
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sum[i] += pair[i];
+      } else {
+        waiting.Put(kPair, sum);
+        multiply_two();
+        waiting.AddTo(kPair, sum);
+      }
     }
-    FoldLeaf(leaf, leaf + 1 == a.leaves, waiting, first, sum);
+    if (quad > 0) waiting.AddTo(kQuad<Format>, sum);
+    if (left == 0) return;
+    waiting.Put(kQuad<Format>, sum);
   }
 }
 
@@ -168,17 +195,17 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
 // read once. Past the last token a block multiplies zeros for its neighbour's
 // sake.
 template <typename Format>
-__global__ void __launch_bounds__(TileType::kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
                    const __grid_constant__ CUtensorMap x, const Arguments a) {
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
-  const WideRing<TileType> ring(shared);
+  const WideRing<TileType<Format>> ring(shared);
   if (threadIdx.x == 0) {
     PrefetchMap(&weights);
     PrefetchMap(&x);
-    WideRing<TileType>(ring).Init();
+    WideRing<TileType<Format>>(ring).Init();
   }
   ClusterSync();
   WaitForPriorKernel();
@@ -190,28 +217,29 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   const int first = blockIdx.x / 2;
   const int step = gridDim.x / 2;
   const int group = threadIdx.x / 128;
-  Walk<TileType::kStages> walk;
-  if (group == TileType::kGroups) {
-    ReduceRegisters<TileType::kProducerRegisters>();
+  Walk<TileType<Format>::kStages> walk;
+  if (group == kGroups) {
+    ReduceRegisters<TileType<Format>::kProducerRegisters>();
     if (threadIdx.x % 128 < 32) {
       for (int pair = first; pair < count; pair += step) {
         const int row = pair / pairs * kRows;
-        ProduceWide<TileType>(
+        ProduceWide<TileType<Format>>(
             ring, walk, rank, /*common=*/true, &weights,
             [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
             a.k_blocks);
       }
     }
   } else {
-    RaiseRegisters<TileType::kMultiplierRegisters>();
+    RaiseRegisters<TileType<Format>::kMultiplierRegisters>();
     if constexpr (kPromoted<Format>) BeginTurns(group);
-    std::byte* const after = ring.stages +
-                             TileType::kStages * TileType::kStageBytes +
-                             group * kWaitingBytes;
+    std::byte* const after =
+        ring.stages +
+        TileType<Format>::kStages * TileType<Format>::kStageBytes +
+        group * static_cast<int>(sizeof(Waiting<Format>));
     for (int pair = first; pair < count; pair += step) {
       float sum[kValues];
       MultiplyLeaves<Format>(ring, walk, a, group,
-                             *reinterpret_cast<Waiting*>(after), sum);
+                             *reinterpret_cast<Waiting<Format>*>(after), sum);
       StoreOutput(a, pair / pairs * kRows + group * kProductRows,
                   token_of(pair), after, sum);
       // Sums wait where it has been stored from.
@@ -225,14 +253,14 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
 template <typename Format>
 void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
          const LaunchOptions& options) {
-  static_assert(kStagingBytes<float> <= kWaitingBytes &&
-                kStagingBytes<__nv_bfloat16> <= kWaitingBytes);
+  static_assert(kStagingBytes<float> <= sizeof(Waiting<Format>) &&
+                kStagingBytes<__nv_bfloat16> <= sizeof(Waiting<Format>));
   const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
   const int tiles = pairs * ((a.rows + kRows - 1) / kRows);
   const LaunchShape shape = {
       .grid = dim3(2 * std::min(Multiprocessors() / 2, tiles)),
-      .threads = TileType::kThreads,
-      .shared_bytes = kSharedBytes,
+      .threads = kThreads,
+      .shared_bytes = kSharedBytes<Format>,
       .cluster = 2};
   Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
          a);

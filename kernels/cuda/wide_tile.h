@@ -122,6 +122,24 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
   }
 }
 
+// part = one stage's products of 64 rows, in the group's turn.
+template <typename Format, int kTokens>
+__device__ void MultiplyInTurn(int group, uint64_t weights, uint64_t inputs,
+                               float (&part)[kTokens / 2]) {
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
+  TakeTurn(group);
+  ProductFence();
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Product<Format, kTokens>::Run(part, weights + k * kStep, inputs + k * kStep,
+                                  k != 0);
+  }
+  ProductCommit();
+  PassTurn(group);
+  ProductWait<0>();
+}
+
 // sum[m] = the products of the next `blocks` stages, one chain, for the
 // warpgroup's row blocks. By all threads of the warpgroup.
 template <typename Format, typename TileType>
@@ -153,17 +171,8 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        TakeTurn(group);
-        ProductFence();
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, TileType::kTokens>::Run(
-              part, weights + m * kBlockStep + k * kStep, inputs + k * kStep,
-              k != 0);
-        }
-        ProductCommit();
-        PassTurn(group);
-        ProductWait<0>();
+        MultiplyInTurn<Format, TileType::kTokens>(
+            group, weights + m * kBlockStep, inputs, part);
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
         for (int i = 0; i < kValues; ++i) sum[m][i] += part[i];
