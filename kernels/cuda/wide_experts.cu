@@ -218,7 +218,7 @@ __device__ void Prepare(const Tiles<kGateUp>& tiles, int rank,
       ProduceWide<TileType>(
           ring, walk, rank, common, weights,
           [&](int i) { return tiles.WeightRow(work.expert, row, i); }, x,
-          work.first, tiles.a.k_blocks);
+          /*x_rest=*/nullptr, work.first, tiles.a.k_blocks);
     }
   } else if (warp == 1) {
     Walk<2> walk;

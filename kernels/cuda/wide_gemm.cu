@@ -7,14 +7,15 @@
 namespace invar::cuda {
 namespace {
 
-// Whether sums of two leaves wait in registers, as those of one leaf do: what
-// is promoted has a second set of sums as it is.
+// As many tokens as leave room in registers for the sums of a leaf and of a
+// pair of leaves that wait for others. What is promoted has a second set as it
+// is.
 template <typename Format>
-inline constexpr bool kHoldsPairs = !kPromoted<Format>;
+inline constexpr int kTokens = kPromoted<Format> ? 96 : 128;
 template <typename Format>
-using TileType = WideTile<128, 1, kHoldsPairs<Format> ? 5 : 3>;
-constexpr int kTokens = 128;
-constexpr int kValues = kTokens / 2;
+inline constexpr int kValues = kTokens<Format> / 2;
+template <typename Format>
+using TileType = WideTile<kTokens<Format>, 1, kPromoted<Format> ? 6 : 5>;
 constexpr int kGroups = TileType<Bf16Format>::kGroups;
 constexpr int kThreads = TileType<Bf16Format>::kThreads;
 constexpr int kRows = kGroups * kProductRows;
@@ -28,30 +29,34 @@ struct Arguments {
   float scale;
   const float* row_scales;    // (rows), or null
   const float* token_scales;  // (tokens), or null
-  void* out;
   GemmOutput type;
 };
 
-// Sums that wait for others in shared memory: each thread's in a column of its
-// own, of two leaves, where registers have no room for these, and of four.
-constexpr int kPair = 0;
+// Sums of four leaves wait in shared memory, each thread's in a column. In
+// their turn, outputs leave from there: the copy engine takes them while the
+// next tile's first leaves are multiplied.
 template <typename Format>
-constexpr int kQuad = kHoldsPairs<Format> ? 0 : 1;
-template <typename Format>
-struct Waiting {
-  float4 sums[kQuad<Format> + 1][kValues / 4][128];
+union Waiting {
+  float4 sums[kValues<Format> / 4][128];
+  // Up to two, of 128 bytes of rows, swizzled.
+  std::byte boxes[2][kTokens<Format> * kTileRowBytes];
 
-  __device__ void Put(int place, const float (&sum)[kValues]) {
+  // Returns, to the whole group, once outputs have left.
+  __device__ void Clear(int group) const {
+    if (threadIdx.x % 128 == 0) CopyOutWait();
+    BarrierSync(kGroupBarrier + group, 128);
+  }
+  __device__ void Put(const float (&sum)[kValues<Format>]) {
 #pragma unroll
-    for (int i = 0; i < kValues; i += 4) {
-      sums[place][i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
-                                               sum[i + 3]};
+    for (int i = 0; i < kValues<Format>; i += 4) {
+      sums[i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
+                                        sum[i + 3]};
     }
   }
-  __device__ void AddTo(int place, float (&sum)[kValues]) const {
+  __device__ void AddTo(float (&sum)[kValues<Format>]) const {
 #pragma unroll
-    for (int i = 0; i < kValues; i += 4) {
-      const float4 add = sums[place][i / 4][threadIdx.x % 128];
+    for (int i = 0; i < kValues<Format>; i += 4) {
+      const float4 add = sums[i / 4][threadIdx.x % 128];
       sum[i] += add.x;
       sum[i + 1] += add.y;
       sum[i + 2] += add.z;
@@ -70,14 +75,14 @@ static_assert(kSharedBytes<E4m3Format> <= 227 * 1024 &&
 template <typename Format>
 __device__ void MultiplyLeaf(const WideRing<TileType<Format>>& ring,
                              Walk<TileType<Format>::kStages>& walk, int group,
-                             int blocks, float (&sum)[kValues]) {
+                             int blocks, float (&sum)[kValues<Format>]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   const bool leader = threadIdx.x % 32 == 0;
   // Also where the first product forgets it: so no move of what the registers
   // held comes between products, for which these would wait.
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
+  for (int i = 0; i < kValues<Format>; ++i) sum[i] = 0.0f;
   int previous = -1;
   for (int b = 0; b < blocks; ++b) {
     BarrierWait(&ring.full[walk.stage], walk.phase);
@@ -87,17 +92,17 @@ __device__ void MultiplyLeaf(const WideRing<TileType<Format>>& ring,
     const uint64_t inputs =
         TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
     if constexpr (kPromoted<Format>) {
-      float part[kValues];
-      MultiplyInTurn<Format, kTokens>(group, weights, inputs, part);
+      float part[kValues<Format>];
+      MultiplyInTurn<Format, kTokens<Format>>(group, weights, inputs, part);
       if (leader) ring.Release(walk.stage);
 #pragma unroll
-      for (int i = 0; i < kValues; ++i) sum[i] += part[i];
+      for (int i = 0; i < kValues<Format>; ++i) sum[i] += part[i];
     } else {
       ProductFence();
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
-        Product<Format, kTokens>::Run(sum, weights + k * kStep,
-                                      inputs + k * kStep, b != 0 || k != 0);
+        Product<Format, kTokens<Format>>::Run(
+            sum, weights + k * kStep, inputs + k * kStep, b != 0 || k != 0);
       }
       ProductCommit();
       ProductWait<1>();
@@ -120,51 +125,72 @@ __device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
                                Walk<TileType<Format>::kStages>& walk,
                                const Arguments& a, int group,
                                Waiting<Format>& waiting,
-                               float (&sum)[kValues]) {
+                               float (&sum)[kValues<Format>]) {
   int left = a.k_blocks;
   const auto multiply = [&] {
     const int blocks = min(a.leaf_blocks, left);
     left -= blocks;
     MultiplyLeaf<Format>(ring, walk, group, blocks, sum);
   };
-  // A leaf and its neighbour.
-  const auto multiply_two = [&] {
+  // sum = those of `multiply` and, if some are left, of `multiply` again.
+  const auto twice = [&](const auto& multiply) {
     multiply();
     if (left == 0) return;
-    float first[kValues];
+    float first[kValues<Format>];
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) first[i] = sum[i];
+    for (int i = 0; i < kValues<Format>; ++i) first[i] = sum[i];
     multiply();
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) sum[i] += first[i];
+    for (int i = 0; i < kValues<Format>; ++i) sum[i] += first[i];
   };
-  for (int quad = 0;; ++quad) {
-    multiply_two();
-    if (left > 0) {
-      if constexpr (kHoldsPairs<Format>) {
-        float pair[kValues];
+  const auto multiply_four = [&] { twice([&] { twice(multiply); }); };
+  multiply_four();
+  if (left == 0) return;
+  waiting.Clear(group);
+  waiting.Put(sum);
+  multiply_four();
+  waiting.AddTo(sum);
+}
+
+// What the group's sums become: StoreOutput of gemm.cu. Their values go to
+// boxes of the rows from first_row, and are on their way when this returns.
+template <typename Format, typename Convert>
+__device__ void StoreBoxes(const CUtensorMap* map, const Convert& convert,
+                           int first_row, int token, int group,
+                           Waiting<Format>& waiting,
+                           const float (&sum)[kValues<Format>]) {
+  using Element = typename Convert::Element;
+  constexpr int kSize = static_cast<int>(sizeof(Element));
+  constexpr int kBoxRows = kTileRowBytes / kSize;
+  const int thread = threadIdx.x % 128;
+  waiting.Clear(group);
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) pair[i] = sum[i];
-        multiply_two();
+  for (int i = 0; i < kValues<Format>; ++i) {
+    const int t = FragmentToken(thread, i);
+    const int row = FragmentRow(thread, i);
+    const int byte = row % kBoxRows * kSize;
+    *reinterpret_cast<Element*>(
+        waiting.boxes[row / kBoxRows] + t * kTileRowBytes +
+        ((byte / 16 ^ t % 8) * 16 + byte % 16)) = convert(sum[i]);
+  }
+  CopyOutFence();
+  BarrierSync(kGroupBarrier + group, 128);
+  if (thread == 0) {
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) sum[i] += pair[i];
-      } else {
-        waiting.Put(kPair, sum);
-        multiply_two();
-        waiting.AddTo(kPair, sum);
-      }
+    for (int box = 0; box < kProductRows / kBoxRows; ++box) {
+      CopyBoxOut(map, (first_row + box * kBoxRows) * kSize, token,
+                 waiting.boxes[box]);
     }
-    if (quad > 0) waiting.AddTo(kQuad<Format>, sum);
-    if (left == 0) return;
-    waiting.Put(kQuad<Format>, sum);
+    CopyOutCommit();
   }
 }
 
-// What the group's sums become: StoreOutput of gemm.cu.
-__device__ void StoreOutput(const Arguments& a, int first_row, int token,
-                            std::byte* staging, float (&sum)[kValues]) {
+template <typename Format>
+__device__ void StoreOutput(const Arguments& a, const CUtensorMap* map,
+                            int first_row, int token, int group,
+                            Waiting<Format>& waiting,
+                            float (&sum)[kValues<Format>]) {
   const int thread = threadIdx.x % 128;
-  const int count = min(kTokens, a.tokens - token);
   float scale[2];  // of rows g and g + 8
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -172,7 +198,7 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
     scale[h] = a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
   }
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
+  for (int i = 0; i < kValues<Format>; ++i) {
     float factor = scale[i / 2 % 2];
     if (a.token_scales != nullptr) {
       factor *=
@@ -180,13 +206,10 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
     }
     sum[i] *= factor;
   }
-  const auto row_of = [&](int t) { return static_cast<int64_t>(token + t); };
   if (a.type == GemmOutput::kFp32) {
-    StoreBlock(ToFp32(), row_of, count, a.rows, first_row, staging,
-               static_cast<float*>(a.out), sum);
+    StoreBoxes(map, ToFp32(), first_row, token, group, waiting, sum);
   } else {
-    StoreBlock(ToBf16(), row_of, count, a.rows, first_row, staging,
-               static_cast<__nv_bfloat16*>(a.out), sum);
+    StoreBoxes(map, ToBf16(), first_row, token, group, waiting, sum);
   }
 }
 
@@ -197,7 +220,9 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
 template <typename Format>
 __global__ void __launch_bounds__(kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
-                   const __grid_constant__ CUtensorMap x, const Arguments a) {
+                   const __grid_constant__ CUtensorMap x,
+                   const __grid_constant__ CUtensorMap x_rest,
+                   const __grid_constant__ CUtensorMap out, const Arguments a) {
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
@@ -205,14 +230,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     PrefetchMap(&weights);
     PrefetchMap(&x);
+    PrefetchMap(&x_rest);
+    PrefetchMap(&out);
     WideRing<TileType<Format>>(ring).Init();
   }
   ClusterSync();
   WaitForPriorKernel();
-  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+  const int pairs =
+      (a.tokens + 2 * kTokens<Format> - 1) / (2 * kTokens<Format>);
   const int count = pairs * ((a.rows + kRows - 1) / kRows);
   const auto token_of = [&](int pair) {
-    return (2 * (pair % pairs) + rank) * kTokens;
+    return (2 * (pair % pairs) + rank) * kTokens<Format>;
   };
   const int first = blockIdx.x / 2;
   const int step = gridDim.x / 2;
@@ -225,26 +253,23 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int row = pair / pairs * kRows;
         ProduceWide<TileType<Format>>(
             ring, walk, rank, /*common=*/true, &weights,
-            [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
-            a.k_blocks);
+            [&](int i) { return row + i * kProductRows; }, &x, &x_rest,
+            token_of(pair), a.k_blocks);
       }
     }
   } else {
     RaiseRegisters<TileType<Format>::kMultiplierRegisters>();
     if constexpr (kPromoted<Format>) BeginTurns(group);
-    std::byte* const after =
+    auto& waiting = reinterpret_cast<Waiting<Format>*>(
         ring.stages +
-        TileType<Format>::kStages * TileType<Format>::kStageBytes +
-        group * static_cast<int>(sizeof(Waiting<Format>));
+        TileType<Format>::kStages * TileType<Format>::kStageBytes)[group];
     for (int pair = first; pair < count; pair += step) {
-      float sum[kValues];
-      MultiplyLeaves<Format>(ring, walk, a, group,
-                             *reinterpret_cast<Waiting<Format>*>(after), sum);
-      StoreOutput(a, pair / pairs * kRows + group * kProductRows,
-                  token_of(pair), after, sum);
-      // Sums wait where it has been stored from.
-      BarrierSync(kGroupBarrier + group, 128);
+      float sum[kValues<Format>];
+      MultiplyLeaves<Format>(ring, walk, a, group, waiting, sum);
+      StoreOutput<Format>(a, &out, pair / pairs * kRows + group * kProductRows,
+                          token_of(pair), group, waiting, sum);
     }
+    if (threadIdx.x % 128 == 0) CopyOutEnd();
   }
   ClusterArrive();
   ClusterWait();  // no block leaves while it is being told
@@ -252,10 +277,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename Format>
 void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
-         const LaunchOptions& options) {
-  static_assert(kStagingBytes<float> <= sizeof(Waiting<Format>) &&
-                kStagingBytes<__nv_bfloat16> <= sizeof(Waiting<Format>));
-  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+         GemmOutput type, void* out, const LaunchOptions& options) {
+  const int64_t size = type == GemmOutput::kFp32 ? 4 : 2;
+  CUtensorMap out_map;
+  Check(MakeWideOutput(out, a.tokens, a.rows * size, kTokens<Format>, &out_map)
+            ? cudaSuccess
+            : cudaErrorInvalidValue,
+        "describing a product's outputs");
+  const int pairs =
+      (a.tokens + 2 * kTokens<Format> - 1) / (2 * kTokens<Format>);
   const int tiles = pairs * ((a.rows + kRows - 1) / kRows);
   const LaunchShape shape = {
       .grid = dim3(2 * std::min(Multiprocessors() / 2, tiles)),
@@ -263,7 +293,7 @@ void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
       .shared_bytes = kSharedBytes<Format>,
       .cluster = 2};
   Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
-         a);
+         x.map, out_map, a);
 }
 
 }  // namespace
@@ -286,15 +316,14 @@ void WideGemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
       .scale = weight.scale,
       .row_scales = weight.row_scales,
       .token_scales = x.scales,
-      .out = out,
       .type = type};
   switch (weight.dtype) {
     case WeightDtype::kFp8E4m3:
-      return Run<E4m3Format>(weight, x, a, options);
+      return Run<E4m3Format>(weight, x, a, type, out, options);
     case WeightDtype::kFp16:
-      return Run<Fp16Format>(weight, x, a, options);
+      return Run<Fp16Format>(weight, x, a, type, out, options);
     default:
-      return Run<Bf16Format>(weight, x, a, options);
+      return Run<Bf16Format>(weight, x, a, type, out, options);
   }
 }
 
