@@ -214,9 +214,10 @@ __device__ void StoreOutput(const Arguments& a, const CUtensorMap* map,
 }
 
 // A pair of blocks, with neighbouring tokens, takes every pair of tiles that is
-// gridDim.x / 2 after the last; tokens first, so that a row tile's weights are
-// read once. Past the last token a block multiplies zeros for its neighbour's
-// sake.
+// gridDim.x / 2 after the last; rows first: weights stay in L2, and tokens are
+// read from memory once. (The other way round the outputs had pushed them out
+// between one row tile and the next.) Past the last token a block multiplies
+// zeros for its neighbour's sake.
 template <typename Format>
 __global__ void __launch_bounds__(kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
@@ -236,11 +237,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   ClusterSync();
   WaitForPriorKernel();
+  const int row_tiles = (a.rows + kRows - 1) / kRows;
   const int pairs =
       (a.tokens + 2 * kTokens<Format> - 1) / (2 * kTokens<Format>);
-  const int count = pairs * ((a.rows + kRows - 1) / kRows);
+  const int count = pairs * row_tiles;
+  const auto row_of = [&](int pair) { return pair % row_tiles * kRows; };
   const auto token_of = [&](int pair) {
-    return (2 * (pair % pairs) + rank) * kTokens<Format>;
+    return (2 * (pair / row_tiles) + rank) * kTokens<Format>;
   };
   const int first = blockIdx.x / 2;
   const int step = gridDim.x / 2;
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ReduceRegisters<TileType<Format>::kProducerRegisters>();
     if (threadIdx.x % 128 < 32) {
       for (int pair = first; pair < count; pair += step) {
-        const int row = pair / pairs * kRows;
+        const int row = row_of(pair);
         ProduceWide<TileType<Format>>(
             ring, walk, rank, /*common=*/true, &weights,
             [&](int i) { return row + i * kProductRows; }, &x, &x_rest,
@@ -266,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int pair = first; pair < count; pair += step) {
       float sum[kValues<Format>];
       MultiplyLeaves<Format>(ring, walk, a, group, waiting, sum);
-      StoreOutput<Format>(a, &out, pair / pairs * kRows + group * kProductRows,
+      StoreOutput<Format>(a, &out, row_of(pair) + group * kProductRows,
                           token_of(pair), group, waiting, sum);
     }
     if (threadIdx.x % 128 == 0) CopyOutEnd();
