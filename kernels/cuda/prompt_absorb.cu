@@ -123,7 +123,6 @@ dim3 Grid(int64_t heads, int64_t tokens, int64_t block_tiles) {
 struct QueryShared {
   std::byte weights[kOperandBytes<kLatent, kNope>];
   std::byte inputs[kOperandBytes<kTokens, kNope>];
-  std::byte staged[kPromptTileBytes];
   float undo[kTokens];
   float largest[kGroups + 1][kTokens];  // of groups' latents, and of the rope
 };
@@ -136,6 +135,20 @@ struct QueryArguments {
   RopeAngles angles;
   const float* q;
   PackedQueries query;
+};
+
+// Where the packed query of token t and head h lies.
+struct PackedRow {
+  std::byte* tile;
+  int row;  // of the tile
+
+  __device__ PackedRow(const PackedQueries& query, int64_t t, int64_t h,
+                       int heads)
+      : tile(query.tiles +
+             (t / kPackedTokens * (heads / kPackedHeads) + h / kPackedHeads) *
+                 kPromptTileBytes),
+        row(static_cast<int>(t % kPackedTokens * kPackedHeads +
+                             h % kPackedHeads)) {}
 };
 
 // What a warp has of the rope halves of its tokens' queries: a pair a lane.
@@ -192,7 +205,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPriorKernel();
   const int64_t stride = heads * int64_t{kNope + kRope};
   WarpRows<kNope> rows;
-  WarpRopes next_ropes;
   const auto first_of = [&](int tile) {
     return int64_t{tile} * kTokens + warp * kWarpTokens;
   };
@@ -203,9 +215,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   int tile = blockIdx.y;
 #pragma unroll
   for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
-  next_ropes.Load(a, h, first_of(tile));
   for (; tile < tiles; tile += gridDim.y) {
     const int next = tile + gridDim.y;
+    WarpRopes ropes;
+    ropes.Load(a, h, first_of(tile));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       rows.Store<Code>(
@@ -223,9 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     BeginProducts<Operand, kLatent, kNope, kGroupLatents>(
         shared.inputs, shared.weights, first_latent, sum);
     ProductCommit();
-    WarpRopes ropes = next_ropes;
     ropes.Rotate(a.angles);
-    if (next < tiles) next_ropes.Load(a, h, first_of(next));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       float most = fmaxf(fabsf(ropes.pair[i].x), fabsf(ropes.pair[i].y));
@@ -264,48 +275,45 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       return OperandScale<typename Cached::Operand>(most);
     };
-    const float scale[2] = {scale_of(row), scale_of(row + 8)};
-#pragma unroll
-    for (int i = 0; i < kSums; i += 2) {
-      const int r = i / 2 % 2;
-      *OperandPair<Cached>(shared.staged, row + 8 * r,
-                           first_latent + FragmentToken(lane, i)) =
-          Pack<typename Cached::Operand>(sum[i] * scale[r],
-                                         sum[i + 1] * scale[r]);
-    }
     const int64_t first = int64_t{tile} * kTokens;
+    // What lies at four eights of columns is a chunk of 16 bytes, and four
+    // threads' are neighbours.
+    constexpr int kEights =
+        Cached::kBytes == 1 ? 2 : 1;  // from one to the next
+    constexpr int kChunks = kSums / 8;
+    const int first_column =
+        static_cast<int>(Unknown(first_latent + FragmentToken(lane, 0)));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t t = first + row + 8 * r;
+      const float scale = scale_of(row + 8 * r);
+      if (t >= tokens) continue;
+      const PackedRow to(a.query, t, h, packed_heads);
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int eight = c / kEights * 4 * kEights + c % kEights;
+        uint32_t x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int i = 4 * (eight + kEights * j) + 2 * r;
+          x[j] = Pack<typename Cached::Operand>(sum[i] * scale,
+                                                sum[i + 1] * scale);
+        }
+        *reinterpret_cast<uint4*>(
+            OperandPair<Cached>(to.tile, to.row, first_column + 8 * eight)) = {
+            x[0], x[1], x[2], x[3]};
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       const int r = warp * kWarpTokens + i;
-      const float own = scale_of(r);
-      *OperandPair<Cached>(shared.staged, r, kLatent + 2 * lane) =
-          Pack<typename Cached::Operand>(ropes.pair[i].x * own,
-                                         ropes.pair[i].y * own);
-      if (lane == 0 && first + r < tokens) {
-        a.query.scales[(first + r) * packed_heads + h] = own;
-      }
-    }
-    __syncthreads();
-    // Each row goes to the tile of its four tokens; 128 bytes a block of
-    // columns, which there are swizzled by another row number.
-    constexpr int kChunks = kRow / kBlockColumns * 8;
-#pragma unroll 6
-    for (int i = threadIdx.x; i < kTokens * kChunks; i += kThreads) {
-      const int chunk = i % 8;
-      const int r = i / 8 % kTokens;
-      const int block = i / (8 * kTokens);
-      const int64_t t = first + r;
-      if (t >= tokens) continue;
-      const int to_row =
-          static_cast<int>(t % kPackedTokens * kPackedHeads + h % kPackedHeads);
-      std::byte* const to = a.query.tiles +
-                            (t / kPackedTokens * (packed_heads / kPackedHeads) +
-                             h / kPackedHeads) *
-                                kPromptTileBytes +
-                            block * kBlockBytes;
-      *reinterpret_cast<uint4*>(to + SwizzledChunk(to_row, chunk)) =
-          *reinterpret_cast<const uint4*>(shared.staged + block * kBlockBytes +
-                                          SwizzledChunk(r, chunk));
+      const float scale = scale_of(r);
+      if (first + r >= tokens) continue;
+      const PackedRow to(a.query, first + r, h, packed_heads);
+      *OperandPair<Cached>(to.tile, to.row, kLatent + 2 * lane) =
+          Pack<typename Cached::Operand>(ropes.pair[i].x * scale,
+                                         ropes.pair[i].y * scale);
+      if (lane == 0) a.query.scales[(first + r) * packed_heads + h] = scale;
     }
   }
 }

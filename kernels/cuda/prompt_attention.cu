@@ -138,13 +138,6 @@ __device__ int FirstHead(const Arguments& a, int unit) {
   return (a.units - 1 - unit) % a.head_groups * kHeads;
 }
 
-// `address`, which the compiler cannot know any more: else it keeps the many
-// descriptors that are made of it in registers over the whole loop.
-__device__ uint32_t Unknown(uint32_t address) {
-  asm volatile("" : "+r"(address));
-  return address;
-}
-
 // Of one tile after the other, throughout all units: where its rows lie, and
 // the phase of their barriers.
 struct Place {
