@@ -123,6 +123,7 @@ dim3 Grid(int64_t heads, int64_t tokens, int64_t block_tiles) {
 struct QueryShared {
   std::byte weights[kOperandBytes<kLatent, kNope>];
   std::byte inputs[kOperandBytes<kTokens, kNope>];
+  std::byte staged[kPromptTileBytes];
   float undo[kTokens];
   float largest[kGroups + 1][kTokens];  // of groups' latents, and of the rope
 };
@@ -135,20 +136,6 @@ struct QueryArguments {
   RopeAngles angles;
   const float* q;
   PackedQueries query;
-};
-
-// Where the packed query of token t and head h lies.
-struct PackedRow {
-  std::byte* tile;
-  int row;  // of the tile
-
-  __device__ PackedRow(const PackedQueries& query, int64_t t, int64_t h,
-                       int heads)
-      : tile(query.tiles +
-             (t / kPackedTokens * (heads / kPackedHeads) + h / kPackedHeads) *
-                 kPromptTileBytes),
-        row(static_cast<int>(t % kPackedTokens * kPackedHeads +
-                             h % kPackedHeads)) {}
 };
 
 // What a warp has of the rope halves of its tokens' queries: a pair a lane.
@@ -275,22 +262,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       return OperandScale<typename Cached::Operand>(most);
     };
-    const int64_t first = int64_t{tile} * kTokens;
-    // What lies at four eights of columns is a chunk of 16 bytes, and four
-    // threads' are neighbours.
-    constexpr int kEights =
-        Cached::kBytes == 1 ? 2 : 1;  // from one to the next
-    constexpr int kChunks = kSums / 8;
+    // What lies at four eights of columns is a chunk of 16 bytes.
+    constexpr int kEights = Cached::kBytes == 1 ? 2 : 1;  // to the next
+    constexpr int kRowChunks = kSums / 16;
     const int first_column =
         static_cast<int>(Unknown(first_latent + FragmentToken(lane, 0)));
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t t = first + row + 8 * r;
       const float scale = scale_of(row + 8 * r);
-      if (t >= tokens) continue;
-      const PackedRow to(a.query, t, h, packed_heads);
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
+      for (int c = 0; c < kRowChunks; ++c) {
         const int eight = c / kEights * 4 * kEights + c % kEights;
         uint32_t x[4];
 #pragma unroll
@@ -299,21 +280,44 @@ __global__ void __launch_bounds__(kThreads, 1)
           x[j] = Pack<typename Cached::Operand>(sum[i] * scale,
                                                 sum[i + 1] * scale);
         }
-        *reinterpret_cast<uint4*>(
-            OperandPair<Cached>(to.tile, to.row, first_column + 8 * eight)) = {
+        *reinterpret_cast<uint4*>(OperandPair<Cached>(
+            shared.staged, row + 8 * r, first_column + 8 * eight)) = {
             x[0], x[1], x[2], x[3]};
       }
     }
+    const int64_t first = int64_t{tile} * kTokens;
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       const int r = warp * kWarpTokens + i;
       const float scale = scale_of(r);
-      if (first + r >= tokens) continue;
-      const PackedRow to(a.query, first + r, h, packed_heads);
-      *OperandPair<Cached>(to.tile, to.row, kLatent + 2 * lane) =
+      *OperandPair<Cached>(shared.staged, r, kLatent + 2 * lane) =
           Pack<typename Cached::Operand>(ropes.pair[i].x * scale,
                                          ropes.pair[i].y * scale);
-      if (lane == 0) a.query.scales[(first + r) * packed_heads + h] = scale;
+      if (lane == 0 && first + r < tokens) {
+        a.query.scales[(first + r) * packed_heads + h] = scale;
+      }
+    }
+    __syncthreads();
+    // Each row goes to the tile of its four tokens; 128 bytes a block of
+    // columns, which there are swizzled by another row number.
+    constexpr int kChunks = kRow / kBlockColumns * 8;
+#pragma unroll 6
+    for (int i = threadIdx.x; i < kTokens * kChunks; i += kThreads) {
+      const int chunk = i % 8;
+      const int r = i / 8 % kTokens;
+      const int block = i / (8 * kTokens);
+      const int64_t t = first + r;
+      if (t >= tokens) continue;
+      const int to_row =
+          static_cast<int>(t % kPackedTokens * kPackedHeads + h % kPackedHeads);
+      std::byte* const to = a.query.tiles +
+                            (t / kPackedTokens * (packed_heads / kPackedHeads) +
+                             h / kPackedHeads) *
+                                kPromptTileBytes +
+                            block * kBlockBytes;
+      *reinterpret_cast<uint4*>(to + SwizzledChunk(to_row, chunk)) =
+          *reinterpret_cast<const uint4*>(shared.staged + block * kBlockBytes +
+                                          SwizzledChunk(r, chunk));
     }
   }
 }
