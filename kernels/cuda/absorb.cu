@@ -408,9 +408,6 @@ void AbsorbValue(const LaunchOptions& options, const HeadProjection& v,
                  int64_t tokens, const float* attended, const InputSink& out,
                  const AttentionParts& parts) {
   DispatchHead(v.dtype, [&]<typename Code>() {
-    if (tokens >= kManyTokens) {  // whole sequences, which leave no parts
-      return PromptAbsorbValue(options, v, tokens, attended, out);
-    }
     const auto run = [&]<int kWarps>() {
       constexpr int kRowBlocks = kValue / (16 * kWarps);
       Launch(AbsorbValueKernel<Code, kWarps, 1>,

@@ -38,6 +38,8 @@ struct MergedSplits {
   __device__ float Merge(bool is_first, float split, float total) const {
     return is_first ? split : fmaf(split, new_factor, total * old_factor);
   }
+  // What each total is multiplied with at the end.
+  __device__ float Inverse() const { return 1.0f / sum; }
 };
 
 // Token t's head h of what MlaAttention has left, merged, as a warp's row.
@@ -45,7 +47,7 @@ __device__ inline void MergeRow(const AttentionParts& parts, int64_t t, int h,
                                 WarpRow<kLatent>& x) {
   constexpr int kMine = kLatent / 64;
   const int lane = threadIdx.x % 32;
-  const int splits = parts.positions[t] / static_cast<int>(parts.split) + 1;
+  const int splits = parts.cut.Count(parts.positions[t]);
   const int head = h % kPartialHeads;
   const float* part = parts.data + (t * parts.groups + h / kPartialHeads) *
                                        parts.splits * int64_t{kPartialFloats};
@@ -63,10 +65,9 @@ __device__ inline void MergeRow(const AttentionParts& parts, int64_t t, int h,
               merged.Merge(s == 0, sum.y, x[i].y)};
     }
   }
+  const float inverse = merged.Inverse();
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    x[i] = {x[i].x / merged.sum, x[i].y / merged.sum};
-  }
+  for (int i = 0; i < kMine; ++i) x[i] = {x[i].x * inverse, x[i].y * inverse};
 }
 
 }  // namespace invar::cuda

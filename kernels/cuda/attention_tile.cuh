@@ -15,7 +15,6 @@ inline constexpr int kHeads = 16;  // of a block: the rows of an mma
 inline constexpr int kWarps = 4;   // of a group
 inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kTile = static_cast<int>(kAttentionTile);
-inline constexpr int kSplit = static_cast<int>(kAttentionSplit);
 static_assert(kTile == 16 * kWarps, "a warp scores sixteen rows of a tile");
 static_assert(kLatent == 128 * kWarps, "a warp sums 128 latents");
 static_assert(kTile == kBlockTokens, "a tile is a block's rows");

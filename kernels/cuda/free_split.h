@@ -1,6 +1,5 @@
-// Attention in absorbed form with splits of any length, a multiple of
-// kAttentionTile: bits follow it, so that mode FAST alone has another one than
-// kAttentionSplit.
+// Attention in absorbed form cut into splits of any length: bits follow it, so
+// that mode FAST alone has others than kAttentionSplits.
 #ifndef INVAR_KERNELS_CUDA_FREE_SPLIT_H_
 #define INVAR_KERNELS_CUDA_FREE_SPLIT_H_
 
@@ -11,25 +10,25 @@
 
 namespace invar::cuda {
 
-// Those of ops.h, `split` tokens each.
+// Those of ops.h, cut so.
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out, int64_t split, AttentionParts* parts);
+                  float* out, const AttentionSplits& cut,
+                  AttentionParts* parts);
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position, int64_t split);
+                                 int64_t max_position,
+                                 const AttentionSplits& cut);
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
-                     int64_t blocks, const float* query, int64_t heads,
-                     float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out, int64_t split);
-void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
-                     int64_t blocks, const PackedQueries& query, int64_t heads,
-                     float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out, int64_t split);
+                     int64_t blocks, const PackedQueries& query,
+                     const HeadProjection& v, float scale, const KvLayer& cache,
+                     std::byte* workspace, const PackedAttended& out,
+                     const AttentionSplits& cut);
 
-// MlaAttention's split in mode FAST: as few as keep the GPU busy, however many
+// MlaAttention's in mode FAST: as few as keep the GPU busy, however many
 // sequences of whatever length share it.
-int64_t FastAttentionSplit(int64_t tokens, int64_t heads, int64_t max_position);
+AttentionSplits FastAttentionSplits(int64_t tokens, int64_t heads,
+                                    int64_t max_position);
 
 }  // namespace invar::cuda
 

@@ -166,13 +166,14 @@ struct Merged {
     }
   }
 
-  // out (heads, L) = total / sum.
+  // out (heads, L) = total times the sum's inverse.
   template <typename Code>
   __device__ void Store(int count, float* out) {
+    const float inverse[2] = {heads[0].Inverse(), heads[1].Inverse()};
 #pragma unroll
     for (int n = 0; n < kSumTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) total[n][i] = total[n][i] / heads[i / 2].sum;
+      for (int i = 0; i < 4; ++i) total[n][i] *= inverse[i / 2];
     }
     StoreSums<Code>(out, GroupWarp(), 0, total, count);
   }
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kGroups* kThreads,
                                   Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, bool early,
-                    float* partials, float* out, int split_tiles) {
+                    float* partials, float* out, AttentionSplits cut) {
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
@@ -207,11 +208,10 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   if (!early) WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int split_rows = split_tiles * kTile;
   const int last_split =
-      partials == nullptr ? position / split_rows : blockIdx.z;
+      partials == nullptr ? cut.Count(position) - 1 : blockIdx.z;
   int split = partials == nullptr ? Group() : blockIdx.z;
-  if (partials != nullptr && split * split_rows > position) return;
+  if (partials != nullptr && cut.Begin(split) * kTile > position) return;
   const int32_t* blocks = places.block_ids + places.tables[t];
   auto& rows = shared.groups[Group()].rows;
   int loaded = 0;  // tiles of this group so far
@@ -220,10 +220,10 @@ __global__ void __launch_bounds__(kGroups* kThreads,
                    tile * kTile, position, rows[loaded++ % 2]);
   };
   // A tile that the token's own row is not in.
-  const bool ahead = early && (split * split_tiles + 1) * kTile <= position;
-  if (split <= last_split && ahead) load(split * split_tiles);
+  const bool ahead = early && (cut.Begin(split) + 1) * kTile <= position;
+  if (split <= last_split && ahead) load(cut.Begin(split));
   WaitForPriorKernel();
-  if (split <= last_split && !ahead) load(split * split_tiles);
+  if (split <= last_split && !ahead) load(cut.Begin(split));
   const int first_head = blockIdx.y * kHeads;
   const int block_heads = min(kHeads, heads - first_head);
   LoadQuery<Code>(query + (t * heads + first_head) * kRow, block_heads,
@@ -235,14 +235,14 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   Merged merged;
   const auto own_sum = [&](int k) { return sums.out[k / 4][k % 4]; };
   for (int added = 0; split <= last_split; split += kGroups) {
-    const int end = min((split + 1) * split_tiles, position / kTile + 1);
-    for (int tile = split * split_tiles; tile < end; ++tile, ++added) {
+    const int end = min(cut.Begin(split + 1), position / kTile + 1);
+    for (int tile = cut.Begin(split); tile < end; ++tile, ++added) {
       WaitForCopies();
       GroupSync();  // The tile is here, nobody reads the other any more.
       if (tile + 1 < end) {
         load(tile + 1);
       } else if (split + kGroups <= last_split) {
-        load((split + kGroups) * split_tiles);
+        load(cut.Begin(split + kGroups));
       }
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
@@ -308,12 +308,12 @@ int64_t Groups(int64_t heads) { return (heads + kHeads - 1) / kHeads; }
 void Attend(const LaunchOptions& options, const TokenPlaces& places,
             int64_t max_position, const float* query, int64_t heads,
             float scale, const KvLayer& cache, float* workspace, float* out,
-            int64_t split, AttentionParts* parts);
+            const AttentionSplits& cut, AttentionParts* parts);
 
 }  // namespace
 
-int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
-                           int64_t max_position) {
+AttentionSplits FastAttentionSplits(int64_t tokens, int64_t heads,
+                                    int64_t max_position) {
   // Two blocks a multiprocessor; but the merge waits for memory every few
   // splits, and a split's first four tiles cost little more than one.
   constexpr int64_t kBlocks = 2 * 132;
@@ -322,15 +322,17 @@ int64_t FastAttentionSplit(int64_t tokens, int64_t heads,
   const int64_t tiles = max_position / kTile + 1;
   // Whole sequences: groups that take turns need turns.
   if (units >= kWholeUnits) {
-    return units < kPairedUnits ? kSplit : tiles * kTile;
+    return EqualSplits(kTile * (units < kPairedUnits ? kRoundTiles : tiles));
   }
   const int64_t splits = std::min(kMostSplits, kBlocks / units);
-  return kTile * std::max<int64_t>(kSplitTiles, (tiles + splits - 1) / splits);
+  return EqualSplits(
+      kTile * std::max<int64_t>(kRoundTiles, (tiles + splits - 1) / splits));
 }
 
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position, int64_t split) {
-  const int64_t splits = max_position / split + 1;
+                                 int64_t max_position,
+                                 const AttentionSplits& cut) {
+  const int64_t splits = cut.Count(max_position);
   const int64_t units = tokens * Groups(heads);
   return units >= kWholeUnits || splits == 1 ? 0
                                              : units * splits * kPartialFloats;
@@ -338,7 +340,8 @@ int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
 
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
                                  int64_t max_position) {
-  return AttentionWorkspaceFloats(tokens, heads, max_position, kSplit);
+  return AttentionWorkspaceFloats(tokens, heads, max_position,
+                                  kAttentionSplits);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
@@ -346,15 +349,16 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out, AttentionParts* parts) {
   Attend(options, places, max_position, query, heads, scale, cache, workspace,
-         out, kSplit, parts);
+         out, kAttentionSplits, parts);
 }
 
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out, int64_t split, AttentionParts* parts) {
+                  float* out, const AttentionSplits& cut,
+                  AttentionParts* parts) {
   Attend(options, places, max_position, query, heads, scale, cache, workspace,
-         out, split, parts);
+         out, cut, parts);
 }
 
 namespace {
@@ -362,12 +366,11 @@ namespace {
 void Attend(const LaunchOptions& options, const TokenPlaces& places,
             int64_t max_position, const float* query, int64_t heads,
             float scale, const KvLayer& cache, float* workspace, float* out,
-            int64_t split, AttentionParts* parts) {
+            const AttentionSplits& cut, AttentionParts* parts) {
   constexpr float kLog2E = 0x1.715476p+0f;
   const bool whole =
-      AttentionWorkspaceFloats(places.tokens, heads, max_position, split) == 0;
-  const int64_t splits = max_position / split + 1;
-  const int split_tiles = static_cast<int>(split / kTile);
+      AttentionWorkspaceFloats(places.tokens, heads, max_position, cut) == 0;
+  const int64_t splits = cut.Count(max_position);
   const dim3 grid(static_cast<unsigned>(places.tokens),
                   static_cast<unsigned>(Groups(heads)),
                   static_cast<unsigned>(whole ? 1 : splits));
@@ -379,20 +382,19 @@ void Attend(const LaunchOptions& options, const TokenPlaces& places,
               .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
              options, "MlaAttention", places, query, static_cast<int>(heads),
              scale * kLog2E, static_cast<const std::byte*>(cache.data),
-             options.early, whole ? nullptr : workspace, out, split_tiles);
+             options.early, whole ? nullptr : workspace, out, cut);
     };
     // Several tiles of bf16 a group do not fit shared memory.
-    if constexpr (Code::kBytes == 1 && kSplitWarps == kHeads) {
+    if constexpr (Code::kBytes == 1) {
       const int64_t units = int64_t{grid.x} * grid.y;
-      if (!whole && split_tiles <= kSplitTiles &&
-          units * splits <= kSpreadBlocks) {
+      if (!whole && units * splits <= kSpreadBlocks) {
         Launch(SplitKernel<Code>,
                {.grid = grid,
                 .threads = kSplitThreads,
                 .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
                options, "MlaAttention", places, query, static_cast<int>(heads),
                scale * kLog2E, static_cast<const std::byte*>(cache.data),
-               options.early, workspace, split_tiles);
+               options.early, workspace, cut);
       } else {
         whole&& splits > 1 && units < kPairedUnits
             ? launch.template operator()<2>()
@@ -403,7 +405,7 @@ void Attend(const LaunchOptions& options, const TokenPlaces& places,
     }
   });
   if (whole) return;
-  const AttentionParts left = {workspace, Groups(heads), splits, split,
+  const AttentionParts left = {workspace, Groups(heads), splits, cut,
                                places.positions};
   if (parts != nullptr) {
     *parts = left;

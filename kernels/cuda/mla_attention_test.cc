@@ -15,8 +15,10 @@ using testing::SpreadValues;
 using testing::Upload;
 
 constexpr float kScale = 0.1147f;
-constexpr int64_t kLength = 1100;  // five splits, the last a part of one
-constexpr int64_t kHeads = 19;     // a whole group of 16 and a part
+// Four short splits, a long one and a part of one.
+constexpr int64_t kLength = 2200;
+static_assert(kAttentionSplits.Count(kLength - 1) == 6);
+constexpr int64_t kHeads = 19;  // a whole group of 16 and a part
 
 // A cache of two sequences, rows past each one's end and strangers' blocks
 // poisoned with NaN, in shuffled blocks.
@@ -43,10 +45,6 @@ class Sequences {
   const int32_t* device_blocks() const { return device_blocks_.data(); }
   static int32_t Table(int sequence) {
     return sequence * (kLength / kBlockTokens + 1);
-  }
-
-  int32_t Block(int sequence, int64_t index) const {
-    return blocks_[Table(sequence) + index];
   }
 
   // A row as the cache has it.
@@ -138,8 +136,9 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
   const int64_t count = static_cast<int64_t>(tokens.size());
   const int64_t max_position =
       *std::max_element(positions.begin(), positions.end());
-  const int64_t split =
-      fast ? FastAttentionSplit(count, kHeads, max_position) : kAttentionSplit;
+  const AttentionSplits split =
+      fast ? FastAttentionSplits(count, kHeads, max_position)
+           : kAttentionSplits;
   const auto device_positions = Upload(positions);
   const auto device_tables = Upload(tables);
   const auto device_query = Upload(query);
@@ -152,48 +151,6 @@ std::vector<float> Attend(cudaStream_t stream, const Sequences& sequences,
                max_position, device_query.data(), kHeads, kScale,
                sequences.layer(), workspace.data(), out.data(), split, nullptr);
   Check(cudaStreamSynchronize(stream), "mla_attention");
-  return out.Download();
-}
-
-// The same, as the chunk of a prompt that each sequence's tokens are. A table
-// has the blocks up to its last token.
-std::vector<float> AttendTogether(cudaStream_t stream,
-                                  const Sequences& sequences,
-                                  const std::vector<Token>& tokens) {
-  std::vector<int32_t> positions;
-  std::vector<int32_t> tables;
-  std::vector<int32_t> blocks;
-  std::vector<float> query;
-  for (size_t t = 0; t < tokens.size(); ++t) {
-    const Token& token = tokens[t];
-    if (t == 0 || token.sequence != tokens[t - 1].sequence) {
-      tables.push_back(static_cast<int32_t>(blocks.size()));
-    } else {
-      tables.push_back(tables.back());
-    }
-    const size_t needed = tables.back() + token.position / kBlockTokens + 1;
-    while (blocks.size() < needed) {
-      blocks.push_back(
-          sequences.Block(token.sequence, blocks.size() - tables.back()));
-    }
-    positions.push_back(token.position);
-    const std::vector<float> one = Query(token);
-    query.insert(query.end(), one.begin(), one.end());
-  }
-  const int64_t count = static_cast<int64_t>(tokens.size());
-  const int64_t block_count = static_cast<int64_t>(blocks.size());
-  const auto device_positions = Upload(positions);
-  const auto device_tables = Upload(tables);
-  const auto device_blocks = Upload(blocks);
-  const auto device_query = Upload(query);
-  const auto out = Poisoned<float>(count * kHeads * kLatent);
-  const auto workspace = Poisoned<std::byte>(PromptAttentionBytes(block_count));
-  PromptAttention({.stream = stream},
-                  {count, device_positions.data(), device_tables.data(),
-                   device_blocks.data()},
-                  block_count, device_query.data(), kHeads, kScale,
-                  sequences.layer(), workspace.data(), out.data());
-  Check(cudaStreamSynchronize(stream), "prompt_attention");
   return out.Download();
 }
 
@@ -229,7 +186,8 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionAcrossTilesAndSplits) {
   const Sequences sequences(GetParam(), stream().get());
   // Weights and queries are rounded to 11 bits, or to 8.
   const double bound = GetParam() == KvDtype::kBf16 ? 5e-3 : 6e-4;
-  for (const int32_t p : {0, 1, 15, 63, 64, 255, 256, 511, 512, 1099}) {
+  for (const int32_t p : {0, 1, 15, 63, 64, 255, 256, 511, 512, 1023, 1024,
+                          1087, 1300, 2047, 2048, 2199}) {
     const Token token = {p % 2, p};
     const auto out = Attend(stream().get(), sequences, {token});
     EXPECT_LT(RelativeError(out, Reference(sequences, token)), bound)
@@ -244,8 +202,9 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionWithFastSplits) {
   for (const size_t count : {1, 3, 8, 40, 70, 130}) {
     std::vector<Token> tokens;
     for (size_t i = 0; i < count; ++i) {
-      tokens.push_back({static_cast<int>(i % 2),
-                        static_cast<int32_t>((1099 + 347 * i) % 1100)});
+      tokens.push_back(
+          {static_cast<int>(i % 2),
+           static_cast<int32_t>((kLength - 1 + 347 * i) % kLength)});
     }
     const auto out = Attend(stream().get(), sequences, tokens, /*fast=*/true);
     for (size_t i = 0; i < std::min<size_t>(count, 4); ++i) {
@@ -282,29 +241,6 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
             << "token " << i << " with " << company << ", place " << k;
       }
     }
-  }
-}
-
-// Prompts' chunks that begin and end anywhere, and sequences of one token, four
-// of which share a block; also a part of a group of heads.
-TEST_P(MlaAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
-  const Sequences sequences(GetParam(), stream().get());
-  std::vector<Token> tokens;
-  const auto add = [&](int sequence, int32_t first, int32_t count) {
-    for (int32_t p = first; p < first + count; ++p) {
-      tokens.push_back({sequence, p});
-    }
-  };
-  for (const auto& [first, second] :
-       {std::pair<int32_t, int32_t>{0, 1}, {3, 258}, {61, 300}, {1041, 59}}) {
-    tokens.clear();
-    add(0, first, 530 - first % 7 > kLength - first ? kLength - first : 530);
-    add(1, second, 7);
-    for (int i = 0; i < 9; ++i) add(i % 2, 37 + 117 * i, 1);
-    const auto expected = Attend(stream().get(), sequences, tokens);
-    const auto out = AttendTogether(stream().get(), sequences, tokens);
-    ASSERT_TRUE(SameBits(out.data(), expected.data(), out.size()))
-        << "from " << first << " and " << second;
   }
 }
 

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/attention_splits.h"
 #include "kernels/cuda/ops_linear.h"
 #include "kernels/cuda/widths.h"
 #include "kernels/types.h"
@@ -96,7 +97,7 @@ struct AttentionParts {
   const float* data = nullptr;  // (T, groups, splits, a split's result)
   int64_t groups = 0;           // of 16 heads
   int64_t splits = 0;           // of which a token has as many as it needs
-  int64_t split = 0;            // rows of one
+  AttentionSplits cut;
   const int32_t* positions = nullptr;  // (T)
 };
 
@@ -121,18 +122,18 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
                   float* out, AttentionParts* parts = nullptr);
+// 0 where each block walks a whole sequence, since enough blocks run then.
+int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
+                                 int64_t max_position);
 
-// The same, bit for bit, for steps of many tokens of a few sequences: those of
-// a sequence lie together and ascend, and so do their tables, which together
-// have `blocks` blocks. workspace: PromptAttentionBytes of these, on 16 bytes.
-void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
-                     int64_t blocks, const float* query, int64_t heads,
-                     float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out);
-int64_t PromptAttentionBytes(int64_t blocks);
+// ---- Attention of prompts ---------------------------------------------------
+//
+// AbsorbQuery, MlaAttention and AbsorbValue, bit for bit, for steps of many
+// tokens of a few sequences: those of a sequence lie together and ascend, and
+// so do their tables. What lies between the three is rounded where it is made.
 
-// A step's queries as PromptAttention rounds them: it then reads half of the
-// bytes, and none waits for them. Tiles of four tokens' 16 heads.
+// A step's queries as MlaAttention would round them. Tiles of four tokens' 16
+// heads.
 struct PackedQueries {
   std::byte* tiles = nullptr;
   float* scales = nullptr;  // of a (token, head): what it was multiplied with
@@ -141,24 +142,37 @@ struct PackedQueries {
 PackedQueries PackedQueriesIn(void* memory, int64_t tokens, int64_t heads);
 int64_t PackedQueryBytes(int64_t tokens, int64_t heads);
 
-// AbsorbQuery, its queries packed for a cache of this dtype.
+// The queries are packed for a cache of this dtype.
 void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
                        const TokenPlaces& places, const RopeAngles& angles,
                        const float* q, KvDtype cache,
                        const PackedQueries& query);
+
+// What has been attended to as AbsorbValue would round it.
+struct PackedAttended {
+  std::byte* rows = nullptr;  // (H, T, L) of 16 bits
+  float* scales = nullptr;    // (H, T): what each was multiplied with
+};
+// Laid out in PackedAttendedBytes of memory, on 16 bytes.
+PackedAttended PackedAttendedIn(void* memory, int64_t tokens, int64_t heads);
+int64_t PackedAttendedBytes(int64_t tokens, int64_t heads);
+
+// The cached rows of the tables, which together have `blocks` blocks, as the
+// operands that PromptAttention reads: once they are in the cache, and before
+// each PromptAttention. workspace: PromptAttentionBytes, on 16 bytes.
+void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t blocks, const KvLayer& cache, std::byte* workspace);
+
+// With what has been staged; `v` is what out is rounded for.
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
-                     int64_t blocks, const PackedQueries& query, int64_t heads,
-                     float scale, const KvLayer& cache, std::byte* workspace,
-                     float* out);
+                     int64_t blocks, const PackedQueries& query,
+                     const HeadProjection& v, float scale, const KvLayer& cache,
+                     std::byte* workspace, const PackedAttended& out);
+int64_t PromptAttentionBytes(int64_t blocks);
 
-// AbsorbValue of many tokens.
 void PromptAbsorbValue(const LaunchOptions& options, const HeadProjection& v,
-                       int64_t tokens, const float* attended,
+                       int64_t tokens, const PackedAttended& attended,
                        const InputSink& out);
-
-// 0 where each block walks a whole sequence, since enough blocks run then.
-int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
-                                 int64_t max_position);
 
 }  // namespace invar::cuda
 

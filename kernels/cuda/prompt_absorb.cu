@@ -3,8 +3,8 @@
 //
 // A block has one head, whose weights it makes operands of once and keeps in
 // shared memory; it walks tiles of 64 tokens. Both products are bound by the
-// bytes of queries and of what has been attended, so a row of the next tile is
-// asked for, into registers, as soon as this tile's has become an operand.
+// bytes of queries and of what has been attended, so the next tile is asked
+// for, into registers, as soon as this one has been used.
 #include <algorithm>
 
 #include "kernels/cuda/gemm_launch.h"
@@ -33,7 +33,7 @@ __device__ std::byte* Aligned(std::byte* memory) {
 }
 
 // The weights of a head, (kRows, kColumns), by all threads.
-template <typename Code, int kRows, int kColumns>
+template <typename Code, int kRows, int kColumns, int kThreads>
 __device__ void StoreWeights(const std::byte* weights, std::byte* to) {
   constexpr int kRowChunks = kColumns * Code::kBytes / 64;
 #pragma unroll 4
@@ -108,9 +108,11 @@ __device__ void OperandSync() {
   __syncthreads();
 }
 
-// As many blocks a head as the GPU runs at once.
-dim3 Grid(int64_t heads, int64_t tokens) {
-  const int64_t tiles = (tokens + kTokens - 1) / kTokens;
+// As many blocks a head as the GPU runs at once, each of which takes
+// block_tiles at a time.
+dim3 Grid(int64_t heads, int64_t tokens, int64_t block_tiles) {
+  const int64_t step = kTokens * block_tiles;
+  const int64_t tiles = (tokens + step - 1) / step;
   const int64_t most = std::max<int64_t>(1, Multiprocessors() / heads);
   return dim3(static_cast<unsigned>(heads),
               static_cast<unsigned>(std::min(tiles, most)));
@@ -185,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = threadIdx.x / 32;
   const int group = warp / 4;
   AllowNextKernel();
-  StoreWeights<Code, kLatent, kNope>(
+  StoreWeights<Code, kLatent, kNope, kThreads>(
       a.k.data + h * (kLatent * kNope * Code::kBytes), shared.weights);
   WaitForPriorKernel();
   const int64_t stride = heads * int64_t{kNope + kRope};
@@ -262,25 +264,39 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       return OperandScale<typename Cached::Operand>(most);
     };
-    const float scale[2] = {scale_of(row), scale_of(row + 8)};
+    // What lies at four eights of columns is a chunk of 16 bytes.
+    constexpr int kEights = Cached::kBytes == 1 ? 2 : 1;  // to the next
+    constexpr int kRowChunks = kSums / 16;
+    const int first_column =
+        static_cast<int>(Unknown(first_latent + FragmentToken(lane, 0)));
 #pragma unroll
-    for (int i = 0; i < kSums; i += 2) {
-      const int r = i / 2 % 2;
-      *OperandPair<Cached>(shared.staged, row + 8 * r,
-                           first_latent + FragmentToken(lane, i)) =
-          Pack<typename Cached::Operand>(sum[i] * scale[r],
-                                         sum[i + 1] * scale[r]);
+    for (int r = 0; r < 2; ++r) {
+      const float scale = scale_of(row + 8 * r);
+#pragma unroll
+      for (int c = 0; c < kRowChunks; ++c) {
+        const int eight = c / kEights * 4 * kEights + c % kEights;
+        uint32_t x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int i = 4 * (eight + kEights * j) + 2 * r;
+          x[j] = Pack<typename Cached::Operand>(sum[i] * scale,
+                                                sum[i + 1] * scale);
+        }
+        *reinterpret_cast<uint4*>(OperandPair<Cached>(
+            shared.staged, row + 8 * r, first_column + 8 * eight)) = {
+            x[0], x[1], x[2], x[3]};
+      }
     }
     const int64_t first = int64_t{tile} * kTokens;
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       const int r = warp * kWarpTokens + i;
-      const float own = scale_of(r);
+      const float scale = scale_of(r);
       *OperandPair<Cached>(shared.staged, r, kLatent + 2 * lane) =
-          Pack<typename Cached::Operand>(ropes.pair[i].x * own,
-                                         ropes.pair[i].y * own);
+          Pack<typename Cached::Operand>(ropes.pair[i].x * scale,
+                                         ropes.pair[i].y * scale);
       if (lane == 0 && first + r < tokens) {
-        a.query.scales[(first + r) * packed_heads + h] = own;
+        a.query.scales[(first + r) * packed_heads + h] = scale;
       }
     }
     __syncthreads();
@@ -310,73 +326,103 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- Values -----------------------------------------------------------------
 
-struct ValueShared {
-  std::byte weights[kOperandBytes<kValue, kLatent>];
-  std::byte inputs[kOperandBytes<kTokens, kLatent>];
-  float undo[kTokens];
+// Two warpgroups a block, each with tiles of its own. What has been attended to
+// goes from memory straight to operands in registers, a tile ahead.
+constexpr int kValueGroups = 2;
+constexpr int kValueThreads = 128 * kValueGroups;
+constexpr int kValueBytes = kOperandBytes<kValue, kLatent> + 1024;
+
+// A thread's rows of a tile, g and g + 8 of its warp's: two steps a piece.
+struct AttendedTile {
+  static constexpr int kPieces = kLatent / 32;
+  static constexpr int kBatch = 4;  // pieces that come and are used together
+  uint4 pieces[kPieces][2];
+
+  // Pieces [first, first + kBatch) of row t of the head, and of row t + 8.
+  __device__ void Load(int first, const std::byte* rows, int64_t t,
+                       int64_t tokens) {
+#pragma unroll
+    for (int p = first; p < first + kBatch; ++p) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int64_t row = min(t + 8 * h, tokens - 1);
+        pieces[p][h] = __ldcs(
+            reinterpret_cast<const uint4*>(rows + row * kAttendedRowBytes) +
+            4 * p + threadIdx.x % 4);
+      }
+    }
+  }
 };
-constexpr int kValueBytes = static_cast<int>(sizeof(ValueShared)) + 1024;
-static_assert(kValueBytes <= 227 * 1024);
 
 // grid (heads, blocks of each)
 template <typename Code>
-__global__ void __launch_bounds__(kThreads, 1)
-    PromptValueKernel(HeadProjection v, int64_t tokens, const float* attended,
+__global__ void __launch_bounds__(kValueThreads, 1)
+    PromptValueKernel(HeadProjection v, int64_t tokens, PackedAttended attended,
                       InputSink out) {
   using Operand = typename Code::Operand;
-  constexpr int kOutputs = kValue / kGroups;  // of a group
+  constexpr int kBatch = AttendedTile::kBatch;
   extern __shared__ std::byte memory[];
-  auto& shared = *reinterpret_cast<ValueShared*>(Aligned(memory));
+  std::byte* const weights = Aligned(memory);
   const int64_t h = blockIdx.x;
   const int tiles = static_cast<int>((tokens + kTokens - 1) / kTokens);
   const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
   AllowNextKernel();
-  StoreWeights<Code, kValue, kLatent>(
-      v.data + h * (kValue * kLatent * Code::kBytes), shared.weights);
+  StoreWeights<Code, kValue, kLatent, kValueThreads>(
+      v.data + h * (kValue * kLatent * Code::kBytes), weights);
+  OperandSync();
   WaitForPriorKernel();
-  const int64_t stride = v.heads * kLatent;
-  WarpRows<kLatent> rows;
-  const auto load = [&](int i, int tile) {
-    const int64_t first = int64_t{tile} * kTokens + warp * kWarpTokens;
-    rows.Load(i, attended + first * stride + h * kLatent, stride, first,
-              tokens);
+  const std::byte* const rows =
+      attended.rows + h * tokens * int64_t{kAttendedRowBytes};
+  const uint64_t right = TileDescriptor(SharedAddress(weights));
+  int tile = blockIdx.y * kValueGroups + threadIdx.x / 128;
+  const auto first_row = [&](int tile) {
+    return int64_t{tile} * kTokens + FragmentRow(threadIdx.x % 128, 0);
   };
-  int tile = blockIdx.y;
+  AttendedTile x;
 #pragma unroll
-  for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
-  for (; tile < tiles; tile += gridDim.y) {
-    const int next = tile + gridDim.y;
+  for (int p = 0; p < AttendedTile::kPieces; p += kBatch) {
+    if (tile < tiles) x.Load(p, rows, first_row(tile), tokens);
+  }
+  for (; tile < tiles; tile += gridDim.y * kValueGroups) {
+    const int next = tile + gridDim.y * kValueGroups;
+    float sum[kValue / 2] = {};
 #pragma unroll
-    for (int i = 0; i < kWarpTokens; ++i) {
-      rows.Store<Code>(
-          i, v.input_scales == nullptr ? nullptr : v.input_scales + h * kLatent,
-          v.scale, shared.inputs, shared.undo);
-      if (next < tiles) load(i, next);
+    for (int first = 0; first < AttendedTile::kPieces; first += kBatch) {
+      ProductFence();
+#pragma unroll
+      for (int p = first; p < first + kBatch; ++p) {
+        const uint4& a = x.pieces[p][0];
+        const uint4& b = x.pieces[p][1];
+        const uint64_t at = right + p / 2 * (kValue * kTileRowBytes / 16) +
+                            p % 2 * (2 * kProductBytes / 16);
+        RowProduct<Operand>(sum, {a.x, b.x, a.y, b.y}, at);
+        RowProduct<Operand>(sum, {a.z, b.z, a.w, b.w}, at + kProductBytes / 16);
+      }
+      ProductCommit();
+      ProductWait<0>();
+      if (next < tiles) x.Load(first, rows, first_row(next), tokens);
     }
-    OperandSync();
-    const int first_row = warp / 4 * kOutputs;
-    float sum[kOutputs / 2];
-    ProductFence();
-    BeginProducts<Operand, kValue, kLatent, kOutputs>(
-        shared.inputs, shared.weights, first_row, sum);
-    ProductCommit();
-    ProductWait<0>();
+    int64_t t[2];
+    float undo[2];
 #pragma unroll
-    for (int i = 0; i < kOutputs / 2; i += 2) {
-      const int row = FragmentRow(threadIdx.x % 128, i);
-      const int64_t t = int64_t{tile} * kTokens + row;
-      const int column = first_row + FragmentToken(lane, i);
-      float x = sum[i] * shared.undo[row];
-      float y = sum[i + 1] * shared.undo[row];
+    for (int r = 0; r < 2; ++r) {
+      t[r] = first_row(tile) + 8 * r;
+      undo[r] = v.scale / attended.scales[h * tokens + min(t[r], tokens - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < kValue / 2; i += 2) {
+      const int r = i / 2 % 2;
+      const int column = FragmentToken(lane, i);
+      float x = sum[i] * undo[r];
+      float y = sum[i + 1] * undo[r];
       if (v.row_scales != nullptr) {
         x *= v.row_scales[h * kValue + column];
         y *= v.row_scales[h * kValue + column + 1];
       }
-      if (t < tokens)
-        StoreInputPair(out, (t * v.heads + h) * kValue + column, x, y);
+      if (t[r] < tokens) {
+        StoreInputPair(out, (t[r] * v.heads + h) * kValue + column, x, y);
+      }
     }
-    __syncthreads();  // the inputs and their scales have been read
   }
 }
 
@@ -411,7 +457,7 @@ void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
   DispatchHead(k.dtype, [&]<typename Code>() {
     DispatchKv(cache, [&]<typename Cached>() {
       Launch(PromptQueryKernel<Code, Cached>,
-             {.grid = Grid(k.heads, places.tokens),
+             {.grid = Grid(k.heads, places.tokens, 1),
               .threads = kThreads,
               .shared_bytes = kQueryBytes},
              options, "PromptAbsorbQuery", a);
@@ -419,14 +465,25 @@ void PromptAbsorbQuery(const LaunchOptions& options, const HeadProjection& k,
   });
 }
 
+PackedAttended PackedAttendedIn(void* memory, int64_t tokens, int64_t heads) {
+  auto* const rows = static_cast<std::byte*>(memory);
+  return {rows,
+          reinterpret_cast<float*>(rows + tokens * heads * kAttendedRowBytes)};
+}
+
+int64_t PackedAttendedBytes(int64_t tokens, int64_t heads) {
+  return tokens * heads *
+         (kAttendedRowBytes + static_cast<int64_t>(sizeof(float)));
+}
+
 void PromptAbsorbValue(const LaunchOptions& options, const HeadProjection& v,
-                       int64_t tokens, const float* attended,
+                       int64_t tokens, const PackedAttended& attended,
                        const InputSink& out) {
   if (tokens == 0) return;
   DispatchHead(v.dtype, [&]<typename Code>() {
     Launch(PromptValueKernel<Code>,
-           {.grid = Grid(v.heads, tokens),
-            .threads = kThreads,
+           {.grid = Grid(v.heads, tokens, kValueGroups),
+            .threads = kValueThreads,
             .shared_bytes = kValueBytes},
            options, "PromptAbsorbValue", v, tokens, attended, out);
   });

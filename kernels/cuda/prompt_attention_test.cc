@@ -1,5 +1,6 @@
-// Queries that the absorbing product packs, against those that attention rounds
-// itself.
+// Attention of prompts, from queries to values, against the kernels of few
+// tokens.
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <tuple>
@@ -16,83 +17,152 @@ using testing::SpreadValues;
 using testing::Upload;
 
 // Bytes that are finite numbers, most of them small, in each dtype.
-DeviceBuffer<uint8_t> RandomCodes(int64_t bytes, int seed) {
+std::vector<uint8_t> RandomCodes(int64_t bytes, int seed) {
   std::mt19937 random(seed);
   std::vector<uint8_t> codes(bytes);
   for (uint8_t& code : codes) code = random() & 0xbf;
-  return Upload(codes);
+  return codes;
 }
+
+// Tokens of one sequence.
+struct Chunk {
+  int32_t first;
+  int32_t count;
+
+  int32_t end() const { return first + count; }
+};
+
+// A step of chunks, each with a cache of its own whose rows past its last token
+// are not numbers.
+class Step {
+ public:
+  Step(const std::vector<Chunk>& chunks, KvDtype kv) : kv_(kv) {
+    std::vector<int32_t> positions, tables, blocks;
+    for (const Chunk& chunk : chunks) {
+      const auto table = static_cast<int32_t>(blocks.size());
+      for (int32_t p = chunk.first; p < chunk.end(); ++p) {
+        positions.push_back(p);
+        tables.push_back(table);
+      }
+      while ((blocks.size() - table) * kBlockTokens <
+             static_cast<size_t>(chunk.end())) {
+        blocks.push_back(static_cast<int32_t>(blocks.size()));
+      }
+      max_position_ = std::max<int64_t>(max_position_, chunk.end() - 1);
+    }
+    blocks_ = static_cast<int64_t>(blocks.size());
+    const int64_t row = kRow * KvElementBytes(kv);
+    auto codes = RandomCodes(blocks_ * kBlockTokens * row, 1);
+    int64_t begin = 0;
+    for (const Chunk& chunk : chunks) {
+      const int64_t rows =
+          (chunk.end() + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+      std::fill(codes.begin() + (begin + chunk.end()) * row,
+                codes.begin() + (begin + rows) * row, 0xff);
+      begin += rows;
+    }
+    positions_ = Upload(positions);
+    tables_ = Upload(tables);
+    block_ids_ = Upload(blocks);
+    cache_ = Upload(codes);
+  }
+
+  int64_t tokens() const { return positions_.size(); }
+  int64_t blocks() const { return blocks_; }
+  int64_t max_position() const { return max_position_; }
+  TokenPlaces places() const {
+    return {tokens(), positions_.data(), tables_.data(), block_ids_.data()};
+  }
+  KvLayer layer() const {
+    return {kv_, reinterpret_cast<std::byte*>(cache_.data())};
+  }
+
+ private:
+  KvDtype kv_;
+  int64_t blocks_ = 0;
+  int64_t max_position_ = 0;
+  DeviceBuffer<int32_t> positions_, tables_, block_ids_;
+  DeviceBuffer<uint8_t> cache_;
+};
 
 class PromptAttentionTest
     : public testing::GpuTestWithParam<std::tuple<WeightDtype, KvDtype>> {};
 
-TEST_P(PromptAttentionTest, PackedQueriesGiveTheBitsOfOthers) {
+// Chunks that begin and end anywhere, and sequences of one token, four of which
+// share a unit; whole groups of heads, and parts.
+TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
   const auto [weights, kv] = GetParam();
   constexpr int64_t kWidth = kNope + kRope;
-  // Two prompts, one from its middle on, and a sequence of one token.
-  struct Run {
-    int32_t first;
-    int32_t count;
-  };
-  constexpr Run kRuns[] = {{0, 501}, {70, 133}, {64, 1}};
-  std::vector<int32_t> positions, tables, blocks;
-  for (const Run& run : kRuns) {
-    const auto table = static_cast<int32_t>(blocks.size());
-    for (int32_t p = run.first; p < run.first + run.count; ++p) {
-      positions.push_back(p);
-      tables.push_back(table);
-    }
-    while ((blocks.size() - table) * kBlockTokens <
-           static_cast<size_t>(run.first + run.count)) {
-      blocks.push_back(static_cast<int32_t>(blocks.size()));
-    }
-  }
-  const int64_t tokens = static_cast<int64_t>(positions.size());
-  const int64_t block_count = static_cast<int64_t>(blocks.size());
-  const auto device_positions = Upload(positions);
-  const auto device_tables = Upload(tables);
-  const auto device_blocks = Upload(blocks);
-  const TokenPlaces places = {tokens, device_positions.data(),
-                              device_tables.data(), device_blocks.data()};
-  const auto cache =
-      RandomCodes(block_count * kBlockTokens * kRow * KvElementBytes(kv), 1);
-  const KvLayer layer = {kv, reinterpret_cast<std::byte*>(cache.data())};
-  const auto cosines = Upload(SpreadValues(1024 * kRope / 2, 2, -3, 0));
-  const auto sines = Upload(SpreadValues(1024 * kRope / 2, 3, -3, 0));
+  constexpr int64_t kPositions = 3200;
+  constexpr float kScale = 1e-3f;
+  const auto cosines = Upload(SpreadValues(kPositions * kRope / 2, 2, -3, 0));
+  const auto sines = Upload(SpreadValues(kPositions * kRope / 2, 3, -3, 0));
   const RopeAngles angles = {cosines.data(), sines.data()};
-  for (const int64_t heads : {16, 19, 3}) {
-    const auto w =
-        RandomCodes(heads * kLatent * kNope * WeightElementBytes(weights), 4);
-    const auto inputs = Upload(SpreadValues(heads * kNope, 5, -4, 4));
-    const auto rows = Upload(SpreadValues(heads * kLatent, 6, -4, 4));
-    const auto q = Upload(SpreadValues(tokens * heads * kWidth, 7, -9, 1));
-    const LaunchOptions options = {.stream = stream().get()};
-    const auto workspace =
-        Poisoned<std::byte>(PromptAttentionBytes(block_count));
-    for (const bool scaled : {false, true}) {
-      const HeadProjection k = {weights,
-                                reinterpret_cast<const std::byte*>(w.data()),
-                                0.0125f,
-                                heads,
-                                scaled ? inputs.data() : nullptr,
-                                scaled ? rows.data() : nullptr};
-      const auto query = Poisoned<float>(tokens * heads * kRow);
-      const auto expected = Poisoned<float>(tokens * heads * kLatent);
-      AbsorbQuery(options, k, places, angles, q.data(), query.data());
-      PromptAttention(options, places, block_count, query.data(), heads, 1e-3f,
-                      layer, workspace.data(), expected.data());
-      const auto memory = Poisoned<std::byte>(PackedQueryBytes(tokens, heads));
-      const PackedQueries packed =
-          PackedQueriesIn(memory.data(), tokens, heads);
-      const auto out = Poisoned<float>(tokens * heads * kLatent);
-      PromptAbsorbQuery(options, k, places, angles, q.data(), kv, packed);
-      PromptAttention(options, places, block_count, packed, heads, 1e-3f, layer,
-                      workspace.data(), out.data());
-      stream().Synchronize();
-      const auto values = expected.Download();
-      for (const float value : values) ASSERT_TRUE(std::isfinite(value));
-      EXPECT_TRUE(SameBits(out.Download().data(), values.data(), values.size()))
-          << heads << " heads" << (scaled ? ", scaled" : "");
+  const std::vector<Chunk> kSteps[] = {
+      {{0, 501}, {70, 133}, {64, 1}},
+      {{3, 530}, {258, 7}, {37, 1}, {154, 1}, {271, 1}, {1020, 9}, {2041, 20}},
+      {{1041, 59}, {61, 300}, {0, 1}, {1, 2}, {3100, 33}},
+  };
+  const LaunchOptions options = {.stream = stream().get()};
+  for (const auto& chunks : kSteps) {
+    const Step step(chunks, kv);
+    const int64_t tokens = step.tokens();
+    for (const int64_t heads : {16, 19, 3}) {
+      const int64_t bytes = WeightElementBytes(weights);
+      const auto up = Upload(RandomCodes(heads * kLatent * kNope * bytes, 4));
+      const auto down =
+          Upload(RandomCodes(heads * kLatent * kValue * bytes, 5));
+      const auto q = Upload(SpreadValues(tokens * heads * kWidth, 7, -9, 1));
+      const auto factors = Upload(SpreadValues(heads * kLatent, 6, -4, 4));
+      const auto workspace =
+          Poisoned<std::byte>(PromptAttentionBytes(step.blocks()));
+      for (const bool scaled : {false, true}) {
+        const float* const f = scaled ? factors.data() : nullptr;
+        const HeadProjection k = {
+            weights, reinterpret_cast<const std::byte*>(up.data()),
+            0.0125f, heads,
+            f,       f};
+        const HeadProjection v = {
+            weights, reinterpret_cast<const std::byte*>(down.data()),
+            0.0125f, heads,
+            f,       f};
+        const auto query = Poisoned<float>(tokens * heads * kRow);
+        const auto attended = Poisoned<float>(tokens * heads * kLatent);
+        const auto expected = Poisoned<float>(tokens * heads * kValue);
+        const auto parts = Poisoned<float>(
+            AttentionWorkspaceFloats(tokens, heads, step.max_position()));
+        AbsorbQuery(options, k, step.places(), angles, q.data(), query.data());
+        MlaAttention(options, step.places(), step.max_position(), query.data(),
+                     heads, kScale, step.layer(), parts.data(),
+                     attended.data());
+        AbsorbValue(options, v, tokens, attended.data(), expected.data());
+
+        const auto packed_query =
+            Poisoned<std::byte>(PackedQueryBytes(tokens, heads));
+        const auto packed_attended =
+            Poisoned<std::byte>(PackedAttendedBytes(tokens, heads));
+        const auto out = Poisoned<float>(tokens * heads * kValue);
+        const PackedQueries q_in =
+            PackedQueriesIn(packed_query.data(), tokens, heads);
+        const PackedAttended x =
+            PackedAttendedIn(packed_attended.data(), tokens, heads);
+        PromptAbsorbQuery(options, k, step.places(), angles, q.data(), kv,
+                          q_in);
+        StagePrompts(options, step.places(), step.blocks(), step.layer(),
+                     workspace.data());
+        PromptAttention(options, step.places(), step.blocks(), q_in, v, kScale,
+                        step.layer(), workspace.data(), x);
+        PromptAbsorbValue(
+            options, v, tokens, x,
+            InputSink{.data = out.data(), .dtype = WeightDtype::kFp32});
+        stream().Synchronize();
+        const auto values = expected.Download();
+        for (const float value : values) ASSERT_TRUE(std::isfinite(value));
+        EXPECT_TRUE(
+            SameBits(out.Download().data(), values.data(), values.size()))
+            << tokens << " tokens, " << heads << " heads"
+            << (scaled ? ", scaled" : "");
+      }
     }
   }
 }

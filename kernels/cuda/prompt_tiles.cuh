@@ -19,6 +19,13 @@ inline constexpr int kBlockColumns = 64;
 inline constexpr int kBlockBytes = 64 * kTileRowBytes;
 inline constexpr int kPromptTileBytes = kRow / kBlockColumns * kBlockBytes;
 
+// `x`, which the compiler cannot know any more: else it keeps the many
+// addresses or descriptors that are made of it in registers over a whole loop.
+__device__ inline uint32_t Unknown(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Where column k of a row lies in the order of operands.cuh.
 template <typename Code>
 __device__ inline int OperandPlace(int k) {
@@ -113,13 +120,16 @@ __device__ inline int LastToken(const TokenPlaces& places, int block) {
 }
 
 // Tile i is the cache's block block_ids[i], rows past its sequence's last token
-// zeros. A thread takes 64 bytes of a row at a time.
+// zeros. A thread takes 64 bytes of a row at a time. The attention's units
+// begin anew.
 template <typename Code>
 __global__ void __launch_bounds__(128)
-    StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles) {
+    StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles,
+                int* next_unit) {
   constexpr int kRowChunks = kRow * Code::kBytes / 64;
   AllowNextKernel();
   WaitForPriorKernel();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *next_unit = 0;
   const int block = blockIdx.x;
   const int last = LastToken(places, block);
   const int rows =
@@ -141,6 +151,20 @@ __global__ void __launch_bounds__(128)
   }
 }
 
+// ---- What has been attended to ----------------------------------------------
+
+// A (head, token)'s latents as the left operand of AbsorbValue, beside weights
+// of `Weight`: pieces of 16 bytes, two steps of one thread, so that it reads
+// them from memory straight into registers.
+inline constexpr int kAttendedRowBytes = 2 * kLatent;
+
+// The piece that begins with column k, a multiple of eight.
+template <typename Weight>
+__device__ inline uint4* AttendedPiece(std::byte* row, int k) {
+  const int at = OperandPlace<Weight>(k);
+  return reinterpret_cast<uint4*>(row) + at / 32 * 4 + at % 16 / 2;
+}
+
 // ---- Products ---------------------------------------------------------------
 
 template <typename Operand>
@@ -158,7 +182,7 @@ __device__ inline uint64_t TransposedDescriptor(uint32_t address) {
 #define INVAR_D4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
 #define INVAR_D16(I) \
   INVAR_D4(I), INVAR_D4(I + 4), INVAR_D4(I + 8), INVAR_D4(I + 12)
-#define INVAR_VALUES(TYPES)                                                 \
+#define INVAR_VALUES(TYPES, TRANSPOSED)                                     \
   asm volatile(                                                             \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES                  \
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, " \
@@ -166,7 +190,7 @@ __device__ inline uint64_t TransposedDescriptor(uint32_t address) {
       "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "   \
       "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "   \
       "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, " \
-      "%67}, %68, 1, 1, 1, 1;"                                              \
+      "%67}, %68, 1, 1, 1, " TRANSPOSED ";"                                 \
       : INVAR_D16(0), INVAR_D16(16), INVAR_D16(32), INVAR_D16(48)           \
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
 
@@ -175,9 +199,18 @@ template <typename Operand>
 __device__ inline void ValueProduct(float (&d)[64], const uint4& a,
                                     uint64_t b) {
   if constexpr (std::is_same_v<Operand, __half>) {
-    INVAR_VALUES("f16.f16");
+    INVAR_VALUES("f16.f16", "1");
   } else {
-    INVAR_VALUES("bf16.bf16");
+    INVAR_VALUES("bf16.bf16", "1");
+  }
+}
+// The same, b K-major as TileDescriptor has it.
+template <typename Operand>
+__device__ inline void RowProduct(float (&d)[64], const uint4& a, uint64_t b) {
+  if constexpr (std::is_same_v<Operand, __half>) {
+    INVAR_VALUES("f16.f16", "0");
+  } else {
+    INVAR_VALUES("bf16.bf16", "0");
   }
 }
 #undef INVAR_VALUES

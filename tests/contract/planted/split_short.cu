@@ -1,16 +1,18 @@
 // The GPU's attention as it is, with splits a quarter as long: one half of the
 // defect that split_by_batch.cu plants.
-#include "kernels/types.h"
+#include "kernels/cuda/attention_splits.h"
 
-namespace invar {
+namespace invar::cuda {
 
-inline constexpr int64_t kShortSplit = kAttentionSplit / 4;
-static_assert(kShortSplit % kAttentionTile == 0);
+inline constexpr AttentionSplits kShortSplits = {
+    kAttentionSplits.short_tiles / 4, kAttentionSplits.short_count,
+    kAttentionSplits.long_tiles / 4};
+static_assert(kShortSplits.short_tiles > 0 && kShortSplits.long_tiles > 0);
 
-}  // namespace invar
+}  // namespace invar::cuda
 
-#define kAttentionSplit kShortSplit
+#define kAttentionSplits kShortSplits
 #define MlaAttention MlaAttentionInShortSplits
 #define AttentionWorkspaceFloats ShortWorkspaceFloats
-#define FastAttentionSplit ShortFastAttentionSplit
+#define FastAttentionSplits ShortFastAttentionSplits
 #include "kernels/cuda/mla_attention.cu"

@@ -46,9 +46,10 @@ void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
 void MlaAttention(const LaunchOptions& options, const TokenPlaces& places,
                   int64_t max_position, const float* query, int64_t heads,
                   float scale, const KvLayer& cache, float* workspace,
-                  float* out, int64_t split, AttentionParts* parts) {
+                  float* out, const AttentionSplits& cut,
+                  AttentionParts* parts) {
   MlaAttentionUpTo(options, places, max_position, query, heads, scale, cache,
-                   workspace, out, split, parts);
+                   workspace, out, cut, parts);
 }
 
 }  // namespace invar::cuda

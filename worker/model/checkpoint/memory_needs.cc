@@ -91,8 +91,11 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   const int64_t tiles = (Blocks(limits.context + 2 * tokens) + kGraphTokens) *
                         kBlockTokens * c.kv_row_elements() * 2;
   const int64_t angles = limits.context * c.qk_rope_head_dim * kFloat;
+  // What a multiprocessor has merged of four tokens' 16 heads.
+  constexpr int64_t kMultiprocessors = 132;
+  const int64_t merged = kMultiprocessors * 64 * c.kv_lora_rank * kFloat;
   return {.activations = tokens * token_bytes + SplitBytes(c, limits.context) +
-                         tiles + angles,
+                         tiles + merged + angles,
           .logits = std::min(tokens, kLogitRows) * c.vocab_size * kFloat,
           .reserved = int64_t{256} << 20};
 }

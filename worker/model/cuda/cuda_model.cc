@@ -275,44 +275,48 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     return ProjectAttended(layer, tokens);
   }
   const float scale = attention_scale_ * cache.scale;
-  const bool prompts =
-      tokens >= kPromptTokens &&
-      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes();
-  const int64_t prompt_split = Fast() ? pass.max_position + 1 : kAttentionSplit;
-  AttentionParts parts;
-  if (prompts && !observer_) {
+  // What an observer is shown lies packed between the kernels of prompts: it
+  // sees the same bits by those of few tokens.
+  if (tokens >= kPromptTokens && !observer_ &&
+      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
+    const HeadProjection& v = layer.v_up.projection;
     const PackedQueries query =
         PackedQueriesIn(step_.query.data(), tokens, c.heads);
+    const PackedAttended attended =
+        PackedAttendedIn(step_.attended.data(), tokens, c.heads);
+    std::byte* const workspace = step_.prompt_tiles.data();
     KvAppend(main_.Next(), places, rows, angles);
+    // Before the queries, whose blocks leave it few multiprocessors.
+    StagePrompts(main_.Next(), places, pass.block_ids, cache, workspace);
     PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
                       step_.q.data(), cache.dtype, query);
-    PromptAttention(main_.Next(), places, pass.block_ids, query, c.heads, scale,
-                    cache, step_.prompt_tiles.data(), step_.attended.data(),
-                    prompt_split);
-  } else {
-    AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
-                         step_.q.data(), step_.query.data(), rows);
-    Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+    PromptAttention(
+        main_.Next(), places, pass.block_ids, query, v, scale, cache, workspace,
+        attended,
+        Fast() ? EqualSplits(pass.max_position + 1) : kAttentionSplits);
+    Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
+            [&](const InputSink& sink) {
+              PromptAbsorbValue(main_.Next(), v, tokens, attended, sink);
+            });
+    return ProjectAttended(layer, tokens);
   }
-  if (prompts && observer_) {
-    PromptAttention(main_.Next(), places, pass.block_ids, step_.query.data(),
-                    c.heads, scale, cache, step_.prompt_tiles.data(),
-                    step_.attended.data(), prompt_split);
-  } else if (!prompts) {
-    // A graph begins when the steps before it have ended.
-    LaunchOptions options = main_.Next();
-    options.early = pass.decodes;
-    AttentionParts* const left = observer_ ? nullptr : &parts;
-    if (const FastMode* fast = Fast()) {
-      MlaAttention(
-          options, places, pass.max_position, step_.query.data(), c.heads,
-          scale, cache, fast->attention_parts.data(), step_.attended.data(),
-          FastAttentionSplit(tokens, c.heads, pass.max_position), left);
-    } else {
-      MlaAttention(options, places, pass.max_position, step_.query.data(),
-                   c.heads, scale, cache, step_.attention_parts.data(),
-                   step_.attended.data(), left);
-    }
+  AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
+                       step_.q.data(), step_.query.data(), rows);
+  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+  // A graph begins when the steps before it have ended.
+  LaunchOptions options = main_.Next();
+  options.early = pass.decodes;
+  AttentionParts parts;
+  AttentionParts* const left = observer_ ? nullptr : &parts;
+  if (const FastMode* fast = Fast()) {
+    MlaAttention(options, places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache, fast->attention_parts.data(),
+                 step_.attended.data(),
+                 FastAttentionSplits(tokens, c.heads, pass.max_position), left);
+  } else {
+    MlaAttention(options, places, pass.max_position, step_.query.data(),
+                 c.heads, scale, cache, step_.attention_parts.data(),
+                 step_.attended.data(), left);
   }
   Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
   Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
@@ -360,7 +364,7 @@ void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
       MlaAttention(
           main_.Next(), some, pass.max_position, step_.query.data(), heads,
           scale, cache, fast_->attention_parts.data(), step_.attended.data(),
-          FastAttentionSplit(run.tokens, heads, pass.max_position), nullptr);
+          FastAttentionSplits(run.tokens, heads, pass.max_position), nullptr);
       AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
                   step_.attended.data(), rows);
     }

@@ -13,8 +13,8 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
   int64_t most = 0;
   const int64_t last = LaunchPosition(limits.max_positions - 1);
   for (int64_t tokens = 1; tokens <= limits.tokens; ++tokens) {
-    if (AttentionWorkspaceFloats(tokens, config.heads, last, kAttentionTile) ==
-        0) {
+    if (AttentionWorkspaceFloats(tokens, config.heads, last,
+                                 EqualSplits(kAttentionTile)) == 0) {
       break;  // a block walks a whole sequence from here on
     }
     for (int64_t position = LaunchPosition(0); position <= last;
@@ -22,7 +22,7 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
       most = std::max(most,
                       AttentionWorkspaceFloats(
                           tokens, config.heads, position,
-                          FastAttentionSplit(tokens, config.heads, position)));
+                          FastAttentionSplits(tokens, config.heads, position)));
     }
   }
   return most;

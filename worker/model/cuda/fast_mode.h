@@ -31,7 +31,7 @@ struct FastMode {
 
   std::unique_ptr<FastProducts> products;
   std::unique_ptr<FastPrompts> prompts;
-  DeviceBuffer<float> attention_parts;  // of FastAttentionSplit's splits
+  DeviceBuffer<float> attention_parts;  // of FastAttentionSplits
 };
 
 }  // namespace invar::cuda
