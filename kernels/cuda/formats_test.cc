@@ -123,12 +123,11 @@ TEST_P(FormatsTest, ProductsAreTheCpusAndKeepTheirBits) {
       const auto mine = out.Download();
       if (all.empty()) all = mine;
       EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-          << tokens << " tokens, tile " << tile.tokens << " walk " << tile.walk
-          << " cluster " << tile.cluster;
+          << tokens << " tokens, tile " << tile.tokens << " run " << tile.run;
     };
     for (const GemmTile tile :
          {GemmTile{8}, GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
-          GemmTile{64, true}}) {
+          GemmTile{32, 2}, GemmTile{64, 2}, GemmTile{64, 4}, GemmTile{64, 8}}) {
       run(kTokens, tile, false);
     }
     for (const int64_t tokens : {1, 9, 33, 65}) run(tokens, {}, true);

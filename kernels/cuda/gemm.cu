@@ -1,16 +1,25 @@
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/gemm_store.cuh"
 #include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/tall_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace invar::cuda {
 namespace {
 
-constexpr int kGroups = 2;  // 128 rows a block
+// The tile of a block: a row block of weights by kTokens for each of one or two
+// warpgroups.
+template <int kTokens_, int kGroups>
+struct LeafTile : Tile<kTokens_, 1, kGroups> {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kValues = kTokens / 2;  // a thread has
+  // Rows of the boxes that inputs are copied in: few copies cost less.
+  static constexpr int kBoxRows =
+      kTokens % kProductRows == 0 ? kProductRows : 8;
+};
 
 struct Arguments {
   int rows;
@@ -38,104 +47,85 @@ struct Problem {
 struct Problems {
   Problem of[2];
   int first_tiles;    // of rows of the first one; the others' follow
-  int cluster;        // thread blocks that share a tile's leaves
+  int splits;         // thread blocks that share a tile's leaves
   bool tokens_first;  // neighbouring tiles are of the same weights
   bool early;         // LaunchOptions
 };
 
+// What a block has to do.
 struct Place {
   int problem;
   int row;
   int token;
+  int part;  // of the leaves
 };
 
-// Where this block's tile begins.
-template <int kTokens>
-__device__ Place PlaceOfTile(const Problems& p) {
-  constexpr int kRows = Tile<kTokens, 1, kGroups>::kRows;
-  const int x = blockIdx.x / p.cluster;
+template <typename TileType>
+__device__ Place PlaceOfBlock(const Problems& p) {
+  const int x = blockIdx.x / p.splits;
   const int y = blockIdx.y;
   const int tile = p.tokens_first ? y : x;
   const int problem = tile >= p.first_tiles;
-  return {problem, (tile - problem * p.first_tiles) * kRows,
-          (p.tokens_first ? x : y) * kTokens};
+  return {.problem = problem,
+          .row = (tile - problem * p.first_tiles) * TileType::kRows,
+          .token = (p.tokens_first ? x : y) * TileType::kTokens,
+          .part = static_cast<int>(blockIdx.x % p.splits)};
 }
 
-__device__ float Scaled(const Arguments& a, int row, int token, float sum) {
-  float scale = a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
-  if (a.token_scales != nullptr) scale *= a.token_scales[token];
-  return sum * scale;
+// Whether a block of `run` leaves multiplies two of them in turn.
+template <typename Format>
+__device__ constexpr bool TwoChains(int run) {
+  return !kPromoted<Format> && run > 1;
 }
 
-__device__ void StoreOutput(const Arguments& a, int row, int token, float sum) {
-  if (row >= a.rows || token >= a.tokens) return;
-  const float value = Scaled(a, row, token, sum);
-  const int64_t at = static_cast<int64_t>(token) * a.rows + row;
-  if (a.type == GemmOutput::kFp32) {
-    static_cast<float*>(a.out)[at] = value;
-  } else {
-    static_cast<__nv_bfloat16*>(a.out)[at] = __float2bfloat16_rn(value);
-  }
-}
-
-// Four neighbouring rows of a token; `row` is a multiple of four.
-__device__ void StoreOutputs4(const Arguments& a, int row, int token,
-                              const float (&sum)[4]) {
-  if (a.type != GemmOutput::kFp32 || a.rows % 4 != 0) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) StoreOutput(a, row + i, token, sum[i]);
-    return;
-  }
-  if (row >= a.rows || token >= a.tokens) return;
-  float value[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) value[i] = Scaled(a, row + i, token, sum[i]);
-  const int64_t at = static_cast<int64_t>(token) * a.rows + row;
-  static_cast<float4*>(a.out)[at / 4] = {value[0], value[1], value[2],
-                                         value[3]};
-}
-
-// The producer's copies for the tile at (row, token), from K block `first`.
-template <typename TileType, int kStages>
+// The producer's copies for the block at `place`, from K block `first`.
+template <typename Format, typename TileType, int kRun, int kStages>
 __device__ void ProduceTile(const Ring<TileType, kStages>& ring,
-                            const Problem& p, bool early, int row, int token,
+                            const Problem& p, bool early, const Place& place,
                             int first, int blocks) {
+  const auto column = [&](int b) {
+    if constexpr (TwoChains<Format>(kRun)) {
+      const int leaf = p.a.leaf_blocks;
+      const int begin = b / (2 * leaf) * 2 * leaf;
+      const int others = max(0, min(leaf, blocks - begin - leaf));
+      b = begin + TwoChainsPlace(b - begin, leaf, others);
+    }
+    return (first + b) * kTileRowBytes;
+  };
   if (threadIdx.x % 32 == 0) PrefetchMap(&p.x);
   Produce<Ring<TileType, kStages>, kStages>(
       ring, threadIdx.x % 32, blocks, TileType::kStageBytes, early,
       [&](int lane, int stage, int b) {
         if (lane < TileType::kRowBlocks) {
           CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes,
-                  &p.weights, (first + b) * kTileRowBytes,
-                  row + lane * kProductRows, &ring.full[stage]);
+                  &p.weights, column(b), place.row + lane * kProductRows,
+                  &ring.full[stage]);
         }
       },
       [&](int lane, int stage, int b) {
-        constexpr int kBoxes = TileType::kInputBytes / 1024;
+        constexpr int kBoxRows = TileType::kBoxRows;
+        constexpr int kBoxes = TileType::kTokens / kBoxRows;
         if (lane < kBoxes) {
-          CopyBox(ring.inputs(stage) + lane * 1024, &p.x,
-                  (first + b) * kTileRowBytes, token + lane * 8,
-                  &ring.full[stage]);
+          CopyBox(ring.inputs(stage) + lane * kBoxRows * kTileRowBytes, &p.x,
+                  column(b), place.token + lane * kBoxRows, &ring.full[stage]);
         }
       });
 }
 
-// The scales of this thread's part of the tile at (row, token). Those of the
-// inputs come from the kernel ahead, unless `early`, and so it is waited for.
-template <typename Format, int kTokens>
-__device__ auto ScalesOf(const Arguments& a, bool early, int row, int token,
-                         int* input_row) {
+// The scales of this thread's part of the tile. Those of the inputs come from
+// the kernel ahead, unless `early`, and so it is waited for.
+template <typename Format, typename TileType>
+__device__ auto ScalesOf(const Arguments& a, bool early, const Place& place,
+                         int group, int* input_row) {
   if constexpr (std::is_same_v<Format, ScaledE4m3Format>) {
-    for (int t = threadIdx.x; t < kTokens; t += blockDim.x) {
-      input_row[t] = min(token + t, a.tokens - 1);
+    for (int t = threadIdx.x; t < TileType::kTokens; t += blockDim.x) {
+      input_row[t] = min(place.token + t, a.tokens - 1);
     }
     __syncthreads();
-    if (!early && threadIdx.x < kGroups * 128) WaitForPriorKernel();
-    const int block =
-        min(row + static_cast<int>(threadIdx.x) / 128 * kProductRows,
-            a.rows - 1) /
-        static_cast<int>(kScaleBlock);
-    return BlockScales<kTokens, 1>{
+    if (!early && threadIdx.x < TileType::kMultipliers) WaitForPriorKernel();
+    const int block = min(place.row + group * kProductRows, a.rows - 1) /
+                      static_cast<int>(kScaleBlock);
+    return BlockScales<TileType::kTokens, 1>{
         .weights = {a.block_scales + block * a.k_blocks},
         .inputs = a.group_scales,
         .k_blocks = a.k_blocks,
@@ -145,311 +135,260 @@ __device__ auto ScalesOf(const Arguments& a, bool early, int row, int token,
   }
 }
 
-// A block's sums in shared memory, a token's rows side by side. The padding
-// puts what a warp stores at once into different banks.
-constexpr int kSumStride = kGroups * kProductRows + 4;
+// The sums of a tile that the blocks of a cluster have, each of its part of the
+// leaves, on the way to the block that folds them. A warp's quad, 16 rows by 8
+// tokens, is a unit: a float4 of each lane. Units have numbers, and block i
+// folds the i-th equal run of them; they lie in its shared memory as [part]
+// [unit of the run][lane].
+template <typename TileType>
+struct Units {
+  static constexpr int kWarps = TileType::kMultipliers / 32;
+  static constexpr int kQuads = TileType::kValues / 4;
+  static constexpr int kCount = kWarps * kQuads;
+  static constexpr int kBytes = 32 * static_cast<int>(sizeof(float4));
+  static constexpr int kAllBytes = kCount * kBytes;
+};
 
-// Block `rank`'s share of a tile's sums, from all blocks of the cluster. What
-// comes from them is asked for eight loads at a time.
-template <int kTokens, int kCluster>
-__device__ void FoldShare(const Arguments& a, const float* sums, int rank,
-                          int parts, int row, int token) {
-  constexpr int kThreads = Tile<kTokens, 1, kGroups>::kThreads;
-  constexpr int kQuads = kGroups * kProductRows / 4;  // of a token
-  constexpr int kShare = kTokens * kQuads / kCluster;
-  constexpr int kAtOnce = static_cast<int>(kMaxLeaves) / kCluster;
-  for (int first = threadIdx.x; first < kShare; first += kAtOnce * kThreads) {
-    float4 place[kAtOnce][kCluster];
-    const auto token_of = [&](int j) {
-      return (rank * kShare + first + j * kThreads) / kQuads;
-    };
-    const auto row_of = [&](int j) {
-      return (first + j * kThreads) % kQuads * 4;
-    };
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (first + j * kThreads >= kShare) break;
-      const float* at = sums + token_of(j) * kSumStride + row_of(j);
-#pragma unroll
-      for (int i = 0; i < kCluster; ++i) {
-        if (i < parts) place[j][i] = Load4FromRank(at, i);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (first + j * kThreads >= kShare) break;
-#pragma unroll
-      for (int stride = 1; stride < kCluster; stride *= 2) {
-#pragma unroll
-        for (int i = 0; i < kCluster; i += 2 * stride) {
-          if (i + stride >= parts) continue;
-          float4& to = place[j][i];
-          const float4& from = place[j][i + stride];
-          to = {to.x + from.x, to.y + from.y, to.z + from.z, to.w + from.w};
-        }
-      }
-      const float4& sum = place[j][0];
-      StoreOutputs4(a, row + row_of(j), token + token_of(j),
-                    {sum.x, sum.y, sum.z, sum.w});
-    }
-  }
+// A unit's first row and token in the tile.
+template <typename TileType>
+__device__ int2 PlaceOfUnit(int unit) {
+  using U = Units<TileType>;
+  return {unit % U::kWarps * kUnitRows, unit / U::kWarps * kUnitTokens};
 }
 
-// The blocks of a cluster have neighbouring parts of K, `parts` of them, each a
-// whole subtree; each block folds a share of the tile from all of them.
-template <int kTokens>
-__device__ void FoldCluster(const Arguments& a, int cluster, std::byte* stages,
-                            int rank, int parts, int row, int token,
-                            const float (&sum)[kTokens / 2]) {
-  constexpr int kValues = kTokens / 2;
-  const int group = threadIdx.x / 128;
-  const int thread = threadIdx.x % 128;
-  // Over the stages, which all groups have left.
-  float* sums = reinterpret_cast<float*>(stages);
-  __syncthreads();
-  if (group < kGroups) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      sums[FragmentToken(thread, i) * kSumStride + group * kProductRows +
-           FragmentRow(thread, i)] = sum[i];
-    }
-  }
-  ClusterSync();
-  if (cluster == 2) {
-    FoldShare<kTokens, 2>(a, sums, rank, parts, row, token);
-  } else if (cluster == 4) {
-    FoldShare<kTokens, 4>(a, sums, rank, parts, row, token);
-  } else {
-    FoldShare<kTokens, 8>(a, sums, rank, parts, row, token);
-  }
-  ClusterSync();  // no block leaves while its sums are being read
+// Whether a block's warps fold what they have multiplied: then a block's own
+// sums need not be sent.
+template <typename TileType>
+__device__ constexpr bool KeepsOwn(int splits) {
+  return Units<TileType>::kQuads % splits == 0;
 }
 
-// Many tokens: the sums of one block leave room for a second, so that one
-// begins while the other ends. What is promoted has two sets of sums.
-template <typename Format, int kTokens>
-inline constexpr bool kTwoBlocks = kTokens > 64 && !kPromoted<Format>;
-
-// A cluster shares a tile's leaves, one a block. One leaf: nothing to fold.
-template <typename Format, int kTokens, int kStages>
-__global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads,
-                                  kTwoBlocks<Format, kTokens> ? 2 : 1)
-    LeafKernel(const __grid_constant__ Problems problems) {
-  using TileType = Tile<kTokens, 1, kGroups>;
-  constexpr int kValues = kTokens / 2;
-  extern __shared__ std::byte shared[];
-  const Ring<TileType, kStages> ring(shared);
-  const int cluster = problems.cluster;
-  const int leaf = blockIdx.x % cluster;
-  const auto [problem, row, token] = PlaceOfTile<kTokens>(problems);
-  const Problem& p = problems.of[problem];
-  const Arguments& a = p.a;
-  const int first = leaf * a.leaf_blocks;
-  const int blocks =
-      leaf < a.leaves ? min(a.leaf_blocks, a.k_blocks - first) : 0;
-  if (threadIdx.x == 0) {
-    Ring<TileType, kStages>(ring).Init();
+// Of kSplits blocks, each sends its sums to those that fold them; the parts,
+// each a whole subtree, become one sum and leave. Of one block they only leave.
+template <typename TileType, int kSplits>
+__device__ void FoldSums(const Arguments& a, const Place& place, int parts,
+                         float4* received, uint64_t* arrived,
+                         const float (&own)[TileType::kValues]) {
+  using U = Units<TileType>;
+  constexpr int kRun = U::kCount / kSplits;
+  const int warp = threadIdx.x / 32;
+  if (place.part < parts) {
+#pragma unroll
+    for (int j = 0; j < U::kQuads; ++j) {
+      const int unit = j * U::kWarps + warp;
+      float4* const at = received + (place.part * kRun + unit % kRun) * 32 +
+                         QuadPlace(threadIdx.x % 32);
+      const float4 quad = {own[4 * j], own[4 * j + 1], own[4 * j + 2],
+                           own[4 * j + 3]};
+      const int to = unit / kRun;
+      if (KeepsOwn<TileType>(kSplits) && to == place.part) {
+        *at = quad;
+      } else {
+        StoreAsync4(AddressInRank(at, to), quad, AddressInRank(arrived, to));
+      }
+    }
   }
-  AllowNextKernel();
-  __syncthreads();
-  __shared__ int input_row[kTokens];
-  auto scales =
-      ScalesOf<Format, kTokens>(a, problems.early, row, token, input_row);
-  float sum[1][kValues] = {};
-  const int group = threadIdx.x / 128;
-  if (group == kGroups) {
-    ProduceTile<TileType, kStages>(ring, p, problems.early, row, token, first,
-                                   blocks);
-  } else if (blocks > 0) {
-    Walk<kStages> walk;
-    Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
-        ring, walk, group, blocks, first, scales, sum);
-  }
-  const int thread = threadIdx.x % 128;
+  // All of a warp's units have the same rows.
+  static_assert(kRun < U::kWarps || kRun % U::kWarps == 0);
+  if (warp >= kRun) return;
+  const int first = place.part * kRun + warp;
   WaitForPriorKernel();  // before this kernel's first write
-  if (cluster == 1) {
-    if (group == kGroups) return;
+  const int2 begin = PlaceOfUnit<TileType>(first);
+  Output<Arguments> output(a, place.row + begin.x, place.token + begin.y);
+  const UnitReader units(received + warp * 32);
+  if (kSplits > 1) BarrierWaitCluster(arrived, 0);
+  __syncwarp();  // a warp's own sums are there
+#pragma unroll(2)
+  for (int i = 0; i < kRun; i += U::kWarps) {
+    float4 sum[kSplits];
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      StoreOutput(a, row + group * kProductRows + FragmentRow(thread, i),
-                  token + FragmentToken(thread, i), sum[0][i]);
+    for (int p = 0; p < kSplits; ++p) {
+      if (p < parts) sum[p] = units(p * kRun + i);
     }
-    return;
-  }
-  FoldCluster<kTokens>(a, cluster, ring.stages, leaf, a.leaves, row, token,
-                       sum[0]);
-}
-
-// A block walks an aligned run of kMaxLeaves / cluster leaves: the same tree,
-// as a binary counter of sums. The blocks of a cluster then fold theirs.
-template <typename Format, int kTokens, int kStages>
-__global__ void __launch_bounds__(Tile<kTokens, 1, kGroups>::kThreads, 1)
-    WalkKernel(const __grid_constant__ Problems problems) {
-  using TileType = Tile<kTokens, 1, kGroups>;
-  constexpr int kValues = kTokens / 2;
-  constexpr int kLevels = 3;  // 2^3 places
-  static_assert(1 << kLevels == kMaxLeaves);
-  extern __shared__ std::byte shared[];
-  const Ring<TileType, kStages> ring(shared);
-  const int cluster = problems.cluster;
-  const int rank = blockIdx.x % cluster;
-  const auto [problem, row, token] = PlaceOfTile<kTokens>(problems);
-  const Problem& p = problems.of[problem];
-  const Arguments& a = p.a;
-  const int run = static_cast<int>(kMaxLeaves) / cluster;
-  const int leaves = max(0, min(run, a.leaves - rank * run));
-  const int first = rank * run * a.leaf_blocks;
-  const int blocks = max(0, min(leaves * a.leaf_blocks, a.k_blocks - first));
-  if (threadIdx.x == 0) Ring<TileType, kStages>(ring).Init();
-  AllowNextKernel();
-  __syncthreads();
-  __shared__ int input_row[kTokens];
-  auto scales =
-      ScalesOf<Format, kTokens>(a, problems.early, row, token, input_row);
-  const int group = threadIdx.x / 128;
-  float sum[1][kValues] = {};
-  if (group == kGroups) {
-    ProduceTile<TileType, kStages>(ring, p, problems.early, row, token, first,
-                                   blocks);
-  } else {
-    Walk<kStages> walk;
-    float pending[kLevels][kValues];
-#pragma unroll 1
-    for (int leaf = 0; leaf < leaves; ++leaf) {
-      const int at = leaf * a.leaf_blocks;
-      Multiply<Format, kTokens, 1, Ring<TileType, kStages>, kStages>(
-          ring, walk, group, min(a.leaf_blocks, blocks - at), first + at,
-          scales, sum);
-      // Bits of `leaf` that are 1 are sums that wait for this one; the last
-      // leaf collects all that wait, since absent places are skipped.
-      bool carried = true;
-      const bool last = leaf + 1 == leaves;
 #pragma unroll
-      for (int level = 0; level < kLevels; ++level) {
-        const bool waits = leaf >> level & 1;
-        if (waits && (carried || last)) {
+    for (int stride = 1; stride < kSplits; stride *= 2) {
 #pragma unroll
-          for (int i = 0; i < kValues; ++i) sum[0][i] += pending[level][i];
-        } else if (carried && !waits && !last) {
-#pragma unroll
-          for (int i = 0; i < kValues; ++i) pending[level][i] = sum[0][i];
-          carried = false;
-        }
+      for (int p = 0; p < kSplits; p += 2 * stride) {
+        if (p + stride >= parts) continue;
+        float4& to = sum[p];
+        const float4& from = sum[p + stride];
+        to = {to.x + from.x, to.y + from.y, to.z + from.z, to.w + from.w};
       }
     }
+    output.Store(sum[0]);
   }
-  WaitForPriorKernel();
-  if (cluster > 1) {
-    const int parts = (a.leaves + run - 1) / run;
-    FoldCluster<kTokens>(a, cluster, ring.stages, rank, parts, row, token,
-                         sum[0]);
+}
+
+// What a block's tile takes of shared memory: the ring, then what is folded.
+template <typename TileType, int kStages>
+inline constexpr int kLeafSharedBytes =
+    Ring<TileType, kStages>::kSharedBytes + Units<TileType>::kAllBytes;
+
+template <typename TileType, int kRun_, int kStages_>
+struct LeafShape {
+  using Tile = TileType;
+  static constexpr int kRun = kRun_;  // leaves a block walks
+  static constexpr int kStages = kStages_;
+  // Half a multiprocessor's: blocks of the next kernel come beside these.
+  static constexpr int kBlocksAtOnce = TileType::kRowBlocks == 1 ? 2 : 1;
+};
+
+// A multiplying warpgroup's work: sum = leaves [leaf, leaf + kLeaves) of those
+// that are there, folded as the tree of kernels/types.h.
+template <typename Format, typename TileType, int kStages, typename Scales>
+struct Leaves {
+  const Ring<TileType, kStages>& ring;
+  Walk<kStages> walk;
+  int row_block;
+  int leaf_blocks;
+  int leaves;
+  int first;   // the run's place in K
+  int blocks;  // of the run
+  Scales scales;
+
+  using Sum = float[1][TileType::kValues];
+
+  template <int kLeaves>
+  __device__ void Fold(int leaf, Sum& sum) {
+    if constexpr (kLeaves == 1) {
+      const int at = leaf * leaf_blocks;
+      const int count = min(leaf_blocks, blocks - at);
+      if constexpr (std::is_same_v<Format, E4m3Format> &&
+                    TileType::kTokens <= 64) {
+        MultiplyPairs<TileType::kTokens>(ring, walk, row_block, count, sum[0]);
+      } else {
+        Multiply<Format, TileType::kTokens, 1, Ring<TileType, kStages>,
+                 kStages>(ring, walk, row_block, count, first + at, scales,
+                          sum);
+      }
+    } else {
+      constexpr int kHalf = kLeaves / 2;
+      Sum right;
+      if (TwoChains<Format>(kLeaves) && kHalf == 1 && leaf + 1 < leaves) {
+        const int at = (leaf + 1) * leaf_blocks;
+        MultiplyTwoChains<Format, TileType::kTokens>(
+            ring, walk, row_block, leaf_blocks, min(leaf_blocks, blocks - at),
+            sum[0], right[0]);
+      } else {
+        Fold<kHalf>(leaf, sum);
+        if (leaf + kHalf >= leaves) return;
+        Fold<kHalf>(leaf + kHalf, right);
+      }
+#pragma unroll
+      for (int i = 0; i < TileType::kValues; ++i) sum[0][i] += right[0][i];
+    }
+  }
+};
+
+// A block walks an aligned run of kRun leaves and keeps the tree of
+// kernels/types.h as a binary counter of sums. The blocks of a cluster then
+// fold theirs.
+template <typename Format, typename Shape>
+__global__ void __launch_bounds__(Shape::Tile::kThreads, Shape::kBlocksAtOnce)
+    LeafKernel(const __grid_constant__ Problems problems) {
+  using TileType = typename Shape::Tile;
+  constexpr int kStages = Shape::kStages;
+  constexpr int kValues = TileType::kValues;
+  constexpr int kRun = Shape::kRun;
+  using RingType = Ring<TileType, kStages>;
+  extern __shared__ std::byte shared[];
+  const int splits = problems.splits;
+  const Place place = PlaceOfBlock<TileType>(problems);
+  const RingType ring(shared);
+  const Problem& p = problems.of[place.problem];
+  const Arguments a = p.a;
+  const int leaves = max(0, min(kRun, a.leaves - place.part * kRun));
+  const int first = place.part * kRun * a.leaf_blocks;
+  const int blocks = max(0, min(leaves * a.leaf_blocks, a.k_blocks - first));
+  const int parts = (a.leaves + kRun - 1) / kRun;
+  __shared__ uint64_t arrived;
+  if (threadIdx.x == 0) {
+    if (splits > 1) BarrierInit(&arrived, 1);
+    RingType(ring).Init();
+    if (splits > 1) {
+      const bool own = KeepsOwn<TileType>(splits) && place.part < parts;
+      BarrierExpect(&arrived,
+                    (parts - own) * (Units<TileType>::kAllBytes / splits));
+    }
+  }
+  AllowNextKernel();
+  __syncthreads();
+  // Nothing is sent to a block before its barriers are there.
+  if (splits > 1) ClusterArriveRelaxed();
+  const int group = threadIdx.x / 128;
+  __shared__ int input_row[TileType::kTokens];
+  auto scales =
+      ScalesOf<Format, TileType>(a, problems.early, place, group, input_row);
+  if (threadIdx.x >= TileType::kMultipliers) {
+    ProduceTile<Format, TileType, kRun, kStages>(ring, p, problems.early, place,
+                                                 first, blocks);
+    if (splits > 1) ClusterWait();
     return;
   }
-  if (group == kGroups) return;
-  const int thread = threadIdx.x % 128;
-#pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    StoreOutput(a, row + group * kProductRows + FragmentRow(thread, i),
-                token + FragmentToken(thread, i), sum[0][i]);
+  if (splits > 1) ClusterWait();  // while nothing has come yet
+  float sum[1][kValues] = {};
+  if (leaves > 0) {
+    Leaves<Format, TileType, kStages, decltype(scales)>{
+        .ring = ring,
+        .row_block = group,
+        .leaf_blocks = a.leaf_blocks,
+        .leaves = leaves,
+        .first = first,
+        .blocks = blocks,
+        .scales = scales}
+        .template Fold<kRun>(0, sum);
   }
-}
-
-template <typename Format, int kTokens, bool kWalk>
-void Run(Problems& p, int cluster, const LaunchOptions& options) {
-  using TileType = Tile<kTokens, 1, kGroups>;
-  // Two blocks a multiprocessor where one alone has no full pipeline.
-  // One that walks has room left for the end of the kernel before it.
-  constexpr int kStages = kWalk                           ? 4
-                          : kTwoBlocks<Format, kTokens>   ? 3
-                          : kTokens <= 16 || kTokens > 64 ? 6
-                                                          : 4;
-  const auto row_tiles = [](const Problem& problem) {
-    return (problem.a.rows + TileType::kRows - 1) / TileType::kRows;
-  };
-  const int tokens = p.of[0].a.tokens;
-  const int token_tiles = (tokens + kTokens - 1) / kTokens;
-  p.first_tiles = row_tiles(p.of[0]);
-  p.cluster = cluster;
-  // A few tiles of tokens beside each other: weights are read from memory once.
-  p.tokens_first = token_tiles <= 4;
-  p.early = options.early;
-  const int tiles = p.first_tiles + row_tiles(p.of[1]);
-  const LaunchShape shape = {
-      .grid = p.tokens_first ? dim3(token_tiles * cluster, tiles)
-                             : dim3(tiles * cluster, token_tiles),
-      .threads = TileType::kThreads,
-      .shared_bytes = Ring<TileType, kStages>::kSharedBytes,
-      .cluster = cluster};
-  const auto kernel = [] {
-    if constexpr (kWalk) {
-      return WalkKernel<Format, kTokens, kStages>;
-    } else {
-      return LeafKernel<Format, kTokens, kStages>;
+  float4* const received =
+      reinterpret_cast<float4*>(ring.stages + kStages * TileType::kStageBytes);
+  const auto fold = [&]<int kSplits>() {
+    if constexpr (kSplits <= Units<TileType>::kCount) {
+      FoldSums<TileType, kSplits>(a, place, parts, received, &arrived, sum[0]);
     }
-  }();
-  Launch(kernel, shape, options, "Gemm", p);
-}
-
-template <typename Format>
-void RunTile(Problems& p, GemmTile tile, const LaunchOptions& options) {
-  const int leaves = p.of[0].a.leaves;
-  if (tile.walk && leaves > 1) {
-    return Run<Format, 64, true>(p, std::max(1, tile.cluster), options);
-  }
-  int cluster = 1;
-  while (cluster < leaves) cluster *= 2;
-  switch (tile.tokens) {
-    case 8:
-      return Run<Format, 8, false>(p, cluster, options);
-    case 16:
-      return Run<Format, 16, false>(p, cluster, options);
-    case 32:
-      return Run<Format, 32, false>(p, cluster, options);
-    case 64:
-      return Run<Format, 64, false>(p, cluster, options);
+  };
+  switch (splits) {
+    case 1:
+      fold.template operator()<1>();
+      break;
+    case 2:
+      fold.template operator()<2>();
+      break;
+    case 4:
+      fold.template operator()<4>();
+      break;
     default:
-      // Scales of 128 tokens do not fit registers.
-      constexpr int kMost = std::is_same_v<Format, ScaledE4m3Format> ? 64 : 128;
-      return Run<Format, kMost, false>(p, cluster, options);
+      fold.template operator()<8>();
   }
 }
 
-GemmTile ChooseTile(const Problems& p) {
-  const int tokens = p.of[0].a.tokens;
-  GemmTile tile;
-  tile.tokens = tokens <= 8    ? 8
-                : tokens <= 16 ? 16
-                : tokens <= 32 ? 32
-                : tokens <= 64 ? 64
-                               : 128;
-  if (p.of[0].a.leaves == 1 || tile.tokens < 64) return tile;
-  // Sums that are shared or stacked fit registers up to 64 tokens. A block has
-  // a multiprocessor for itself: half of an H100's at least, and two blocks a
-  // tile where all have room. Larger clusters find no place while the kernel
-  // before ends, and wait.
-  constexpr int kMultiprocessors = 132;
-  const int row_tiles =
-      (p.of[0].a.rows + 127) / 128 + (p.of[1].a.rows + 127) / 128;
-  const int tiles = row_tiles * ((tokens + 63) / 64);
-  tile = {.tokens = 64,
-          .walk = true,
-          .cluster = 2 * tiles <= kMultiprocessors ? 2 : 1};
-  while (tile.cluster < kMaxLeaves &&
-         tiles * tile.cluster < kMultiprocessors / 2 - 2) {
-    tile.cluster *= 2;
-  }
-  return tile;
-}
+// What a caller asks for: one product, or two.
+struct Tasks {
+  GemmTask of[2];
+  int count;
+  int tokens;
+  GemmOutput type;
 
-Problem MakeProblem(const GemmTask& task, int64_t tokens, GemmOutput type) {
+  int Leaves() const {
+    return static_cast<int>((of[0].weight->columns + of[0].leaf - 1) /
+                            of[0].leaf);
+  }
+  int RowTiles(int rows) const {
+    int64_t tiles = 0;
+    for (int i = 0; i < count; ++i) {
+      tiles += (of[i].weight->rows + rows - 1) / rows;
+    }
+    return static_cast<int>(tiles);
+  }
+};
+
+Problem MakeProblem(const GemmTask& task, const Tasks& tasks, int box_rows) {
   const GemmWeight& weight = *task.weight;
   const int64_t block = kTileRowBytes / WeightElementBytes(weight.dtype);
   const bool scaled = weight.block_scales == nullptr;
   return {
       .weights = weight.map,
-      .x = task.x->map,
+      .x = box_rows == kProductRows ? task.x->wide_map : task.x->map,
       .a = {.rows = static_cast<int>(weight.rows),
-            .tokens = static_cast<int>(tokens),
+            .tokens = tasks.tokens,
             .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
             .leaf_blocks = static_cast<int>(task.leaf / block),
             .leaves =
@@ -460,22 +399,126 @@ Problem MakeProblem(const GemmTask& task, int64_t tokens, GemmOutput type) {
             .block_scales = weight.block_scales,
             .group_scales = task.x->scales,
             .out = task.out,
-            .type = type}};
+            .type = tasks.type}};
 }
 
-void RunDtype(Problems& p, WeightDtype dtype, GemmTile tile,
-              const LaunchOptions& options) {
-  if (tile.tokens == 0) tile = ChooseTile(p);
-  switch (dtype) {
-    case WeightDtype::kFp8E4m3:
-      if (p.of[0].a.block_scales != nullptr) {
-        return RunTile<ScaledE4m3Format>(p, tile, options);
-      }
-      return RunTile<E4m3Format>(p, tile, options);
-    case WeightDtype::kFp16:
-      return RunTile<Fp16Format>(p, tile, options);
+template <typename Format, typename Shape>
+void Run(const Tasks& tasks, const LaunchOptions& options) {
+  using TileType = typename Shape::Tile;
+  Problems p = {};
+  for (int i = 0; i < tasks.count; ++i) {
+    p.of[i] = MakeProblem(tasks.of[i], tasks, TileType::kBoxRows);
+  }
+  p.splits = 1;
+  while (p.splits * Shape::kRun < tasks.Leaves()) p.splits *= 2;
+  int token_tiles = (tasks.tokens + TileType::kTokens - 1) / TileType::kTokens;
+  p.first_tiles = (p.of[0].a.rows + TileType::kRows - 1) / TileType::kRows;
+  // A few tiles of tokens beside each other: weights are read from memory once.
+  p.tokens_first = token_tiles <= 4;
+  p.early = options.early;
+  const int tiles = tasks.RowTiles(TileType::kRows);
+  const LaunchShape shape = {
+      .grid = p.tokens_first ? dim3(token_tiles * p.splits, tiles)
+                             : dim3(tiles * p.splits, token_tiles),
+      .threads = TileType::kThreads,
+      .shared_bytes = kLeafSharedBytes<TileType, Shape::kStages>,
+      .cluster = p.splits};
+  Launch(LeafKernel<Format, Shape>, shape, options, "Gemm", p);
+}
+
+template <int kTokens, int kRun, int kStages, int kGroups = 2>
+using ShapeOf = LeafShape<LeafTile<kTokens, kGroups>, kRun, kStages>;
+
+// Scales of more than 64 tokens do not fit a thread's registers.
+template <typename Format>
+using WidestShape =
+    ShapeOf<std::is_same_v<Format, ScaledE4m3Format> ? 64 : 128, 1, 4>;
+
+template <typename Format, int kTokens>
+void RunFew(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
+  return tile.deep ? Run<Format, ShapeOf<kTokens, 1, 6>>(tasks, options)
+                   : Run<Format, ShapeOf<kTokens, 1, 4>>(tasks, options);
+}
+
+template <typename Format>
+void Run64(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
+  if (tile.rows == kProductRows) {
+    return tile.run >= 4 ? Run<Format, ShapeOf<64, 4, 5, 1>>(tasks, options)
+                         : Run<Format, ShapeOf<64, 2, 5, 1>>(tasks, options);
+  }
+  switch (tile.run) {
+    case 8:
+      return Run<Format, ShapeOf<64, 8, 6>>(tasks, options);
+    case 4:
+      return tile.deep ? Run<Format, ShapeOf<64, 4, 6>>(tasks, options)
+                       : Run<Format, ShapeOf<64, 4, 4>>(tasks, options);
+    case 2:
+      return Run<Format, ShapeOf<64, 2, 6>>(tasks, options);
     default:
-      return RunTile<Bf16Format>(p, tile, options);
+      return Run<Format, ShapeOf<64, 1, 4>>(tasks, options);
+  }
+}
+
+template <typename Format>
+void RunTile(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
+  switch (tile.tokens) {
+    case 8:
+      return RunFew<Format, 8>(tasks, tile, options);
+    case 16:
+      return RunFew<Format, 16>(tasks, tile, options);
+    case 32:
+      return tile.run >= 2 ? Run<Format, ShapeOf<32, 2, 6>>(tasks, options)
+                           : Run<Format, ShapeOf<32, 1, 4>>(tasks, options);
+    case 64:
+      return Run64<Format>(tasks, tile, options);
+    default:
+      return Run<Format, WidestShape<Format>>(tasks, options);
+  }
+}
+
+GemmTile ChooseTile(const Tasks& tasks) {
+  const int tokens = tasks.tokens;
+  const int leaves = tasks.Leaves();
+  GemmTile tile = {.tokens = tokens <= 8    ? 8
+                             : tokens <= 16 ? 16
+                             : tokens <= 32 ? 32
+                                            : 64};
+  if (leaves == 1) {
+    if (tokens > 64) tile.tokens = 128;
+    tile.deep = true;
+    return tile;
+  }
+  // Blocks that find room beside those of the kernel before begin with their
+  // weights while it ends. A block a multiprocessor, of an H100's, comes near
+  // that; more of them need short rings.
+  constexpr int kMultiprocessors = 132;
+  const int tiles =
+      tasks.RowTiles(tile.rows) * ((tokens + tile.tokens - 1) / tile.tokens);
+  tile.deep = tiles * leaves <= kMultiprocessors;
+  if (tile.tokens < 32) return tile;
+  // As many blocks as there is room for, in clusters of at most four where
+  // sums are many.
+  tile.run = tile.tokens == 32 ? 1 : 2;
+  while (tile.run < kMaxLeaves &&
+         tiles * ((leaves + tile.run - 1) / tile.run) > kMultiprocessors) {
+    tile.run *= 2;
+  }
+  return tile;
+}
+
+void RunDtype(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
+  const GemmWeight& weight = *tasks.of[0].weight;
+  if (tile.tokens == 0) tile = ChooseTile(tasks);
+  switch (weight.dtype) {
+    case WeightDtype::kFp8E4m3:
+      if (weight.block_scales != nullptr) {
+        return RunTile<ScaledE4m3Format>(tasks, tile, options);
+      }
+      return RunTile<E4m3Format>(tasks, tile, options);
+    case WeightDtype::kFp16:
+      return RunTile<Fp16Format>(tasks, tile, options);
+    default:
+      return RunTile<Bf16Format>(tasks, tile, options);
   }
 }
 
@@ -490,24 +533,29 @@ void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
   if (many && WideGemmTakes(weight)) {
     return WideGemm(weight, leaf, x, tokens, type, out, options);
   }
-  Problems problems = {};
-  problems.of[0] = MakeProblem({&weight, leaf, &x, out}, tokens, type);
-  RunDtype(problems, weight.dtype, tile, options);
+  const bool tall = tile.tokens == 0
+                        ? weight.rows >= kTallRows && tokens >= kTallTokens
+                        : tile.tall;
+  if (tall && TallGemmTakes(weight, leaf)) {
+    return TallGemm(weight, x, tokens, type, out, options, tile.tokens);
+  }
+  RunDtype({{{&weight, leaf, &x, out}}, 1, static_cast<int>(tokens), type},
+           tile, options);
 }
 
 void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
               GemmOutput type, const LaunchOptions& options) {
   if (tokens == 0) return;
-  Problems problems = {};
-  problems.of[0] = MakeProblem(first, tokens, type);
-  problems.of[1] = MakeProblem(second, tokens, type);
-  const Arguments& a = problems.of[0].a;
-  const Arguments& b = problems.of[1].a;
+  const auto leaves = [](const GemmTask& task) {
+    return (task.weight->columns + task.leaf - 1) / task.leaf;
+  };
   const bool alike = first.weight->dtype == second.weight->dtype &&
-                     a.leaves == b.leaves &&
-                     (a.block_scales == nullptr) == (b.block_scales == nullptr);
+                     leaves(first) == leaves(second) &&
+                     (first.weight->block_scales == nullptr) ==
+                         (second.weight->block_scales == nullptr);
   if (tokens < kWideTokens && alike) {
-    return RunDtype(problems, first.weight->dtype, {}, options);
+    return RunDtype({{first, second}, 2, static_cast<int>(tokens), type}, {},
+                    options);
   }
   for (const GemmTask* task : {&first, &second}) {
     Gemm(*task->weight, task->leaf, *task->x, tokens, type, task->out, options);

@@ -56,6 +56,23 @@ __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// Likewise, and what other blocks of the cluster have stored asynchronously is
+// there.
+__device__ inline void BarrierWaitCluster(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], "
+      "%1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 // ---- The copy engine --------------------------------------------------------
 
 __device__ inline void PrefetchMap(const CUtensorMap* map) {
@@ -145,6 +162,12 @@ __device__ inline void BarrierArriveAt(uint64_t* barrier, uint32_t rank) {
       : "memory");
 }
 
+// As ClusterArrive, of a thread that has nothing to tell the others but what
+// BarrierInitFence has told.
+__device__ inline void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 // The halves of ClusterSync; threads that have left are not waited for.
 __device__ inline void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -159,6 +182,27 @@ __device__ inline void ClusterSync() {
       "barrier.cluster.arrive.release.aligned;\n"
       "barrier.cluster.wait.acquire.aligned;" ::
           : "memory");
+}
+
+// What block `rank` of the cluster has at this place, as an address of all of
+// the cluster's shared memory.
+__device__ inline uint32_t AddressInRank(const void* place, uint32_t rank) {
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(remote)
+      : "r"(SharedAddress(place)), "r"(rank));
+  return remote;
+}
+
+// Four floats to `to`, on 16 bytes, asynchronously; they count on the barrier
+// at `barrier`. Both are of AddressInRank and of the same block.
+__device__ inline void StoreAsync4(uint32_t to, const float4& value,
+                                   uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+      "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+      : "memory");
 }
 
 // The float that block `rank` of the cluster has at `address`.

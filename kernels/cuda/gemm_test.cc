@@ -59,13 +59,17 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
 
   // Tiles, then numbers of tokens; a row is the same bits in all of them.
   for (const GemmTile tile :
-       {GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
-        GemmTile{64, true}, GemmTile{64, true, 2}, GemmTile{64, true, 4},
-        GemmTile{64, true, 8}, GemmTile{256}}) {
+       {GemmTile{8, 1, true}, GemmTile{16}, GemmTile{16, 1, true}, GemmTile{32},
+        GemmTile{32, 2}, GemmTile{64}, GemmTile{64, 2}, GemmTile{64, 4},
+        GemmTile{64, 4, true}, GemmTile{64, 8}, GemmTile{64, 2, false, 64},
+        GemmTile{64, 4, false, 64}, GemmTile{128}, GemmTile{256},
+        GemmTile{.tokens = 64, .tall = true},
+        GemmTile{.tokens = 128, .tall = true},
+        GemmTile{.tokens = 256, .tall = true}}) {
     const auto other = Product(weight, leaf, input, kTokens, tile, stream());
     EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
-        << "tile " << tile.tokens << " walk " << tile.walk << " cluster "
-        << tile.cluster;
+        << "tile " << tile.rows << " x " << tile.tokens << " run " << tile.run
+        << " deep " << tile.deep << " tall " << tile.tall;
   }
   for (const int64_t tokens : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129}) {
     const auto other =

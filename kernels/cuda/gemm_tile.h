@@ -89,6 +89,8 @@ struct Ring {
   __device__ std::byte* inputs(int s) const {
     return weights(s) + TileType::kWeightBytes;
   }
+  // By one thread of each multiplying warp.
+  __device__ void Release(int s) const { BarrierArrive(&empty[s]); }
 };
 
 // Where a walk over the ring stands: the b-th block of K lies in stage
@@ -187,10 +189,11 @@ __device__ inline void Promote(const Scales& scales, int m,
 }
 
 // sum[m] = the products of the next `blocks` stages, for the row blocks
-// first_block + m of the tile; first_k is the first stage's place in K. By all
+// first_block + m of the tile; with kAlongTokens for one row block and tokens
+// that begin m * kTokens later. first_k is the first stage's place in K. By all
 // threads of a warpgroup.
 template <typename Format, int kTokens, int kBlocks, typename RingType,
-          int kStages, typename Scales>
+          int kStages, bool kAlongTokens = false, typename Scales>
 __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
                          int first_block, int blocks, int first_k,
                          Scales& scales, float (&sum)[kBlocks][kTokens / 2]) {
@@ -205,16 +208,17 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
       for (int i = 0; i < kTokens / 2; ++i) sum[m][i] = 0.0f;
     }
   }
+#pragma unroll 1
   for (int b = 0; b < blocks; ++b) {
     if constexpr (Scales::kActive) scales.Load(first_k + b);
+    const UniformDescriptor weights(SharedAddress(ring.weights(walk.stage)) +
+                                    first_block * kBlockBytes);
+    const UniformDescriptor inputs(SharedAddress(ring.inputs(walk.stage)));
     BarrierWait(&ring.full[walk.stage], walk.phase);
-    const uint64_t weights = TileDescriptor(
-        SharedAddress(ring.weights(walk.stage)) + first_block * kBlockBytes);
-    const uint64_t inputs =
-        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
     // Descriptors count in 16 bytes.
     constexpr int kStep = kProductBytes / 16;
-    constexpr int kBlockStep = kBlockBytes / 16;
+    constexpr int kBlockStep = kAlongTokens ? 0 : kBlockBytes / 16;
+    constexpr int kInputStep = kAlongTokens ? kTokens * kTileRowBytes / 16 : 0;
     if constexpr (kPromoted<Format>) {
       float part[kBlocks][kTokens / 2];
 #pragma unroll
@@ -222,9 +226,9 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
         ProductFence();
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
-          Product<Format, kTokens>::Run(part[m],
-                                        weights + m * kBlockStep + k * kStep,
-                                        inputs + k * kStep, k != 0);
+          Product<Format, kTokens>::Run(
+              part[m], weights[m * kBlockStep + k * kStep],
+              inputs[m * kInputStep + k * kStep], k != 0);
         }
         ProductCommit();
         if constexpr (kTokens > 64) {  // one part at a time fits registers
@@ -233,7 +237,7 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
         }
       }
       if constexpr (kTokens <= 64) ProductWait<0>();
-      if (leader) BarrierArrive(&ring.empty[walk.stage]);
+      if (leader) ring.Release(walk.stage);
       if constexpr (kTokens <= 64) {
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
@@ -246,23 +250,160 @@ __device__ void Multiply(const RingType& ring, Walk<kStages>& walk,
       for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
-          Product<Format, kTokens>::Run(sum[m],
-                                        weights + m * kBlockStep + k * kStep,
-                                        inputs + k * kStep, b != 0 || k != 0);
+          Product<Format, kTokens>::Run(
+              sum[m], weights[m * kBlockStep + k * kStep],
+              inputs[m * kInputStep + k * kStep], b != 0 || k != 0);
         }
       }
       ProductCommit();
       // This stage's products may run on while the next one is awaited.
       ProductWait<1>();
-      if (leader && previous >= 0) BarrierArrive(&ring.empty[previous]);
+      if (leader && previous >= 0) ring.Release(previous);
       previous = walk.stage;
     }
     walk.Advance();
   }
   if constexpr (!kPromoted<Format>) {
     ProductWait<0>();
-    if (leader && previous >= 0) BarrierArrive(&ring.empty[previous]);
+    if (leader && previous >= 0) ring.Release(previous);
   }
+}
+
+// A stage of a walk, once it is full.
+struct FullStage {
+  int stage;
+  UniformDescriptor weights;
+  UniformDescriptor inputs;
+};
+template <typename RingType, int kStages>
+__device__ inline FullStage NextStage(const RingType& ring, Walk<kStages>& walk,
+                                      int row_block) {
+  const FullStage next = {
+      walk.stage,
+      UniformDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                        row_block * kProductRows * kTileRowBytes),
+      UniformDescriptor(SharedAddress(ring.inputs(walk.stage)))};
+  BarrierWait(&ring.full[walk.stage], walk.phase);
+  walk.Advance();
+  return next;
+}
+
+// The k-th product of a stage: d += A B^T, or = if `accumulate` is 0.
+template <typename Format, int kTokens>
+__device__ inline void RunStep(const FullStage& stage, int k,
+                               float (&d)[kTokens / 2], int accumulate) {
+  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
+  Product<Format, kTokens>::Run(d, stage.weights[k * kStep],
+                                stage.inputs[k * kStep], accumulate);
+}
+
+// A product waits for the one before it in its chain three times as long as one
+// of 64 tokens takes. So both of these run two chains of one row block, product
+// by product in turn.
+
+// Multiply of e4m3 without scales: those of two stages. Each is a chain of its
+// own till it is promoted.
+template <int kTokens, typename RingType, int kStages>
+__device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
+                              int row_block, int blocks,
+                              float (&sum)[kTokens / 2]) {
+  using Format = E4m3Format;
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  const bool leader = threadIdx.x % 32 == 0;
+  const auto promote = [&](const float(&part)[kTokens / 2]) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sum[i] += part[i];
+  };
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0.0f;
+#pragma unroll 1
+  for (int b = 0; b + 1 < blocks; b += 2) {
+    float part[2][kTokens / 2];
+    const FullStage first = NextStage(ring, walk, row_block);
+    const FullStage second = NextStage(ring, walk, row_block);
+    ProductFence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      RunStep<Format, kTokens>(first, k, part[0], k != 0);
+      if (k == kSteps - 1) ProductCommit();
+      RunStep<Format, kTokens>(second, k, part[1], k != 0);
+    }
+    ProductCommit();
+    ProductWait<1>();
+    if (leader) ring.Release(first.stage);
+    promote(part[0]);
+    ProductWait<0>();
+    if (leader) ring.Release(second.stage);
+    promote(part[1]);
+  }
+  if (blocks % 2 != 0) {
+    float part[kTokens / 2];
+    const FullStage last = NextStage(ring, walk, row_block);
+    ProductFence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      RunStep<Format, kTokens>(last, k, part, k != 0);
+    }
+    ProductCommit();
+    ProductWait<0>();
+    if (leader) ring.Release(last.stage);
+    promote(part);
+  }
+}
+
+// Where the b-th stage of two leaves' chains lies along K, from the first
+// leaf's beginning: they take turns while both have stages left. The first has
+// `leaf` of them, the second `others`, no more.
+__device__ inline int TwoChainsPlace(int b, int leaf, int others) {
+  return b < 2 * others ? b % 2 * leaf + b / 2 : b - others;
+}
+
+// Of 16-bit weights: the chains of two leaves.
+template <typename Format, int kTokens, typename RingType, int kStages>
+__device__ void MultiplyTwoChains(const RingType& ring, Walk<kStages>& walk,
+                                  int row_block, int leaf, int others,
+                                  float (&first)[kTokens / 2],
+                                  float (&second)[kTokens / 2]) {
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  const bool leader = threadIdx.x % 32 == 0;
+  int previous[2] = {-1, -1};
+  const auto release = [&] {
+    if (!leader) return;
+    if (previous[0] >= 0) ring.Release(previous[0]);
+    if (previous[1] >= 0) ring.Release(previous[1]);
+  };
+#pragma unroll 1
+  for (int b = 0; b < others; ++b) {
+    const FullStage one = NextStage(ring, walk, row_block);
+    const FullStage other = NextStage(ring, walk, row_block);
+    ProductFence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      RunStep<Format, kTokens>(one, k, first, b != 0 || k != 0);
+      RunStep<Format, kTokens>(other, k, second, b != 0 || k != 0);
+    }
+    ProductCommit();
+    ProductWait<1>();
+    release();
+    previous[0] = one.stage;
+    previous[1] = other.stage;
+  }
+#pragma unroll 1
+  for (int b = others; b < leaf; ++b) {
+    const FullStage one = NextStage(ring, walk, row_block);
+    ProductFence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      RunStep<Format, kTokens>(one, k, first, 1);
+    }
+    ProductCommit();
+    ProductWait<1>();
+    release();
+    previous[0] = one.stage;
+    previous[1] = -1;
+  }
+  ProductWait<0>();
+  release();
 }
 
 }  // namespace invar::cuda

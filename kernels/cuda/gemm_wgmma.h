@@ -34,6 +34,26 @@ __device__ inline uint64_t TileDescriptor(uint32_t address) {
          (address & 0x3ffff) >> 4;
 }
 
+// The same for a warp, all of whose lanes give one address; [i] is that of what
+// lies 16 i bytes further. Kept where the products read it, in the warp's
+// uniform registers: counting on in each lane's took as many instructions as
+// a product has cycles.
+class UniformDescriptor {
+ public:
+  __device__ explicit UniformDescriptor(uint32_t address) {
+    const uint64_t descriptor = TileDescriptor(address);
+    low_ = __shfl_sync(~0u, static_cast<uint32_t>(descriptor), 0);
+    high_ = static_cast<uint32_t>(descriptor >> 32);
+  }
+  __device__ uint64_t operator[](int sixteens) const {
+    return static_cast<uint64_t>(high_) << 32 | (low_ + sixteens);
+  }
+
+ private:
+  uint32_t low_;
+  uint32_t high_;
+};
+
 // Orders registers and shared memory before the first product of a batch.
 __device__ inline void ProductFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -110,9 +110,12 @@ constexpr int64_t ColumnParallelLeaf(int64_t rows, int64_t columns) {
 
 // The tile of a product. Which one runs is free (bits do not depend on it).
 struct GemmTile {
-  int tokens = 0;     // 8, 16, 32, 64, 128 or 256; 0: chosen from T
-  bool walk = false;  // a block walks several leaves; else it has one
-  int cluster = 1;    // of blocks that share the leaves, where they walk
+  int tokens = 0;     // 8, 16, 32, 64, 128 or 256; 0: all chosen from T
+  int run = 1;        // leaves that a block walks: 1, from 32 tokens on also 2,
+                      // of 64 tokens also 4 or 8
+  bool deep = false;  // a longer ring of stages
+  int rows = 128;     // of a block; of 64 tokens and a run of 2 or 4 also 64
+  bool tall = false;  // blocks go on from tile to tile (tall_gemm.h)
 };
 
 enum class GemmOutput { kFp32, kBf16 };

@@ -129,14 +129,10 @@ std::vector<FastProducts::Way> OurWays(const GemmWeight& weight, int64_t leaf,
     const int64_t length = 128 * ((blocks + parts - 1) / parts);
     if (seen.insert(length).second) ways.push_back({.leaf = length});
     if (tokens > 32 && tokens < 512 && parts > 1) {
-      const int cluster = static_cast<int>(parts);
-      ways.push_back(
-          {.leaf = length,
-           .tile = {.tokens = 64, .walk = true, .cluster = cluster}});
+      const int run = static_cast<int>(kMaxLeaves / parts);
+      ways.push_back({.leaf = length, .tile = {.tokens = 64, .run = 1}});
       if (length > leaf) {
-        ways.push_back(
-            {.leaf = leaf,
-             .tile = {.tokens = 64, .walk = true, .cluster = cluster}});
+        ways.push_back({.leaf = leaf, .tile = {.tokens = 64, .run = run}});
       }
     }
   }
@@ -307,7 +303,7 @@ absl::Status FastProducts::Measure(const Job& job) {
             : absl::StrCat("ours, leaves of ", way.leaf,
                            way.tile.tokens == 0
                                ? ""
-                               : absl::StrCat(" walked by ", way.tile.cluster)),
+                               : absl::StrCat(" in runs of ", way.tile.run)),
         taken * 1e6, ours * 1e6);
   }
   report_ += "\n";
