@@ -228,6 +228,7 @@ struct Leaves {
   int first;   // the run's place in K
   int blocks;  // of the run
   Scales scales;
+  float4* parked;  // a tile's sums
 
   using Sum = float[1][TileType::kValues];
 
@@ -248,11 +249,40 @@ struct Leaves {
       constexpr int kHalf = kLeaves / 2;
       Fold<kHalf>(leaf, sum);
       if (leaf + kHalf >= leaves) return;
-      Sum right;
-      Fold<kHalf>(leaf + kHalf, right);
+      if constexpr (kHalf == 4 && kPromoted<Format>) {
+        // With what is promoted, four sums fit registers and no fifth.
+        Park(sum);
+        Fold<kHalf>(leaf + kHalf, sum);
+        AddParked(sum);
+      } else {
+        Sum right;
+        Fold<kHalf>(leaf + kHalf, right);
 #pragma unroll
-      for (int i = 0; i < TileType::kValues; ++i) sum[0][i] += right[0][i];
+        for (int i = 0; i < TileType::kValues; ++i) sum[0][i] += right[0][i];
+      }
     }
+  }
+
+ private:
+  __device__ float4& Parked(int i) {
+    return parked[i / 4 * TileType::kMultipliers + threadIdx.x];
+  }
+  __device__ void Park(const Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < TileType::kValues; i += 4) {
+      Parked(i) = {sum[0][i], sum[0][i + 1], sum[0][i + 2], sum[0][i + 3]};
+    }
+  }
+  __device__ void AddParked(Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < TileType::kValues; i += 4) {
+      const float4 left = Parked(i);
+      sum[0][i] += left.x;
+      sum[0][i + 1] += left.y;
+      sum[0][i + 2] += left.z;
+      sum[0][i + 3] += left.w;
+    }
+    __syncwarp();  // the warp's units go there next
   }
 };
 
@@ -301,6 +331,9 @@ __global__ void __launch_bounds__(Shape::Tile::kThreads, 1)
     return;
   }
   if (splits > 1) ClusterWait();  // while nothing has come yet
+  // Of a run of all leaves nothing is received: sums are parked there.
+  float4* const received =
+      reinterpret_cast<float4*>(ring.stages + kStages * TileType::kStageBytes);
   float sum[1][kValues] = {};
   if (leaves > 0) {
     Leaves<Format, TileType, kStages, decltype(scales)>{
@@ -310,11 +343,10 @@ __global__ void __launch_bounds__(Shape::Tile::kThreads, 1)
         .leaves = leaves,
         .first = first,
         .blocks = blocks,
-        .scales = scales}
+        .scales = scales,
+        .parked = received}
         .template Fold<kRun>(0, sum);
   }
-  float4* const received =
-      reinterpret_cast<float4*>(ring.stages + kStages * TileType::kStageBytes);
   const auto fold = [&]<int kSplits>() {
     if constexpr (kSplits <= Units<TileType>::kCount) {
       FoldSums<TileType, kSplits>(a, place, parts, received, &arrived, sum[0]);
