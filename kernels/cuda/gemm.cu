@@ -10,10 +10,9 @@
 namespace invar::cuda {
 namespace {
 
-// The tile of a block: a row block of weights by kTokens for each of one or two
-// warpgroups.
-template <int kTokens_, int kGroups>
-struct LeafTile : Tile<kTokens_, 1, kGroups> {
+// The tile of a block: 128 rows of weights by kTokens, for two warpgroups.
+template <int kTokens_>
+struct LeafTile : Tile<kTokens_, 1, 2> {
   static constexpr int kTokens = kTokens_;
   static constexpr int kValues = kTokens / 2;  // a thread has
   // Rows of the boxes that inputs are copied in: few copies cost less.
@@ -72,34 +71,19 @@ __device__ Place PlaceOfBlock(const Problems& p) {
           .part = static_cast<int>(blockIdx.x % p.splits)};
 }
 
-// Whether a block of `run` leaves multiplies two of them in turn.
-template <typename Format>
-__device__ constexpr bool TwoChains(int run) {
-  return !kPromoted<Format> && run > 1;
-}
-
 // The producer's copies for the block at `place`, from K block `first`.
-template <typename Format, typename TileType, int kRun, int kStages>
+template <typename TileType, int kStages>
 __device__ void ProduceTile(const Ring<TileType, kStages>& ring,
                             const Problem& p, bool early, const Place& place,
                             int first, int blocks) {
-  const auto column = [&](int b) {
-    if constexpr (TwoChains<Format>(kRun)) {
-      const int leaf = p.a.leaf_blocks;
-      const int begin = b / (2 * leaf) * 2 * leaf;
-      const int others = max(0, min(leaf, blocks - begin - leaf));
-      b = begin + TwoChainsPlace(b - begin, leaf, others);
-    }
-    return (first + b) * kTileRowBytes;
-  };
   if (threadIdx.x % 32 == 0) PrefetchMap(&p.x);
   Produce<Ring<TileType, kStages>, kStages>(
       ring, threadIdx.x % 32, blocks, TileType::kStageBytes, early,
       [&](int lane, int stage, int b) {
         if (lane < TileType::kRowBlocks) {
           CopyBox(ring.weights(stage) + lane * TileType::kBlockBytes,
-                  &p.weights, column(b), place.row + lane * kProductRows,
-                  &ring.full[stage]);
+                  &p.weights, (first + b) * kTileRowBytes,
+                  place.row + lane * kProductRows, &ring.full[stage]);
         }
       },
       [&](int lane, int stage, int b) {
@@ -107,7 +91,8 @@ __device__ void ProduceTile(const Ring<TileType, kStages>& ring,
         constexpr int kBoxes = TileType::kTokens / kBoxRows;
         if (lane < kBoxes) {
           CopyBox(ring.inputs(stage) + lane * kBoxRows * kTileRowBytes, &p.x,
-                  column(b), place.token + lane * kBoxRows, &ring.full[stage]);
+                  (first + b) * kTileRowBytes, place.token + lane * kBoxRows,
+                  &ring.full[stage]);
         }
       });
 }
@@ -229,8 +214,6 @@ struct LeafShape {
   using Tile = TileType;
   static constexpr int kRun = kRun_;  // leaves a block walks
   static constexpr int kStages = kStages_;
-  // Half a multiprocessor's: blocks of the next kernel come beside these.
-  static constexpr int kBlocksAtOnce = TileType::kRowBlocks == 1 ? 2 : 1;
 };
 
 // A multiplying warpgroup's work: sum = leaves [leaf, leaf + kLeaves) of those
@@ -245,6 +228,7 @@ struct Leaves {
   int first;   // the run's place in K
   int blocks;  // of the run
   Scales scales;
+  float4* parked;  // a tile's sums
 
   using Sum = float[1][TileType::kValues];
 
@@ -263,28 +247,49 @@ struct Leaves {
       }
     } else {
       constexpr int kHalf = kLeaves / 2;
-      Sum right;
-      if (TwoChains<Format>(kLeaves) && kHalf == 1 && leaf + 1 < leaves) {
-        const int at = (leaf + 1) * leaf_blocks;
-        MultiplyTwoChains<Format, TileType::kTokens>(
-            ring, walk, row_block, leaf_blocks, min(leaf_blocks, blocks - at),
-            sum[0], right[0]);
+      Fold<kHalf>(leaf, sum);
+      if (leaf + kHalf >= leaves) return;
+      if constexpr (kHalf == 4 && kPromoted<Format>) {
+        // With what is promoted, four sums fit registers and no fifth.
+        Park(sum);
+        Fold<kHalf>(leaf + kHalf, sum);
+        AddParked(sum);
       } else {
-        Fold<kHalf>(leaf, sum);
-        if (leaf + kHalf >= leaves) return;
+        Sum right;
         Fold<kHalf>(leaf + kHalf, right);
-      }
 #pragma unroll
-      for (int i = 0; i < TileType::kValues; ++i) sum[0][i] += right[0][i];
+        for (int i = 0; i < TileType::kValues; ++i) sum[0][i] += right[0][i];
+      }
     }
+  }
+
+ private:
+  __device__ float4& Parked(int i) {
+    return parked[i / 4 * TileType::kMultipliers + threadIdx.x];
+  }
+  __device__ void Park(const Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < TileType::kValues; i += 4) {
+      Parked(i) = {sum[0][i], sum[0][i + 1], sum[0][i + 2], sum[0][i + 3]};
+    }
+  }
+  __device__ void AddParked(Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < TileType::kValues; i += 4) {
+      const float4 left = Parked(i);
+      sum[0][i] += left.x;
+      sum[0][i + 1] += left.y;
+      sum[0][i + 2] += left.z;
+      sum[0][i + 3] += left.w;
+    }
+    __syncwarp();  // the warp's units go there next
   }
 };
 
-// A block walks an aligned run of kRun leaves and keeps the tree of
-// kernels/types.h as a binary counter of sums. The blocks of a cluster then
-// fold theirs.
+// A block walks an aligned run of kRun leaves, a whole subtree; the blocks of a
+// cluster then fold theirs.
 template <typename Format, typename Shape>
-__global__ void __launch_bounds__(Shape::Tile::kThreads, Shape::kBlocksAtOnce)
+__global__ void __launch_bounds__(Shape::Tile::kThreads, 1)
     LeafKernel(const __grid_constant__ Problems problems) {
   using TileType = typename Shape::Tile;
   constexpr int kStages = Shape::kStages;
@@ -320,12 +325,15 @@ __global__ void __launch_bounds__(Shape::Tile::kThreads, Shape::kBlocksAtOnce)
   auto scales =
       ScalesOf<Format, TileType>(a, problems.early, place, group, input_row);
   if (threadIdx.x >= TileType::kMultipliers) {
-    ProduceTile<Format, TileType, kRun, kStages>(ring, p, problems.early, place,
-                                                 first, blocks);
+    ProduceTile<TileType, kStages>(ring, p, problems.early, place, first,
+                                   blocks);
     if (splits > 1) ClusterWait();
     return;
   }
   if (splits > 1) ClusterWait();  // while nothing has come yet
+  // Of a run of all leaves nothing is received: sums are parked there.
+  float4* const received =
+      reinterpret_cast<float4*>(ring.stages + kStages * TileType::kStageBytes);
   float sum[1][kValues] = {};
   if (leaves > 0) {
     Leaves<Format, TileType, kStages, decltype(scales)>{
@@ -335,11 +343,10 @@ __global__ void __launch_bounds__(Shape::Tile::kThreads, Shape::kBlocksAtOnce)
         .leaves = leaves,
         .first = first,
         .blocks = blocks,
-        .scales = scales}
+        .scales = scales,
+        .parked = received}
         .template Fold<kRun>(0, sum);
   }
-  float4* const received =
-      reinterpret_cast<float4*>(ring.stages + kStages * TileType::kStageBytes);
   const auto fold = [&]<int kSplits>() {
     if constexpr (kSplits <= Units<TileType>::kCount) {
       FoldSums<TileType, kSplits>(a, place, parts, received, &arrived, sum[0]);
@@ -426,8 +433,8 @@ void Run(const Tasks& tasks, const LaunchOptions& options) {
   Launch(LeafKernel<Format, Shape>, shape, options, "Gemm", p);
 }
 
-template <int kTokens, int kRun, int kStages, int kGroups = 2>
-using ShapeOf = LeafShape<LeafTile<kTokens, kGroups>, kRun, kStages>;
+template <int kTokens, int kRun, int kStages>
+using ShapeOf = LeafShape<LeafTile<kTokens>, kRun, kStages>;
 
 // Scales of more than 64 tokens do not fit a thread's registers.
 template <typename Format>
@@ -442,10 +449,6 @@ void RunFew(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
 
 template <typename Format>
 void Run64(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
-  if (tile.rows == kProductRows) {
-    return tile.run >= 4 ? Run<Format, ShapeOf<64, 4, 5, 1>>(tasks, options)
-                         : Run<Format, ShapeOf<64, 2, 5, 1>>(tasks, options);
-  }
   switch (tile.run) {
     case 8:
       return Run<Format, ShapeOf<64, 8, 6>>(tasks, options);
@@ -488,21 +491,29 @@ GemmTile ChooseTile(const Tasks& tasks) {
     tile.deep = true;
     return tile;
   }
-  // Blocks that find room beside those of the kernel before begin with their
-  // weights while it ends. A block a multiprocessor, of an H100's, comes near
-  // that; more of them need short rings.
-  constexpr int kMultiprocessors = 132;
+  const int64_t k_blocks = tasks.of[0].weight->columns *
+                           WeightElementBytes(tasks.of[0].weight->dtype) /
+                           kTileRowBytes;
+  constexpr int kMultiprocessors = 132;  // an H100's
   const int tiles =
-      tasks.RowTiles(tile.rows) * ((tokens + tile.tokens - 1) / tile.tokens);
-  tile.deep = tiles * leaves <= kMultiprocessors;
-  if (tile.tokens < 32) return tile;
-  // As many blocks as there is room for, in clusters of at most four where
-  // sums are many.
-  tile.run = tile.tokens == 32 ? 1 : 2;
-  while (tile.run < kMaxLeaves &&
-         tiles * ((leaves + tile.run - 1) / tile.run) > kMultiprocessors) {
-    tile.run *= 2;
+      tasks.RowTiles(128) * ((tokens + tile.tokens - 1) / tile.tokens);
+  if (tile.tokens < 32) {
+    // Two blocks a multiprocessor need short rings.
+    tile.deep = tiles * leaves <= kMultiprocessors;
+    return tile;
   }
+  // A block has a multiprocessor for itself. Clusters of four do not find place
+  // on all of them.
+  const auto fits = [&](int run) {
+    const int splits = (leaves + run - 1) / run;
+    const int room =
+        kMultiprocessors - (tile.tokens == 64 && splits > 2 ? 12 : 0);
+    return tiles * splits <= room;
+  };
+  tile.run = tile.tokens == 32 ? 1 : 2;
+  const int most = tile.tokens == 32 ? 2 : static_cast<int>(kMaxLeaves);
+  while (tile.run < most && !fits(tile.run)) tile.run *= 2;
+  tile.deep = k_blocks * tile.run > 8 * leaves;
   return tile;
 }
 

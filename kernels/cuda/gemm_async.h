@@ -205,34 +205,6 @@ __device__ inline void StoreAsync4(uint32_t to, const float4& value,
       : "memory");
 }
 
-// The float that block `rank` of the cluster has at `address`.
-__device__ inline float LoadFromRank(const float* address, uint32_t rank) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(remote)
-               : "r"(SharedAddress(address)), "r"(rank));
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];"
-               : "=f"(value)
-               : "r"(remote)
-               : "memory");
-  return value;
-}
-
-// Likewise four floats, on 16 bytes.
-__device__ inline float4 Load4FromRank(const float* address, uint32_t rank) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(remote)
-               : "r"(SharedAddress(address)), "r"(rank));
-  float4 value;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-               : "r"(remote)
-               : "memory");
-  return value;
-}
-
 // ---- Programmatic dependent launch ------------------------------------------
 
 // Returns once the kernel before this one has finished and its writes are

@@ -61,15 +61,14 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   for (const GemmTile tile :
        {GemmTile{8, 1, true}, GemmTile{16}, GemmTile{16, 1, true}, GemmTile{32},
         GemmTile{32, 2}, GemmTile{64}, GemmTile{64, 2}, GemmTile{64, 4},
-        GemmTile{64, 4, true}, GemmTile{64, 8}, GemmTile{64, 2, false, 64},
-        GemmTile{64, 4, false, 64}, GemmTile{128}, GemmTile{256},
+        GemmTile{64, 4, true}, GemmTile{64, 8}, GemmTile{128}, GemmTile{256},
         GemmTile{.tokens = 64, .tall = true},
         GemmTile{.tokens = 128, .tall = true},
         GemmTile{.tokens = 256, .tall = true}}) {
     const auto other = Product(weight, leaf, input, kTokens, tile, stream());
     EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
-        << "tile " << tile.rows << " x " << tile.tokens << " run " << tile.run
-        << " deep " << tile.deep << " tall " << tile.tall;
+        << "tile " << tile.tokens << " run " << tile.run << " deep "
+        << tile.deep << " tall " << tile.tall;
   }
   for (const int64_t tokens : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129}) {
     const auto other =

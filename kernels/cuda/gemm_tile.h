@@ -297,12 +297,10 @@ __device__ inline void RunStep(const FullStage& stage, int k,
                                 stage.inputs[k * kStep], accumulate);
 }
 
-// A product waits for the one before it in its chain three times as long as one
-// of 64 tokens takes. So both of these run two chains of one row block, product
-// by product in turn.
-
-// Multiply of e4m3 without scales: those of two stages. Each is a chain of its
-// own till it is promoted.
+// Multiply of one row block, e4m3 without scales: two stages, product by
+// product in turn. A product waits for the one before it in its chain three
+// times as long as one of 64 tokens takes, and each stage is a chain of its own
+// till it is promoted.
 template <int kTokens, typename RingType, int kStages>
 __device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
                               int row_block, int blocks,
@@ -349,61 +347,6 @@ __device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
     if (leader) ring.Release(last.stage);
     promote(part);
   }
-}
-
-// Where the b-th stage of two leaves' chains lies along K, from the first
-// leaf's beginning: they take turns while both have stages left. The first has
-// `leaf` of them, the second `others`, no more.
-__device__ inline int TwoChainsPlace(int b, int leaf, int others) {
-  return b < 2 * others ? b % 2 * leaf + b / 2 : b - others;
-}
-
-// Of 16-bit weights: the chains of two leaves.
-template <typename Format, int kTokens, typename RingType, int kStages>
-__device__ void MultiplyTwoChains(const RingType& ring, Walk<kStages>& walk,
-                                  int row_block, int leaf, int others,
-                                  float (&first)[kTokens / 2],
-                                  float (&second)[kTokens / 2]) {
-  constexpr int kSteps = kTileRowBytes / kProductBytes;
-  const bool leader = threadIdx.x % 32 == 0;
-  int previous[2] = {-1, -1};
-  const auto release = [&] {
-    if (!leader) return;
-    if (previous[0] >= 0) ring.Release(previous[0]);
-    if (previous[1] >= 0) ring.Release(previous[1]);
-  };
-#pragma unroll 1
-  for (int b = 0; b < others; ++b) {
-    const FullStage one = NextStage(ring, walk, row_block);
-    const FullStage other = NextStage(ring, walk, row_block);
-    ProductFence();
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      RunStep<Format, kTokens>(one, k, first, b != 0 || k != 0);
-      RunStep<Format, kTokens>(other, k, second, b != 0 || k != 0);
-    }
-    ProductCommit();
-    ProductWait<1>();
-    release();
-    previous[0] = one.stage;
-    previous[1] = other.stage;
-  }
-#pragma unroll 1
-  for (int b = others; b < leaf; ++b) {
-    const FullStage one = NextStage(ring, walk, row_block);
-    ProductFence();
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      RunStep<Format, kTokens>(one, k, first, 1);
-    }
-    ProductCommit();
-    ProductWait<1>();
-    release();
-    previous[0] = one.stage;
-    previous[1] = -1;
-  }
-  ProductWait<0>();
-  release();
 }
 
 }  // namespace invar::cuda

@@ -114,7 +114,6 @@ struct GemmTile {
   int run = 1;        // leaves that a block walks: 1, from 32 tokens on also 2,
                       // of 64 tokens also 4 or 8
   bool deep = false;  // a longer ring of stages
-  int rows = 128;     // of a block; of 64 tokens and a run of 2 or 4 also 64
   bool tall = false;  // blocks go on from tile to tile (tall_gemm.h)
 };
 

@@ -9,7 +9,7 @@ namespace invar::cuda {
 
 // From this many rows and tokens on, Gemm chooses it.
 inline constexpr int64_t kTallRows = 16384;
-inline constexpr int64_t kTallTokens = 33;
+inline constexpr int64_t kTallTokens = 65;
 
 bool TallGemmTakes(const GemmWeight& weight, int64_t leaf);
 // tile: tokens of a block, 64, 128 or 256; 0: chosen.
