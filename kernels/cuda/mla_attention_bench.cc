@@ -156,6 +156,8 @@ void Prompts(testing::Bench& bench, KvDtype dtype, const std::string& name,
                       device_q.data(), dtype, packed);
   });
   const double seconds = bench.Seconds(4, [&](int) {
+    StagePrompts(options, places, blocks, {dtype, cache.data()},
+                 workspace.data());
     PromptAttention(options, places, blocks, packed, kv_b, 0.01f,
                     {dtype, cache.data()}, workspace.data(), attended, cut);
   });

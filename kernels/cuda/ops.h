@@ -157,8 +157,13 @@ struct PackedAttended {
 PackedAttended PackedAttendedIn(void* memory, int64_t tokens, int64_t heads);
 int64_t PackedAttendedBytes(int64_t tokens, int64_t heads);
 
-// The tables together have `blocks` blocks; `v` is what out is rounded for.
-// workspace: PromptAttentionBytes, on 16 bytes.
+// The cached rows of the tables, which together have `blocks` blocks, as the
+// operands that PromptAttention reads: once they are in the cache, and before
+// each PromptAttention. workspace: PromptAttentionBytes, on 16 bytes.
+void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t blocks, const KvLayer& cache, std::byte* workspace);
+
+// With what has been staged; `v` is what out is rounded for.
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      int64_t blocks, const PackedQueries& query,
                      const HeadProjection& v, float scale, const KvLayer& cache,

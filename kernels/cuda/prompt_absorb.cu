@@ -192,7 +192,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPriorKernel();
   const int64_t stride = heads * int64_t{kNope + kRope};
   WarpRows<kNope> rows;
-  WarpRopes next_ropes;
   const auto first_of = [&](int tile) {
     return int64_t{tile} * kTokens + warp * kWarpTokens;
   };
@@ -203,9 +202,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   int tile = blockIdx.y;
 #pragma unroll
   for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
-  next_ropes.Load(a, h, first_of(tile));
   for (; tile < tiles; tile += gridDim.y) {
     const int next = tile + gridDim.y;
+    WarpRopes ropes;
+    ropes.Load(a, h, first_of(tile));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       rows.Store<Code>(
@@ -223,9 +223,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     BeginProducts<Operand, kLatent, kNope, kGroupLatents>(
         shared.inputs, shared.weights, first_latent, sum);
     ProductCommit();
-    WarpRopes ropes = next_ropes;
     ropes.Rotate(a.angles);
-    if (next < tiles) next_ropes.Load(a, h, first_of(next));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       float most = fmaxf(fabsf(ropes.pair[i].x), fabsf(ropes.pair[i].y));
@@ -264,25 +262,39 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       return OperandScale<typename Cached::Operand>(most);
     };
-    const float scale[2] = {scale_of(row), scale_of(row + 8)};
+    // What lies at four eights of columns is a chunk of 16 bytes.
+    constexpr int kEights = Cached::kBytes == 1 ? 2 : 1;  // to the next
+    constexpr int kRowChunks = kSums / 16;
+    const int first_column =
+        static_cast<int>(Unknown(first_latent + FragmentToken(lane, 0)));
 #pragma unroll
-    for (int i = 0; i < kSums; i += 2) {
-      const int r = i / 2 % 2;
-      *OperandPair<Cached>(shared.staged, row + 8 * r,
-                           first_latent + FragmentToken(lane, i)) =
-          Pack<typename Cached::Operand>(sum[i] * scale[r],
-                                         sum[i + 1] * scale[r]);
+    for (int r = 0; r < 2; ++r) {
+      const float scale = scale_of(row + 8 * r);
+#pragma unroll
+      for (int c = 0; c < kRowChunks; ++c) {
+        const int eight = c / kEights * 4 * kEights + c % kEights;
+        uint32_t x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int i = 4 * (eight + kEights * j) + 2 * r;
+          x[j] = Pack<typename Cached::Operand>(sum[i] * scale,
+                                                sum[i + 1] * scale);
+        }
+        *reinterpret_cast<uint4*>(OperandPair<Cached>(
+            shared.staged, row + 8 * r, first_column + 8 * eight)) = {
+            x[0], x[1], x[2], x[3]};
+      }
     }
     const int64_t first = int64_t{tile} * kTokens;
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       const int r = warp * kWarpTokens + i;
-      const float own = scale_of(r);
+      const float scale = scale_of(r);
       *OperandPair<Cached>(shared.staged, r, kLatent + 2 * lane) =
-          Pack<typename Cached::Operand>(ropes.pair[i].x * own,
-                                         ropes.pair[i].y * own);
+          Pack<typename Cached::Operand>(ropes.pair[i].x * scale,
+                                         ropes.pair[i].y * scale);
       if (lane == 0 && first + r < tokens) {
-        a.query.scales[(first + r) * packed_heads + h] = own;
+        a.query.scales[(first + r) * packed_heads + h] = scale;
       }
     }
     __syncthreads();

@@ -138,13 +138,6 @@ __device__ int FirstHead(const Arguments& a, int unit) {
   return (a.units - 1 - unit) % a.head_groups * kHeads;
 }
 
-// `address`, which the compiler cannot know any more: else it keeps the many
-// descriptors that are made of it in registers over the whole loop.
-__device__ uint32_t Unknown(uint32_t address) {
-  asm volatile("" : "+r"(address));
-  return address;
-}
-
 // Of one tile after the other, throughout all units: where its rows lie, and
 // the phase of their barriers.
 struct Place {
@@ -421,42 +414,49 @@ struct Values {
   // Merges what is summed of a split with those before it, which wait in
   // memory that the L2 cache holds: registers have no room for them.
   __device__ __forceinline__ void Merge() {
-    constexpr int kAhead = 8;  // of what is merged so far, asked for ahead
     const bool is_first = step.flags & kIsFirstSplit;
-    float4* const mine = a.merged + int64_t{blockIdx.x} * kMergedFours +
-                         group * 128 + threadIdx.x % 128;
+    const bool is_last = step.flags & kIsLastSplit;
 #pragma unroll
     for (int h = 0; h < 2; ++h) heads[h].Add(is_first, max[h], sum[2 * h]);
-    if (!is_first) {
-      float4 old[kAhead];
+    if (is_first && !is_last) {
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j)
-        old[j] = __ldcg(mine + j * kValueThreads);
-#pragma unroll
-      for (int j = 0; j < 2 * kFours; ++j) {
-        const int h = j / kFours;
-        const float4 o = old[j % kAhead];
-        if (j + kAhead < 2 * kFours) {
-          old[j % kAhead] = __ldcg(mine + (j + kAhead) * kValueThreads);
-        }
-        const auto merge = [&](int i, float total) {
-          float& x = Sum(h, j % kFours, i);
-          x = heads[h].Merge(false, x, total);
-        };
-        merge(0, o.x);
-        merge(1, o.y);
-        merge(2, o.z);
-        merge(3, o.w);
-      }
+      for (int j = 0; j < 2 * kFours; ++j) __stcg(Merged(j), Four(j));
+    } else if (!is_first && !is_last) {
+      ForEachMerged([&](int j, const float4& x) { __stcg(Merged(j), x); });
+    } else if (!is_first) {
+      ForEachMerged([&](int j, const float4& x) {
+        Sum(j / kFours, j % kFours, 0) = x.x;
+        Sum(j / kFours, j % kFours, 1) = x.y;
+        Sum(j / kFours, j % kFours, 2) = x.z;
+        Sum(j / kFours, j % kFours, 3) = x.w;
+      });
     }
-    if (step.flags & kIsLastSplit) return;
+  }
+  // f(j, what Four(j) and Merged(j) come to together).
+  template <typename Function>
+  __device__ __forceinline__ void ForEachMerged(Function f) {
+    constexpr int kAhead = 8;  // asked for ahead
+    float4 old[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) old[j] = __ldcg(Merged(j));
 #pragma unroll
     for (int j = 0; j < 2 * kFours; ++j) {
-      const int h = j / kFours;
-      const int m = j % kFours;
-      __stcg(mine + j * kValueThreads,
-             float4{Sum(h, m, 0), Sum(h, m, 1), Sum(h, m, 2), Sum(h, m, 3)});
+      const MergedSplits& head = heads[j / kFours];
+      const float4 o = old[j % kAhead];
+      const float4 x = Four(j);
+      if (j + kAhead < 2 * kFours) old[j % kAhead] = __ldcg(Merged(j + kAhead));
+      f(j, {head.Merge(false, x.x, o.x), head.Merge(false, x.y, o.y),
+            head.Merge(false, x.z, o.z), head.Merge(false, x.w, o.w)});
     }
+  }
+  __device__ float4 Four(int j) {
+    const int h = j / kFours;
+    const int m = j % kFours;
+    return {Sum(h, m, 0), Sum(h, m, 1), Sum(h, m, 2), Sum(h, m, 3)};
+  }
+  __device__ float4* Merged(int j) const {
+    return a.merged + int64_t{blockIdx.x} * kMergedFours + group * 128 +
+           threadIdx.x % 128 + j * kValueThreads;
   }
 
   // Of head g + 8 h the sum of latent Column(m) + i.
@@ -607,13 +607,29 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// Behind the tiles.
 constexpr int64_t kCounterBytes = 128;
+int* NextUnit(int64_t blocks, std::byte* workspace) {
+  return reinterpret_cast<int*>(workspace + blocks * kPromptTileBytes);
+}
 
 }  // namespace
 
 int64_t PromptAttentionBytes(int64_t blocks) {
   return blocks * kPromptTileBytes + kCounterBytes +
          Multiprocessors() * (kMergedFours * int64_t{sizeof(float4)});
+}
+
+void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
+                  int64_t blocks, const KvLayer& cache, std::byte* workspace) {
+  if (places.tokens == 0) return;
+  DispatchKv(cache.dtype, [&]<typename Code>() {
+    Launch(StageKernel<Code>,
+           {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
+           options, "StagePrompts", places,
+           static_cast<const std::byte*>(cache.data), workspace,
+           NextUnit(blocks, workspace));
+  });
 }
 
 void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
@@ -623,7 +639,6 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      const AttentionSplits& cut) {
   constexpr float kLog2E = 0x1.715476p+0f;
   if (places.tokens == 0) return;
-  std::byte* const behind = workspace + blocks * kPromptTileBytes;
   const auto heads = static_cast<int>(v.heads);
   const int head_groups = (heads + kHeads - 1) / kHeads;
   const Arguments a = {
@@ -635,17 +650,14 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                head_groups,
       .scale_log2 = scale * kLog2E,
       .tiles = workspace,
-      .merged = reinterpret_cast<float4*>(behind + kCounterBytes),
-      .next_unit = reinterpret_cast<int*>(behind),
+      .merged = reinterpret_cast<float4*>(
+          workspace + blocks * kPromptTileBytes + kCounterBytes),
+      .next_unit = NextUnit(blocks, workspace),
       .cut = cut,
       .weights = v.dtype,
       .factors = v.input_scales,
       .out = out};
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    Launch(StageKernel<Code>,
-           {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
-           options, "staging PromptAttention", places,
-           static_cast<const std::byte*>(cache.data), workspace, a.next_unit);
     Launch(PromptAttentionKernel<Code>,
            {.grid = dim3(std::min(a.units, Multiprocessors())),
             .threads = kThreads,

@@ -148,6 +148,8 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
             PackedAttendedIn(packed_attended.data(), tokens, heads);
         PromptAbsorbQuery(options, k, step.places(), angles, q.data(), kv,
                           q_in);
+        StagePrompts(options, step.places(), step.blocks(), step.layer(),
+                     workspace.data());
         PromptAttention(options, step.places(), step.blocks(), q_in, v, kScale,
                         step.layer(), workspace.data(), x);
         PromptAbsorbValue(

@@ -19,6 +19,13 @@ inline constexpr int kBlockColumns = 64;
 inline constexpr int kBlockBytes = 64 * kTileRowBytes;
 inline constexpr int kPromptTileBytes = kRow / kBlockColumns * kBlockBytes;
 
+// `x`, which the compiler cannot know any more: else it keeps the many
+// addresses or descriptors that are made of it in registers over a whole loop.
+__device__ inline uint32_t Unknown(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Where column k of a row lies in the order of operands.cuh.
 template <typename Code>
 __device__ inline int OperandPlace(int k) {

@@ -284,12 +284,15 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
         PackedQueriesIn(step_.query.data(), tokens, c.heads);
     const PackedAttended attended =
         PackedAttendedIn(step_.attended.data(), tokens, c.heads);
+    std::byte* const workspace = step_.prompt_tiles.data();
     KvAppend(main_.Next(), places, rows, angles);
+    // Before the queries, whose blocks leave it few multiprocessors.
+    StagePrompts(main_.Next(), places, pass.block_ids, cache, workspace);
     PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
                       step_.q.data(), cache.dtype, query);
     PromptAttention(
-        main_.Next(), places, pass.block_ids, query, v, scale, cache,
-        step_.prompt_tiles.data(), attended,
+        main_.Next(), places, pass.block_ids, query, v, scale, cache, workspace,
+        attended,
         Fast() ? EqualSplits(pass.max_position + 1) : kAttentionSplits);
     Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
             [&](const InputSink& sink) {
