@@ -192,6 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPriorKernel();
   const int64_t stride = heads * int64_t{kNope + kRope};
   WarpRows<kNope> rows;
+  WarpRopes next_ropes;
   const auto first_of = [&](int tile) {
     return int64_t{tile} * kTokens + warp * kWarpTokens;
   };
@@ -202,10 +203,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   int tile = blockIdx.y;
 #pragma unroll
   for (int i = 0; i < kWarpTokens; ++i) load(i, tile);
+  next_ropes.Load(a, h, first_of(tile));
   for (; tile < tiles; tile += gridDim.y) {
     const int next = tile + gridDim.y;
-    WarpRopes ropes;
-    ropes.Load(a, h, first_of(tile));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       rows.Store<Code>(
@@ -223,7 +223,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     BeginProducts<Operand, kLatent, kNope, kGroupLatents>(
         shared.inputs, shared.weights, first_latent, sum);
     ProductCommit();
+    WarpRopes ropes = next_ropes;
     ropes.Rotate(a.angles);
+    if (next < tiles) next_ropes.Load(a, h, first_of(next));
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       float most = fmaxf(fabsf(ropes.pair[i].x), fabsf(ropes.pair[i].y));

@@ -50,11 +50,12 @@ __device__ inline void ScoreRoundTile(int first, int position,
   }
 }
 
-// Adds up to four tiles whose maxima are known, in order.
-template <typename Code>
+// Adds up to four tiles whose maxima are known, in order; f(tile) once this
+// warp has read one.
+template <typename Code, typename Function>
 __device__ inline void AddRound(int tiles, const float (&scores)[2][4],
                                 SplitShared<Code>& shared,
-                                SplitSoftmax& softmax) {
+                                SplitSoftmax& softmax, Function f) {
   using Operand = typename Code::Operand;
   static_assert(Code::kBytes != 1 || kSplitSums == 16,
                 "two chunks of sixteen latents");
@@ -100,6 +101,7 @@ __device__ inline void AddRound(int tiles, const float (&scores)[2][4],
                       8 * (warp / kSplitParts) + 2 * (warp % kSplitParts),
                       softmax.out);
     }
+    f(tile);
   }
 }
 
@@ -149,12 +151,17 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
       ScoreRoundTile<Code>(my_tile * kTile, position, shared, scores);
     }
     __syncthreads();
-    AddRound<Code>(min(kRoundTiles, end - round), scores, shared, softmax);
+    const int tiles = min(kRoundTiles, end - round);
     round += kRoundTiles;
+    // The next round's tiles come while this one's later ones are added.
+    AddRound<Code>(tiles, scores, shared, softmax, [&](int tile) {
+      if (round >= end) return;
+      __syncthreads();
+      if (tile != Group()) return;
+      my_tile += kRoundTiles;
+      if (my_tile < end) load();
+    });
     if (round >= end) break;
-    __syncthreads();  // The tiles have been read.
-    my_tile += kRoundTiles;
-    if (my_tile < end) load();
   }
 
   float* partial =
