@@ -87,6 +87,38 @@ __device__ inline void CopyBoxToBlocks(void* to, const CUtensorMap* map,
       : "memory");
 }
 
+// The way back: the map's box from this block's shared memory; what lies
+// outside the matrix is left out. It is the first to leave L2: a kernel writes
+// once what only the next one reads. What other threads wrote needs a
+// CopyOutFence of theirs and a barrier first.
+__device__ inline void CopyBoxOut(const CUtensorMap* map, int32_t column,
+                                  int32_t row, const void* from) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint"
+      " [%0, {%1, %2}], [%3], policy;\n"
+      "}\n" ::"l"(map),
+      "r"(column), "r"(row), "r"(SharedAddress(from))
+      : "memory");
+}
+__device__ inline void CopyOutFence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// This thread's copies since the last batch become one.
+__device__ inline void CopyOutCommit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Returns once this thread's batches have left shared memory; CopyOutEnd, once
+// they have been written.
+__device__ inline void CopyOutWait() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ inline void CopyOutEnd() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 // ---- Clusters ---------------------------------------------------------------
 
 __device__ inline uint32_t ClusterRank() {

@@ -3,13 +3,14 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/gemm_wgmma.h"
 #include "kernels/cuda/ops_linear.h"
+#include "kernels/cuda/wide_gemm.h"
 
 namespace invar::cuda {
 namespace {
 
 // The driver's encoder, reached through the runtime, so that nothing links
 // against the driver's library.
-PFN_cuTensorMapEncodeTiled_v12000 Encoder() {
+PFN_cuTensorMapEncodeTiled_v12000 FindEncoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
   const cudaError_t error = cudaGetDriverEntryPointByVersion(
@@ -22,13 +23,13 @@ PFN_cuTensorMapEncodeTiled_v12000 Encoder() {
 
 // Boxes of `box_rows` rows by 128 bytes. The engine is told of bytes, whatever
 // the elements are: it only moves them.
-bool EncodeRows(WeightDtype dtype, const void* data, int64_t rows,
-                int64_t columns, uint32_t box_rows, CUtensorMap* map) {
-  const auto encode = Encoder();
+bool EncodeRows(const void* data, int64_t rows, int64_t row_bytes,
+                uint32_t box_rows, CUtensorMap* map) {
+  static const auto encode = FindEncoder();
   if (encode == nullptr) return false;
-  const uint64_t row_bytes = columns * WeightElementBytes(dtype);
-  const cuuint64_t sizes[2] = {row_bytes, static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {row_bytes};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(row_bytes),
+                               static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_bytes)};
   const cuuint32_t box[2] = {kTileRowBytes, box_rows};
   const cuuint32_t steps[2] = {1, 1};
   return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data),
@@ -48,17 +49,23 @@ bool MakeGemmWeight(WeightDtype dtype, const void* data, int64_t rows,
                     int64_t columns, GemmWeight* weight) {
   *weight = {.dtype = dtype, .rows = rows, .columns = columns};
   return IsProductDtype(dtype) &&
-         EncodeRows(dtype, data, rows, columns, kProductRows, &weight->map);
+         EncodeRows(data, rows, columns * WeightElementBytes(dtype),
+                    kProductRows, &weight->map);
 }
 
 bool MakeGemmInput(WeightDtype dtype, const void* data, int64_t rows,
                    int64_t columns, GemmInput* input) {
   *input = {.dtype = dtype, .rows = rows, .columns = columns};
+  const int64_t row_bytes = columns * WeightElementBytes(dtype);
   return IsProductDtype(dtype) &&
-         EncodeRows(dtype, data, rows, columns, 8, &input->map) &&
-         EncodeRows(dtype, data, rows, columns, 1, &input->row_map) &&
-         EncodeRows(dtype, data, rows, columns, kProductRows,
-                    &input->wide_map);
+         EncodeRows(data, rows, row_bytes, 8, &input->map) &&
+         EncodeRows(data, rows, row_bytes, 1, &input->row_map) &&
+         EncodeRows(data, rows, row_bytes, kProductRows, &input->wide_map);
+}
+
+bool MakeWideOutput(const void* data, int64_t tokens, int64_t token_bytes,
+                    int tile_tokens, CUtensorMap* map) {
+  return EncodeRows(data, tokens, token_bytes, tile_tokens, map);
 }
 
 }  // namespace invar::cuda

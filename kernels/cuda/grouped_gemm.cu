@@ -348,18 +348,33 @@ void RunDtype(const GemmWeight& weights, const GemmInput& input,
   }
 }
 
-// A slot a block.
-__global__ void GatherKernel(const InputRows x, const int32_t* order, int top_k,
-                             const InputRows to) {
+// A slot a warp, four loads of a lane at once.
+constexpr int kGatherWarps = 8;
+__global__ void __launch_bounds__(kGatherWarps * 32)
+    GatherKernel(const InputRows x, const int32_t* order, int slots, int top_k,
+                 const InputRows to) {
   AllowNextKernel();
   WaitForPriorKernel();
-  const int64_t place = blockIdx.x;
+  const int64_t place = blockIdx.x * kGatherWarps + threadIdx.x / 32;
+  if (place >= slots) return;
   const int64_t token = order[place] / top_k;
+  const int lane = threadIdx.x % 32;
   const int quads = static_cast<int>(x.row_bytes / 16);
   const auto* from = static_cast<const uint4*>(x.data) + token * quads;
   auto* row = static_cast<uint4*>(to.data) + place * quads;
-  for (int i = threadIdx.x; i < quads; i += blockDim.x) row[i] = from[i];
-  for (int i = threadIdx.x; i < x.row_scales; i += blockDim.x) {
+  constexpr int kAtOnce = 4;
+  for (int first = lane; first < quads; first += 32 * kAtOnce) {
+    uint4 codes[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + 32 * i < quads) codes[i] = from[first + 32 * i];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + 32 * i < quads) row[first + 32 * i] = codes[i];
+    }
+  }
+  for (int i = lane; i < x.row_scales; i += 32) {
     to.scales[place * x.row_scales + i] = x.scales[token * x.row_scales + i];
   }
 }
@@ -389,9 +404,11 @@ void GatherInputs(const InputRows& x, const ExpertPlan& plan, int64_t tokens,
                   int64_t top_k, const InputRows& gathered,
                   const LaunchOptions& options) {
   if (tokens == 0) return;
+  const int slots = static_cast<int>(tokens * top_k);
   Launch(GatherKernel,
-         {.grid = dim3(static_cast<unsigned>(tokens * top_k)), .threads = 128},
-         options, "GatherInputs", x, plan.order, static_cast<int>(top_k),
+         {.grid = dim3((slots + kGatherWarps - 1) / kGatherWarps),
+          .threads = kGatherWarps * 32},
+         options, "GatherInputs", x, plan.order, slots, static_cast<int>(top_k),
          gathered);
 }
 

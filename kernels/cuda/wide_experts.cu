@@ -121,55 +121,18 @@ __device__ void FindEnds(const Tiles<kGateUp>& tiles, int tile, int rank,
   }
 }
 
-// x / divisor, rounded to nearest, where that is in the range of e4m3: what is
-// smaller or larger goes the same way. inverse is the nearest of 1 / divisor.
-__device__ float Divide(float x, float divisor, float inverse) {
-  const float nearly = x * inverse;
-  float quotient = fmaf(fmaf(-divisor, nearly, x), inverse, nearly);
-  quotient = fmaf(fmaf(-divisor, quotient, x), inverse, quotient);
-  return nearly != 0.0f && fabsf(nearly) < 0x1p100f ? quotient : nearly;
-}
-
-// SwiGlu of eight values, in place: the same bits. A division's own checks cost
-// as much as it; here eight share one, and what is out of its range, rarely
-// anything, is divided the long way.
-__device__ void SwiGluEight(float (&gate)[kValues], const float (&up)[kValues],
-                            int first) {
-  float quotient[8];
-  float divisor[8];
-  float most = 0.0f;  // of what divides and is divided; NaNs go either way
-  float least = 1.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float x = gate[first + i];
-    const float d = 1.0f + Exponential(-x);  // 1 or more
-    float inverse;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(d));
-    inverse = fmaf(fmaf(-d, inverse, 1.0f), inverse, inverse);
-    float q = x * inverse;
-    q = fmaf(fmaf(-d, q, x), inverse, q);
-    q = fmaf(fmaf(-d, q, x), inverse, q);
-    quotient[i] = q;
-    divisor[i] = d;
-    most = fmaxf(most, fmaxf(d, fabsf(x)));
-    least = fminf(least, fabsf(q));
-  }
-  if (most > 0x1p80f || least < 0x1p-80f) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) quotient[i] = gate[first + i] / divisor[i];
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) gate[first + i] = quotient[i] * up[first + i];
-}
-
-// StoreInput's roundings, as those of wide_store.cuh.
+// StoreInput's roundings, as those of wide_store.cuh. A division's own checks
+// cost as much as it: `inverse` is the nearest of 1 / scale, one correction
+// makes the nearest quotient, and what is too large for that stays as it is.
 struct ToE4m3 {
   using Element = __nv_fp8_storage_t;
   float scale;
   float inverse;
   __device__ Element operator()(float x) const {
-    return __nv_cvt_float_to_fp8(Divide(x, scale, inverse), __NV_SATFINITE,
-                                 __NV_E4M3);
+    const float nearly = x * inverse;
+    const float quotient = fmaf(fmaf(-scale, nearly, x), inverse, nearly);
+    return __nv_cvt_float_to_fp8(fabsf(nearly) < 0x1p100f ? quotient : nearly,
+                                 __NV_SATFINITE, __NV_E4M3);
   }
 };
 
@@ -203,7 +166,7 @@ __device__ void FinishSums(bool token_scales, const Ends& ends, int group,
   }
   if constexpr (kGateUp) {
 #pragma unroll
-    for (int i = 0; i < kValues; i += 8) SwiGluEight(sum[0], sum[1], i);
+    for (int i = 0; i < kValues; ++i) sum[0][i] = SwiGlu(sum[0][i], sum[1][i]);
   }
 }
 
@@ -255,7 +218,7 @@ __device__ void Prepare(const Tiles<kGateUp>& tiles, int rank,
       ProduceWide<TileType>(
           ring, walk, rank, common, weights,
           [&](int i) { return tiles.WeightRow(work.expert, row, i); }, x,
-          work.first, tiles.a.k_blocks);
+          /*x_rest=*/nullptr, work.first, tiles.a.k_blocks);
     }
   } else if (warp == 1) {
     Walk<2> walk;

@@ -7,10 +7,18 @@
 namespace invar::cuda {
 namespace {
 
-using TileType = WideTile<128, 1, 3>;
-constexpr int kTokens = TileType::kTokens;
-constexpr int kValues = TileType::kValues;
-constexpr int kRows = TileType::kRowBlocks * kProductRows;
+// As many tokens as leave room in registers for the sums of a leaf and of a
+// pair of leaves that wait for others. What is promoted has a second set as it
+// is.
+template <typename Format>
+inline constexpr int kTokens = kPromoted<Format> ? 96 : 128;
+template <typename Format>
+inline constexpr int kValues = kTokens<Format> / 2;
+template <typename Format>
+using TileType = WideTile<kTokens<Format>, 1, kPromoted<Format> ? 6 : 5>;
+constexpr int kGroups = TileType<Bf16Format>::kGroups;
+constexpr int kThreads = TileType<Bf16Format>::kThreads;
+constexpr int kRows = kGroups * kProductRows;
 
 struct Arguments {
   int rows;
@@ -21,123 +29,168 @@ struct Arguments {
   float scale;
   const float* row_scales;    // (rows), or null
   const float* token_scales;  // (tokens), or null
-  void* out;
   GemmOutput type;
 };
 
-// The sums of leaves that wait for others, as a binary counter: the tree of
-// kernels/types.h. The lowest level lies in registers, the others in shared
-// memory, a group's together and each thread's in a column of its own.
-constexpr int kLevels = 3;  // 2^3 places
-static_assert(1 << kLevels == kMaxLeaves);
-struct Waiting {
-  float4 level[kLevels - 1][kValues / 4][128];
-};
-constexpr int kWaitingBytes = static_cast<int>(sizeof(Waiting));
-constexpr int kSharedBytes = Ring<TileType, TileType::kStages>::kSharedBytes +
-                             TileType::kGroups * kWaitingBytes;
-static_assert(kSharedBytes <= 227 * 1024);
+// Sums of four leaves wait in shared memory, each thread's in a column. In
+// their turn, outputs leave from there: the copy engine takes them while the
+// next tile's first leaves are multiplied.
+template <typename Format>
+union Waiting {
+  float4 sums[kValues<Format> / 4][128];
+  // Up to two, of 128 bytes of rows, swizzled.
+  std::byte boxes[2][kTokens<Format> * kTileRowBytes];
 
-// sum becomes what leaf `leaf` and those that wait come to; true after the
-// last.
-__device__ bool FoldLeaf(int leaf, bool last, Waiting& waiting,
-                         float (&first)[kValues], float (&sum)[kValues]) {
+  // Returns, to the whole group, once outputs have left.
+  __device__ void Clear(int group) const {
+    if (threadIdx.x % 128 == 0) CopyOutWait();
+    BarrierSync(kGroupBarrier + group, 128);
+  }
+  __device__ void Put(const float (&sum)[kValues<Format>]) {
 #pragma unroll
-  for (int level = 0; level < kLevels; ++level) {
-    const bool waits = leaf >> level & 1;
-    float4(*const column)[128] = waiting.level[level == 0 ? 0 : level - 1];
-    if (waits) {
-#pragma unroll
-      for (int i = 0; i < kValues; i += 4) {
-        const float4 add = level == 0 ? float4{first[i], first[i + 1],
-                                               first[i + 2], first[i + 3]}
-                                      : column[i / 4][threadIdx.x % 128];
-        sum[i] += add.x;
-        sum[i + 1] += add.y;
-        sum[i + 2] += add.z;
-        sum[i + 3] += add.w;
-      }
-    } else if (!last) {
-#pragma unroll
-      for (int i = 0; i < kValues; i += 4) {
-        if (level == 0) {
-#pragma unroll
-          for (int j = i; j < i + 4; ++j) first[j] = sum[j];
-        } else {
-          column[i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
-                                              sum[i + 3]};
-        }
-      }
-      return false;
+    for (int i = 0; i < kValues<Format>; i += 4) {
+      sums[i / 4][threadIdx.x % 128] = {sum[i], sum[i + 1], sum[i + 2],
+                                        sum[i + 3]};
     }
   }
-  return true;
-}
-
-// sum = the tile's products, its leaves folded.
+  __device__ void AddTo(float (&sum)[kValues<Format>]) const {
+#pragma unroll
+    for (int i = 0; i < kValues<Format>; i += 4) {
+      const float4 add = sums[i / 4][threadIdx.x % 128];
+      sum[i] += add.x;
+      sum[i + 1] += add.y;
+      sum[i + 2] += add.z;
+      sum[i + 3] += add.w;
+    }
+  }
+};
 template <typename Format>
-__device__ void MultiplyLeaves(const WideRing<TileType>& ring,
-                               Walk<TileType::kStages>& walk,
-                               const Arguments& a, int group, Waiting& waiting,
-                               float (&sum)[kValues]) {
+inline constexpr int kSharedBytes =
+    Ring<TileType<Format>, TileType<Format>::kStages>::kSharedBytes +
+    kGroups* static_cast<int>(sizeof(Waiting<Format>));
+static_assert(kSharedBytes<E4m3Format> <= 227 * 1024 &&
+              kSharedBytes<Bf16Format> <= 227 * 1024);
+
+// sum = the products of the next `blocks` stages, one leaf.
+template <typename Format>
+__device__ void MultiplyLeaf(const WideRing<TileType<Format>>& ring,
+                             Walk<TileType<Format>::kStages>& walk, int group,
+                             int blocks, float (&sum)[kValues<Format>]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   const bool leader = threadIdx.x % 32 == 0;
-  float first[kValues];
-  for (int leaf = 0, done = 0; leaf < a.leaves; ++leaf) {
-    const int blocks = min(a.leaf_blocks, a.k_blocks - done);
-    done += blocks;
+  // Also where the first product forgets it: so no move of what the registers
+  // held comes between products, for which these would wait.
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) sum[i] = 0.0f;
-    int previous = -1;
-    for (int b = 0; b < blocks; ++b) {
-      BarrierWait(&ring.full[walk.stage], walk.phase);
-      const uint64_t weights =
-          TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
-                         group * TileType::kBlockBytes);
-      const uint64_t inputs =
-          TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
-      if constexpr (kPromoted<Format>) TakeTurn(group);
+  for (int i = 0; i < kValues<Format>; ++i) sum[i] = 0.0f;
+  int previous = -1;
+  for (int b = 0; b < blocks; ++b) {
+    BarrierWait(&ring.full[walk.stage], walk.phase);
+    const uint64_t weights =
+        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                       group * TileType<Format>::kBlockBytes);
+    const uint64_t inputs =
+        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    if constexpr (kPromoted<Format>) {
+      float part[kValues<Format>];
+      MultiplyInTurn<Format, kTokens<Format>>(group, weights, inputs, part);
+      if (leader) ring.Release(walk.stage);
+#pragma unroll
+      for (int i = 0; i < kValues<Format>; ++i) sum[i] += part[i];
+    } else {
       ProductFence();
-      if constexpr (kPromoted<Format>) {
-        float part[kValues];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, kTokens>::Run(part, weights + k * kStep,
-                                        inputs + k * kStep, k != 0);
-        }
-        ProductCommit();
-        PassTurn(group);
-        ProductWait<0>();
-        if (leader) ring.Release(walk.stage);
-#pragma unroll
-        for (int i = 0; i < kValues; ++i) sum[i] += part[i];
-      } else {
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, kTokens>::Run(sum, weights + k * kStep,
-                                        inputs + k * kStep, b != 0 || k != 0);
-        }
-        ProductCommit();
-        ProductWait<1>();
-        if (leader && previous >= 0) ring.Release(previous);
-        previous = walk.stage;
+      for (int k = 0; k < kSteps; ++k) {
+        Product<Format, kTokens<Format>>::Run(
+            sum, weights + k * kStep, inputs + k * kStep, b != 0 || k != 0);
       }
-      walk.Advance();
+      ProductCommit();
+      ProductWait<1>();
+      if (leader && previous >= 0) ring.Release(previous);
+      previous = walk.stage;
     }
-    if constexpr (!kPromoted<Format>) {
-      ProductWait<0>();
-      if (leader) ring.Release(previous);
-    }
-    FoldLeaf(leaf, leaf + 1 == a.leaves, waiting, first, sum);
+    walk.Advance();
+  }
+  if constexpr (!kPromoted<Format>) {
+    ProductWait<0>();
+    if (leader) ring.Release(previous);
   }
 }
 
-// What the group's sums become: StoreOutput of gemm.cu.
-__device__ void StoreOutput(const Arguments& a, int first_row, int token,
-                            std::byte* staging, float (&sum)[kValues]) {
+// sum = the tile's products, its leaves folded as the tree of kernels/types.h,
+// of which absent places are skipped.
+static_assert(kMaxLeaves == 8);
+template <typename Format>
+__device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
+                               Walk<TileType<Format>::kStages>& walk,
+                               const Arguments& a, int group,
+                               Waiting<Format>& waiting,
+                               float (&sum)[kValues<Format>]) {
+  int left = a.k_blocks;
+  const auto multiply = [&] {
+    const int blocks = min(a.leaf_blocks, left);
+    left -= blocks;
+    MultiplyLeaf<Format>(ring, walk, group, blocks, sum);
+  };
+  // sum = those of `multiply` and, if some are left, of `multiply` again.
+  const auto twice = [&](const auto& multiply) {
+    multiply();
+    if (left == 0) return;
+    float first[kValues<Format>];
+#pragma unroll
+    for (int i = 0; i < kValues<Format>; ++i) first[i] = sum[i];
+    multiply();
+#pragma unroll
+    for (int i = 0; i < kValues<Format>; ++i) sum[i] += first[i];
+  };
+  const auto multiply_four = [&] { twice([&] { twice(multiply); }); };
+  multiply_four();
+  if (left == 0) return;
+  waiting.Clear(group);
+  waiting.Put(sum);
+  multiply_four();
+  waiting.AddTo(sum);
+}
+
+// What the group's sums become: StoreOutput of gemm.cu. Their values go to
+// boxes of the rows from first_row, and are on their way when this returns.
+template <typename Format, typename Convert>
+__device__ void StoreBoxes(const CUtensorMap* map, const Convert& convert,
+                           int first_row, int token, int group,
+                           Waiting<Format>& waiting,
+                           const float (&sum)[kValues<Format>]) {
+  using Element = typename Convert::Element;
+  constexpr int kSize = static_cast<int>(sizeof(Element));
+  constexpr int kBoxRows = kTileRowBytes / kSize;
   const int thread = threadIdx.x % 128;
-  const int count = min(kTokens, a.tokens - token);
+  waiting.Clear(group);
+#pragma unroll
+  for (int i = 0; i < kValues<Format>; ++i) {
+    const int t = FragmentToken(thread, i);
+    const int row = FragmentRow(thread, i);
+    const int byte = row % kBoxRows * kSize;
+    *reinterpret_cast<Element*>(
+        waiting.boxes[row / kBoxRows] + t * kTileRowBytes +
+        ((byte / 16 ^ t % 8) * 16 + byte % 16)) = convert(sum[i]);
+  }
+  CopyOutFence();
+  BarrierSync(kGroupBarrier + group, 128);
+  if (thread == 0) {
+#pragma unroll
+    for (int box = 0; box < kProductRows / kBoxRows; ++box) {
+      CopyBoxOut(map, (first_row + box * kBoxRows) * kSize, token,
+                 waiting.boxes[box]);
+    }
+    CopyOutCommit();
+  }
+}
+
+template <typename Format>
+__device__ void StoreOutput(const Arguments& a, const CUtensorMap* map,
+                            int first_row, int token, int group,
+                            Waiting<Format>& waiting,
+                            float (&sum)[kValues<Format>]) {
+  const int thread = threadIdx.x % 128;
   float scale[2];  // of rows g and g + 8
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -145,7 +198,7 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
     scale[h] = a.row_scales == nullptr ? a.scale : a.scale * a.row_scales[row];
   }
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
+  for (int i = 0; i < kValues<Format>; ++i) {
     float factor = scale[i / 2 % 2];
     if (a.token_scales != nullptr) {
       factor *=
@@ -153,70 +206,73 @@ __device__ void StoreOutput(const Arguments& a, int first_row, int token,
     }
     sum[i] *= factor;
   }
-  const auto row_of = [&](int t) { return static_cast<int64_t>(token + t); };
   if (a.type == GemmOutput::kFp32) {
-    StoreBlock(ToFp32(), row_of, count, a.rows, first_row, staging,
-               static_cast<float*>(a.out), sum);
+    StoreBoxes(map, ToFp32(), first_row, token, group, waiting, sum);
   } else {
-    StoreBlock(ToBf16(), row_of, count, a.rows, first_row, staging,
-               static_cast<__nv_bfloat16*>(a.out), sum);
+    StoreBoxes(map, ToBf16(), first_row, token, group, waiting, sum);
   }
 }
 
 // A pair of blocks, with neighbouring tokens, takes every pair of tiles that is
-// gridDim.x / 2 after the last; tokens first, so that a row tile's weights are
-// read once. Past the last token a block multiplies zeros for its neighbour's
-// sake.
+// gridDim.x / 2 after the last; rows first: weights stay in L2, and tokens are
+// read from memory once. (The other way round the outputs had pushed them out
+// between one row tile and the next.) Past the last token a block multiplies
+// zeros for its neighbour's sake.
 template <typename Format>
-__global__ void __launch_bounds__(TileType::kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
-                   const __grid_constant__ CUtensorMap x, const Arguments a) {
+                   const __grid_constant__ CUtensorMap x,
+                   const __grid_constant__ CUtensorMap x_rest,
+                   const __grid_constant__ CUtensorMap out, const Arguments a) {
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
-  const WideRing<TileType> ring(shared);
+  const WideRing<TileType<Format>> ring(shared);
   if (threadIdx.x == 0) {
     PrefetchMap(&weights);
     PrefetchMap(&x);
-    WideRing<TileType>(ring).Init();
+    PrefetchMap(&x_rest);
+    PrefetchMap(&out);
+    WideRing<TileType<Format>>(ring).Init();
   }
   ClusterSync();
   WaitForPriorKernel();
-  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
-  const int count = pairs * ((a.rows + kRows - 1) / kRows);
+  const int row_tiles = (a.rows + kRows - 1) / kRows;
+  const int pairs =
+      (a.tokens + 2 * kTokens<Format> - 1) / (2 * kTokens<Format>);
+  const int count = pairs * row_tiles;
+  const auto row_of = [&](int pair) { return pair % row_tiles * kRows; };
   const auto token_of = [&](int pair) {
-    return (2 * (pair % pairs) + rank) * kTokens;
+    return (2 * (pair / row_tiles) + rank) * kTokens<Format>;
   };
   const int first = blockIdx.x / 2;
   const int step = gridDim.x / 2;
   const int group = threadIdx.x / 128;
-  Walk<TileType::kStages> walk;
-  if (group == TileType::kGroups) {
-    ReduceRegisters<TileType::kProducerRegisters>();
+  Walk<TileType<Format>::kStages> walk;
+  if (group == kGroups) {
+    ReduceRegisters<TileType<Format>::kProducerRegisters>();
     if (threadIdx.x % 128 < 32) {
       for (int pair = first; pair < count; pair += step) {
-        const int row = pair / pairs * kRows;
-        ProduceWide<TileType>(
+        const int row = row_of(pair);
+        ProduceWide<TileType<Format>>(
             ring, walk, rank, /*common=*/true, &weights,
-            [&](int i) { return row + i * kProductRows; }, &x, token_of(pair),
-            a.k_blocks);
+            [&](int i) { return row + i * kProductRows; }, &x, &x_rest,
+            token_of(pair), a.k_blocks);
       }
     }
   } else {
-    RaiseRegisters<TileType::kMultiplierRegisters>();
+    RaiseRegisters<TileType<Format>::kMultiplierRegisters>();
     if constexpr (kPromoted<Format>) BeginTurns(group);
-    std::byte* const after = ring.stages +
-                             TileType::kStages * TileType::kStageBytes +
-                             group * kWaitingBytes;
+    auto& waiting = reinterpret_cast<Waiting<Format>*>(
+        ring.stages +
+        TileType<Format>::kStages * TileType<Format>::kStageBytes)[group];
     for (int pair = first; pair < count; pair += step) {
-      float sum[kValues];
-      MultiplyLeaves<Format>(ring, walk, a, group,
-                             *reinterpret_cast<Waiting*>(after), sum);
-      StoreOutput(a, pair / pairs * kRows + group * kProductRows,
-                  token_of(pair), after, sum);
-      // Sums wait where it has been stored from.
-      BarrierSync(kGroupBarrier + group, 128);
+      float sum[kValues<Format>];
+      MultiplyLeaves<Format>(ring, walk, a, group, waiting, sum);
+      StoreOutput<Format>(a, &out, row_of(pair) + group * kProductRows,
+                          token_of(pair), group, waiting, sum);
     }
+    if (threadIdx.x % 128 == 0) CopyOutEnd();
   }
   ClusterArrive();
   ClusterWait();  // no block leaves while it is being told
@@ -224,18 +280,23 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
 
 template <typename Format>
 void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
-         const LaunchOptions& options) {
-  static_assert(kStagingBytes<float> <= kWaitingBytes &&
-                kStagingBytes<__nv_bfloat16> <= kWaitingBytes);
-  const int pairs = (a.tokens + 2 * kTokens - 1) / (2 * kTokens);
+         GemmOutput type, void* out, const LaunchOptions& options) {
+  const int64_t size = type == GemmOutput::kFp32 ? 4 : 2;
+  CUtensorMap out_map;
+  Check(MakeWideOutput(out, a.tokens, a.rows * size, kTokens<Format>, &out_map)
+            ? cudaSuccess
+            : cudaErrorInvalidValue,
+        "describing a product's outputs");
+  const int pairs =
+      (a.tokens + 2 * kTokens<Format> - 1) / (2 * kTokens<Format>);
   const int tiles = pairs * ((a.rows + kRows - 1) / kRows);
   const LaunchShape shape = {
       .grid = dim3(2 * std::min(Multiprocessors() / 2, tiles)),
-      .threads = TileType::kThreads,
-      .shared_bytes = kSharedBytes,
+      .threads = kThreads,
+      .shared_bytes = kSharedBytes<Format>,
       .cluster = 2};
   Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
-         a);
+         x.map, out_map, a);
 }
 
 }  // namespace
@@ -258,15 +319,14 @@ void WideGemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
       .scale = weight.scale,
       .row_scales = weight.row_scales,
       .token_scales = x.scales,
-      .out = out,
       .type = type};
   switch (weight.dtype) {
     case WeightDtype::kFp8E4m3:
-      return Run<E4m3Format>(weight, x, a, options);
+      return Run<E4m3Format>(weight, x, a, type, out, options);
     case WeightDtype::kFp16:
-      return Run<Fp16Format>(weight, x, a, options);
+      return Run<Fp16Format>(weight, x, a, type, out, options);
     default:
-      return Run<Bf16Format>(weight, x, a, options);
+      return Run<Bf16Format>(weight, x, a, type, out, options);
   }
 }
 

@@ -11,6 +11,11 @@ inline constexpr int64_t kWideTokens = 512;
 // What GemmTile::tokens asks for it with: two blocks' of a cluster.
 inline constexpr int kWideGemmTile = 256;
 
+// Outputs of `tokens`, as the copy engine writes them: boxes of 128 bytes of a
+// tile's tokens.
+bool MakeWideOutput(const void* data, int64_t tokens, int64_t token_bytes,
+                    int tile_tokens, CUtensorMap* map);
+
 bool WideGemmTakes(const GemmWeight& weight);
 void WideGemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
               int64_t tokens, GemmOutput type, void* out,

@@ -45,8 +45,9 @@ __device__ void StoreBlock(const Convert& convert, RowOf row_of, int count,
   using Element = typename Convert::Element;
   constexpr int kBytes = static_cast<int>(sizeof(Element));
   constexpr int kPitch = kProductRows * kBytes + 16;  // banks differ by token
-  constexpr int kPart = kStoredTokens<Element>;
-  static_assert(2 * kValues % kPart == 0);
+  constexpr int kPart =
+      2 * kValues % kStoredTokens<Element> == 0 ? kStoredTokens<Element> : 32;
+  static_assert(2 * kValues % kPart == 0 && kPart <= kStoredTokens<Element>);
   constexpr int kChunks = kProductRows * kBytes / 16;  // of a token
   const int thread = threadIdx.x % 128;
   const int barrier = kGroupBarrier + threadIdx.x / 128;

@@ -1,5 +1,5 @@
 // The tile of products with many tokens: two warpgroups multiply 256 or 128
-// rows of weights by 128 tokens, with nearly all of a multiprocessor's
+// rows of weights by 128 or 96 tokens, with nearly all of a multiprocessor's
 // registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
 // pair: each loads a half of their common weights into both, so that L2 is
 // asked for less. The chains of K are gemm_tile.h's.
@@ -87,39 +87,65 @@ struct WideRing : Ring<TileType, TileType::kStages> {
 // Row block i of the tile's weights begins at row row_of(i), its tokens at
 // `token`. The walk goes on from tile to tile: the next one's first stages are
 // asked for while this one is multiplied and stored. `common`: the other block
-// of the pair has the same weights now; it has as many stages in any case.
+// of the pair has the same weights now; it has as many stages in any case. `x`
+// has boxes of 64 tokens, `x_rest`, for those left over, of eight.
 template <typename TileType, typename RowOf>
 __device__ void ProduceWide(const WideRing<TileType>& ring,
                             Walk<TileType::kStages>& walk, int rank,
                             bool common, const CUtensorMap* weights,
-                            RowOf row_of, const CUtensorMap* x, int token,
-                            int blocks) {
-  constexpr int kInputBoxes = TileType::kTokens / kProductRows;
-  constexpr int kBoxes = TileType::kRowBlocks + kInputBoxes;
+                            RowOf row_of, const CUtensorMap* x,
+                            const CUtensorMap* x_rest, int token, int blocks) {
+  constexpr int kWhole = TileType::kTokens / kProductRows;
+  constexpr int kRest = TileType::kTokens % kProductRows / 8;
+  constexpr int kBoxes = TileType::kRowBlocks + kWhole + kRest;
+  static_assert(kBoxes <= 32);
   const int lane = threadIdx.x % 32;
   // Blocks with common weights load each a half of the rows, for both.
   constexpr int kHalf = TileType::kRowBlocks / 2;
   const bool is_input = lane >= TileType::kRowBlocks;
   const bool mine =
       lane < kBoxes && (is_input || !common || lane / kHalf == rank);
-  const int row = is_input
-                      ? token + (lane - TileType::kRowBlocks) * kProductRows
-                      : row_of(min(lane, TileType::kRowBlocks - 1));
+  const int box = lane - TileType::kRowBlocks;  // of the inputs
+  const bool whole = box < kWhole;
+  const int offset =
+      whole ? box * kProductRows : kWhole * kProductRows + (box - kWhole) * 8;
+  const int row =
+      is_input ? token + offset : row_of(min(lane, TileType::kRowBlocks - 1));
+  const CUtensorMap* const map = !is_input ? weights : whole ? x : x_rest;
+  const int place = is_input ? TileType::kWeightBytes + offset * kTileRowBytes
+                             : lane * TileType::kBlockBytes;
   for (int b = 0; b < blocks; ++b) {
     // Of a stage's first use there is nothing to wait for, and this does not.
     BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
     uint64_t* const full = &ring.full[walk.stage];
     if (lane == 0) BarrierExpect(full, TileType::kStageBytes);
     __syncwarp();
-    std::byte* const to =
-        ring.weights(walk.stage) + lane * TileType::kBlockBytes;
+    std::byte* const to = ring.weights(walk.stage) + place;
     if (mine && common && !is_input) {
-      CopyBoxToBlocks(to, weights, b * kTileRowBytes, row, full, 3);
+      CopyBoxToBlocks(to, map, b * kTileRowBytes, row, full, 3);
     } else if (mine) {
-      CopyBox(to, is_input ? x : weights, b * kTileRowBytes, row, full);
+      CopyBox(to, map, b * kTileRowBytes, row, full);
     }
     walk.Advance();
   }
+}
+
+// part = one stage's products of 64 rows, in the group's turn.
+template <typename Format, int kTokens>
+__device__ void MultiplyInTurn(int group, uint64_t weights, uint64_t inputs,
+                               float (&part)[kTokens / 2]) {
+  constexpr int kSteps = kTileRowBytes / kProductBytes;
+  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
+  TakeTurn(group);
+  ProductFence();
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Product<Format, kTokens>::Run(part, weights + k * kStep, inputs + k * kStep,
+                                  k != 0);
+  }
+  ProductCommit();
+  PassTurn(group);
+  ProductWait<0>();
 }
 
 // sum[m] = the products of the next `blocks` stages, one chain, for the
@@ -153,17 +179,8 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        TakeTurn(group);
-        ProductFence();
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Product<Format, TileType::kTokens>::Run(
-              part, weights + m * kBlockStep + k * kStep, inputs + k * kStep,
-              k != 0);
-        }
-        ProductCommit();
-        PassTurn(group);
-        ProductWait<0>();
+        MultiplyInTurn<Format, TileType::kTokens>(
+            group, weights + m * kBlockStep, inputs, part);
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
         for (int i = 0; i < kValues; ++i) sum[m][i] += part[i];

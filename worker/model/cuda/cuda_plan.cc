@@ -47,7 +47,7 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"router.sums", "fp32, fixed lanes, butterfly"},
       {"router.order", "score descending, expert id ascending"},
       {"experts.k_order", "one ascending chain"},
-      {"swiglu.exp", "the CPU's polynomial"},
+      {"swiglu.exp", "ex2.approx, rcp.approx"},
       {"experts.combine", "shared first, then by rank, fp32"},
   };
   AppendRowsPlan(&plan);
