@@ -13,139 +13,13 @@
 // while the sums of the last are stored.
 #include <algorithm>
 
-#include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
-#include "kernels/cuda/prompt_tiles.cuh"
+#include "kernels/cuda/prompt_values.cuh"
 
 namespace invar::cuda {
+namespace prompt {
 namespace {
-
-constexpr int kTokens = 4;  // of a unit
-constexpr int kHeads = kPartialHeads;
-constexpr int kRows = kTokens * kHeads;
-// Warpgroups: one scores, kValueGroups sum, one copies.
-constexpr int kValueGroups = 2;
-constexpr int kGroups = 1 + kValueGroups;         // that multiply
-constexpr int kLatents = kLatent / kValueGroups;  // of a group
-constexpr int kThreads = (kGroups + 1) * 128;
-constexpr int kValueThreads = kValueGroups * 128;
-constexpr int kSteps = kRow / 16;  // of a score
-static_assert(kRows == kProductRows && kTile == 64 && kTile == kBlockTokens);
-
-constexpr int kProducerRegisters = 24;
-constexpr int kScoreRegisters = 104;
-constexpr int kValueRegisters = 192;
-static_assert(kProducerRegisters + kScoreRegisters +
-                  kValueGroups * kValueRegisters <=
-              65536 / 128);
-
-// A tile comes in parts, blocks of columns, so that its scores begin early.
-constexpr int kParts = 3;
-constexpr int kPartBytes = kPromptTileBytes / kParts;
-constexpr int kPartSteps = kSteps / kParts;
-static_assert(kPartSteps % (kBlockColumns / 16) == 0);
-
-// The tokens of a unit: their sequences' tables, -1 where there is no token,
-// and positions.
-struct Unit {
-  int index;  // -1: there are no more
-  int tables[kTokens];
-  int positions[kTokens];
-
-  // f(table, tiles, whether it is the last) for each sequence of the unit's
-  // tokens, nearly always the only one. Those of a sequence lie together.
-  // Once the last is known as such the unit may become another one.
-  template <typename Function>
-  __device__ void ForEachSequence(Function f) const {
-    for (int i = 0;;) {
-      const int table = tables[i];
-      int tiles = 0;
-      for (; i < kTokens && tables[i] == table; ++i) {
-        tiles = positions[i] / kTile + 1;
-      }
-      const bool is_last = i == kTokens || tables[i] < 0;
-      f(table, tiles, is_last);
-      if (is_last) return;
-    }
-  }
-};
-
-// What is to be done with a tile's weights for one token.
-struct Step {
-  int unit;  // -1: there are no more
-  int flags;
-};
-enum StepFlag {
-  kSplitEnds = 1,
-  kHasRows = 2,  // the token, in this split
-  kIsFirstSplit = 4,
-  kIsLastSplit = 8,
-};
-
-struct Shared {
-  std::byte query[kPromptTileBytes];
-  std::byte rows[2][kPromptTileBytes];
-  // Of the tile that is scored last: what its values are multiplied with, what
-  // the sums before it are, and the maximum so far.
-  uint4 weights[kTokens][kTile / 16][32];
-  float rescale[kRows];
-  float max[kRows];
-  Step steps[kTokens];
-  float largest[2][kValueGroups][kRows];  // of a unit's rows, and the next's
-  Unit unit;
-  uint64_t asked;            // queries
-  uint64_t scored_all;       // and they have been read
-  uint64_t full[2][kParts];  // rows
-  uint64_t empty[2];
-  uint64_t scored;  // weights
-  uint64_t taken;
-};
-constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
-static_assert(kSharedBytes <= 227 * 1024);
-
-// ---- Attention --------------------------------------------------------------
-
-struct Arguments {
-  TokenPlaces places;
-  PackedQueries query;
-  int heads;
-  int head_groups;
-  int units;
-  float scale_log2;
-  const std::byte* tiles;
-  // What a block has merged of a unit's splits: a thread its own sums.
-  float4* merged;
-  int* next_unit;
-  AttentionSplits cut;
-  // What AbsorbValue has of the latents: their code's operands, and its factors
-  // of them, (heads, L), or null.
-  WeightDtype weights;
-  const float* factors;
-  PackedAttended out;
-};
-constexpr int kMergedFours = kRows * kLatent / 4;  // of a block
-static_assert(kMergedFours % kValueThreads == 0);
-
-__device__ int Group() { return threadIdx.x / 128; }
-__device__ int GroupWarp() { return threadIdx.x / 32 % 4; }
-
-// Units of the last tokens, which are the longest, come first.
-__device__ int FirstToken(const Arguments& a, int unit) {
-  return ((a.units - 1 - unit) / a.head_groups) * kTokens;
-}
-__device__ int FirstHead(const Arguments& a, int unit) {
-  return (a.units - 1 - unit) % a.head_groups * kHeads;
-}
-
-// Of one tile after the other, throughout all units: where its rows lie, and
-// the phase of their barriers.
-struct Place {
-  int tile = 0;
-
-  __device__ int slot() const { return tile % 2; }
-  __device__ uint32_t phase() const { return tile / 2 % 2; }
-};
 
 // One thread copies all that the block reads.
 __device__ void Produce(const Arguments& a, Shared& shared) {
@@ -325,212 +199,6 @@ struct Scores {
   }
 };
 
-// A thread's part of the sums of its warp's token, of heads g and g + 8 and of
-// its group's latents.
-template <typename Code>
-struct Values {
-  using Operand = typename Code::Operand;
-  static constexpr int kFours = kLatents / 16;  // that it has of a head
-
-  Shared& shared;
-  const Arguments& a;
-  int group;  // of those that sum
-  Step step;
-  uint4 weights[kTile / 16];
-  float max[2];
-  float rescale[2];
-  float sum[4];
-  float out[2][64];
-  MergedSplits heads[2];
-
-  __device__ Values(Shared& shared, const Arguments& a, int group)
-      : shared(shared), a(a), group(group) {}
-
-  // What was scored as tile number `tile` of the block's.
-  __device__ void Take(int tile) {
-    const int lane = threadIdx.x % 32;
-    const int warp = GroupWarp();
-    BarrierWait(&shared.scored, tile % 2);
-    step = shared.steps[warp];
-#pragma unroll
-    for (int s = 0; s < kTile / 16; ++s) {
-      weights[s] = shared.weights[warp][s][lane];
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      rescale[h] = shared.rescale[16 * warp + lane / 4 + 8 * h];
-      max[h] = shared.max[16 * warp + lane / 4 + 8 * h];
-    }
-    __syncwarp();
-    if (lane == 0) BarrierArrive(&shared.taken);
-  }
-
-  // out += P V for the group's latents.
-  __device__ void Multiply(const std::byte* rows) {
-    constexpr uint32_t kOnes =
-        std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
-    constexpr int kHalf = 128 / kBlockColumns * kBlockBytes / 16;
-    const uint64_t values = TransposedDescriptor(Unknown(
-        SharedAddress(rows) + group * kLatents / kBlockColumns * kBlockBytes));
-    ProductFence();
-#pragma unroll
-    for (int s = 0; s < kTile / 16; ++s) {
-      const uint64_t at = values + s * (16 * kTileRowBytes / 16);
-      ValueProduct<Operand>(out[0], weights[s], at);
-      ValueProduct<Operand>(out[1], weights[s], at + kHalf);
-    }
-    ProductCommit();
-#pragma unroll
-    for (int s = 0; s < kTile / 16; ++s) {
-      Mma<Operand>(sum, weights[s], kOnes, kOnes);
-    }
-    ProductWait<0>();
-  }
-
-  __device__ void Clear() {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = 0.0f;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) out[n][i] = 0.0f;
-    }
-  }
-
-  __device__ void Rescale() {
-    // Times one leaves all as it is.
-    if (__all_sync(0xffffffff, rescale[0] == 1.0f && rescale[1] == 1.0f)) {
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] *= rescale[i / 2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) out[n][i] *= rescale[i / 2 % 2];
-    }
-  }
-
-  // Merges what is summed of a split with those before it, which wait in
-  // memory that the L2 cache holds: registers have no room for them.
-  __device__ __forceinline__ void Merge() {
-    const bool is_first = step.flags & kIsFirstSplit;
-    const bool is_last = step.flags & kIsLastSplit;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) heads[h].Add(is_first, max[h], sum[2 * h]);
-    if (is_first && !is_last) {
-#pragma unroll
-      for (int j = 0; j < 2 * kFours; ++j) __stcg(Merged(j), Four(j));
-    } else if (!is_first && !is_last) {
-      ForEachMerged([&](int j, const float4& x) { __stcg(Merged(j), x); });
-    } else if (!is_first) {
-      ForEachMerged([&](int j, const float4& x) {
-        Sum(j / kFours, j % kFours, 0) = x.x;
-        Sum(j / kFours, j % kFours, 1) = x.y;
-        Sum(j / kFours, j % kFours, 2) = x.z;
-        Sum(j / kFours, j % kFours, 3) = x.w;
-      });
-    }
-  }
-  // f(j, what Four(j) and Merged(j) come to together).
-  template <typename Function>
-  __device__ __forceinline__ void ForEachMerged(Function f) {
-    constexpr int kAhead = 8;  // asked for ahead
-    float4 old[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) old[j] = __ldcg(Merged(j));
-#pragma unroll
-    for (int j = 0; j < 2 * kFours; ++j) {
-      const MergedSplits& head = heads[j / kFours];
-      const float4 o = old[j % kAhead];
-      const float4 x = Four(j);
-      if (j + kAhead < 2 * kFours) old[j % kAhead] = __ldcg(Merged(j + kAhead));
-      f(j, {head.Merge(false, x.x, o.x), head.Merge(false, x.y, o.y),
-            head.Merge(false, x.z, o.z), head.Merge(false, x.w, o.w)});
-    }
-  }
-  __device__ float4 Four(int j) {
-    const int h = j / kFours;
-    const int m = j % kFours;
-    return {Sum(h, m, 0), Sum(h, m, 1), Sum(h, m, 2), Sum(h, m, 3)};
-  }
-  __device__ float4* Merged(int j) const {
-    return a.merged + int64_t{blockIdx.x} * kMergedFours + group * 128 +
-           threadIdx.x % 128 + j * kValueThreads;
-  }
-
-  // Of head g + 8 h the sum of latent Column(m) + i.
-  __device__ __forceinline__ float& Sum(int h, int m, int i) {
-    return out[m / (kFours / 2)]
-              [8 * (m % (kFours / 2)) + 2 * h + i / 2 * 4 + i % 2];
-  }
-  __device__ int Column(int m) const {
-    constexpr int kElements = 16 / Code::kBytes;
-    constexpr int kRunSteps = kElements / 4;
-    return group * kLatents + m / kRunSteps * (4 * kElements) +
-           kElements * (threadIdx.x % 4) + m % kRunSteps * 4;
-  }
-
-  // The merged sums become means, and these operands beside `Weight`s: as
-  // PackRow of operands.cuh rounds them.
-  template <typename Weight>
-  __device__ __forceinline__ void Finish(int unit_count) {
-    using Rounded = typename Weight::Operand;
-    const int lane = threadIdx.x % 32;
-    const int warp = GroupWarp();
-    const int64_t token = FirstToken(a, step.unit) + warp;
-    const int first_head = FirstHead(a, step.unit) + lane / 4;
-    float(&largest)[kValueGroups][kRows] = shared.largest[unit_count % 2];
-    float most[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float inverse = heads[h].Inverse();
-      const int head = min(first_head + 8 * h, a.heads - 1);
-#pragma unroll
-      for (int m = 0; m < kFours; ++m) {
-        float4 factors = {1.0f, 1.0f, 1.0f, 1.0f};
-        if (a.factors != nullptr) {
-          factors = *reinterpret_cast<const float4*>(
-              a.factors + head * kLatent + Column(m));
-        }
-        const auto scale = [&](int i, float factor) {
-          float& x = Sum(h, m, i);
-          x *= inverse;
-          if (a.factors != nullptr) x *= factor;
-          most[h] = fmaxf(most[h], fabsf(x));
-        };
-        scale(0, factors.x);
-        scale(1, factors.y);
-        scale(2, factors.z);
-        scale(3, factors.w);
-      }
-      most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffff, most[h], 1));
-      most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffff, most[h], 2));
-      if (lane % 4 == 0) largest[group][16 * warp + lane / 4 + 8 * h] = most[h];
-    }
-    // The warps of both groups that have the token.
-    asm volatile("bar.sync %0, 64;" ::"r"(1 + warp) : "memory");
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int head = first_head + 8 * h;
-      const float scale = OperandScale<Rounded>(
-          fmaxf(most[h], largest[1 - group][16 * warp + lane / 4 + 8 * h]));
-      if (head >= a.heads) continue;
-      const int64_t row = head * a.places.tokens + token;
-      if (group == 0 && lane % 4 == 0) a.out.scales[row] = scale;
-#pragma unroll
-      for (int m = 0; m < kFours; m += 2) {
-        const auto pack = [&](int n, int i) {
-          return Pack<Rounded>(Sum(h, n, i) * scale, Sum(h, n, i + 1) * scale);
-        };
-        *AttendedPiece<Weight>(a.out.rows + row * kAttendedRowBytes,
-                               Column(m)) = {pack(m, 0), pack(m, 2),
-                                             pack(m + 1, 0), pack(m + 1, 2)};
-      }
-    }
-  }
-};
-
 // A block a multiprocessor.
 template <typename Code>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -614,10 +282,11 @@ int* NextUnit(int64_t blocks, std::byte* workspace) {
 }
 
 }  // namespace
+}  // namespace prompt
 
 int64_t PromptAttentionBytes(int64_t blocks) {
-  return blocks * kPromptTileBytes + kCounterBytes +
-         Multiprocessors() * (kMergedFours * int64_t{sizeof(float4)});
+  return blocks * kPromptTileBytes + prompt::kCounterBytes +
+         Multiprocessors() * (prompt::kMergedFours * int64_t{sizeof(float4)});
 }
 
 void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
@@ -628,7 +297,7 @@ void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
            {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
            options, "StagePrompts", places,
            static_cast<const std::byte*>(cache.data), workspace,
-           NextUnit(blocks, workspace));
+           prompt::NextUnit(blocks, workspace));
   });
 }
 
@@ -640,28 +309,29 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
   constexpr float kLog2E = 0x1.715476p+0f;
   if (places.tokens == 0) return;
   const auto heads = static_cast<int>(v.heads);
-  const int head_groups = (heads + kHeads - 1) / kHeads;
-  const Arguments a = {
+  const int head_groups = (heads + prompt::kHeads - 1) / prompt::kHeads;
+  const prompt::Arguments a = {
       .places = places,
       .query = query,
       .heads = heads,
       .head_groups = head_groups,
-      .units = static_cast<int>((places.tokens + kTokens - 1) / kTokens) *
+      .units = static_cast<int>((places.tokens + prompt::kTokens - 1) /
+                                prompt::kTokens) *
                head_groups,
       .scale_log2 = scale * kLog2E,
       .tiles = workspace,
       .merged = reinterpret_cast<float4*>(
-          workspace + blocks * kPromptTileBytes + kCounterBytes),
-      .next_unit = NextUnit(blocks, workspace),
+          workspace + blocks * kPromptTileBytes + prompt::kCounterBytes),
+      .next_unit = prompt::NextUnit(blocks, workspace),
       .cut = cut,
       .weights = v.dtype,
       .factors = v.input_scales,
       .out = out};
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    Launch(PromptAttentionKernel<Code>,
+    Launch(prompt::PromptAttentionKernel<Code>,
            {.grid = dim3(std::min(a.units, Multiprocessors())),
-            .threads = kThreads,
-            .shared_bytes = kSharedBytes},
+            .threads = prompt::kThreads,
+            .shared_bytes = prompt::kSharedBytes},
            options, "PromptAttention", a);
   });
 }
