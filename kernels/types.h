@@ -118,7 +118,8 @@ inline constexpr int64_t kBlockTokens = 64;
 // Positions of one step of the online softmax, walked from position 0.
 inline constexpr int64_t kAttentionTile = kBlockTokens;
 
-// Positions of one split; splits start at multiples and merge in order.
+// Positions of one of the CPU's splits; splits start at multiples and merge in
+// order. The GPU's are kernels/cuda/attention_splits.h's.
 inline constexpr int64_t kAttentionSplit = 256;
 static_assert(kAttentionSplit % kAttentionTile == 0,
               "a tile never straddles two splits");

@@ -35,8 +35,8 @@ int64_t InputBytes(int64_t columns) {
   return 2 * columns + kFloat * ScaleBlocks(columns);
 }
 
-// Partial sums of the splits of a few tokens' attention: more tokens walk whole
-// sequences, and need none.
+// Partial sums of the splits of a few tokens' attention, all as short as the
+// first ones: more tokens walk whole sequences, and need none.
 int64_t SplitBytes(const ModelConfig& c, int64_t context) {
   constexpr int64_t kHeads = 16;       // of a unit
   constexpr int64_t kMostUnits = 100;  // (token, kHeads heads)

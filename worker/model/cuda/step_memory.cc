@@ -56,9 +56,9 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
 }  // namespace
 
 int64_t LaunchPosition(int64_t max_position) {
-  int64_t splits = 1;
-  while (splits * kAttentionSplit <= max_position) splits *= 2;
-  return splits * kAttentionSplit - 1;
+  int64_t positions = kAttentionSplits.short_tiles * kAttentionTile;
+  while (positions <= max_position) positions *= 2;
+  return positions - 1;
 }
 
 absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,

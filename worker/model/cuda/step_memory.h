@@ -143,8 +143,8 @@ struct StepMemory {
   ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
 };
 
-// The positions that a step up to `max_position` is launched for: whole powers
-// of two of splits, so that few launches differ.
+// The positions that a step up to `max_position` is launched for: powers of two
+// of the first split's, so that few launches differ.
 int64_t LaunchPosition(int64_t max_position);
 
 }  // namespace invar::cuda
