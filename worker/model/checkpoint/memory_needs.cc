@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/attention_splits.h"
+
 namespace invar {
 namespace {
 
@@ -35,13 +37,14 @@ int64_t InputBytes(int64_t columns) {
   return 2 * columns + kFloat * ScaleBlocks(columns);
 }
 
-// Partial sums of the splits of a few tokens' attention, all as short as the
-// first ones: more tokens walk whole sequences, and need none.
+// Partial sums of the splits of a few tokens' attention: more tokens walk whole
+// sequences, and need none. Steps are launched for powers of two of positions.
 int64_t SplitBytes(const ModelConfig& c, int64_t context) {
   constexpr int64_t kHeads = 16;       // of a unit
   constexpr int64_t kMostUnits = 100;  // (token, kHeads heads)
-  int64_t splits = 1;
-  while (splits * kAttentionSplit < context) splits *= 2;
+  int64_t positions = cuda::kAttentionSplits.Begin(1) * kAttentionTile;
+  while (positions < context) positions *= 2;
+  const int64_t splits = cuda::kAttentionSplits.Count(positions - 1);
   if (splits == 1) return 0;
   return kMostUnits * splits * kHeads * (c.kv_lora_rank + 2) * kFloat;
 }
