@@ -71,52 +71,6 @@ inline constexpr int kSharedBytes =
 static_assert(kSharedBytes<E4m3Format> <= 227 * 1024 &&
               kSharedBytes<Bf16Format> <= 227 * 1024);
 
-// sum = the products of the next `blocks` stages, one leaf.
-template <typename Format>
-__device__ void MultiplyLeaf(const WideRing<TileType<Format>>& ring,
-                             Walk<TileType<Format>::kStages>& walk, int group,
-                             int blocks, float (&sum)[kValues<Format>]) {
-  constexpr int kSteps = kTileRowBytes / kProductBytes;
-  constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
-  const bool leader = threadIdx.x % 32 == 0;
-  // Also where the first product forgets it: so no move of what the registers
-  // held comes between products, for which these would wait.
-#pragma unroll
-  for (int i = 0; i < kValues<Format>; ++i) sum[i] = 0.0f;
-  int previous = -1;
-  for (int b = 0; b < blocks; ++b) {
-    BarrierWait(&ring.full[walk.stage], walk.phase);
-    const uint64_t weights =
-        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
-                       group * TileType<Format>::kBlockBytes);
-    const uint64_t inputs =
-        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
-    if constexpr (kPromoted<Format>) {
-      float part[kValues<Format>];
-      MultiplyInTurn<Format, kTokens<Format>>(group, weights, inputs, part);
-      if (leader) ring.Release(walk.stage);
-#pragma unroll
-      for (int i = 0; i < kValues<Format>; ++i) sum[i] += part[i];
-    } else {
-      ProductFence();
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        Product<Format, kTokens<Format>>::Run(
-            sum, weights + k * kStep, inputs + k * kStep, b != 0 || k != 0);
-      }
-      ProductCommit();
-      ProductWait<1>();
-      if (leader && previous >= 0) ring.Release(previous);
-      previous = walk.stage;
-    }
-    walk.Advance();
-  }
-  if constexpr (!kPromoted<Format>) {
-    ProductWait<0>();
-    if (leader) ring.Release(previous);
-  }
-}
-
 // sum = the tile's products, its leaves folded as the tree of kernels/types.h,
 // of which absent places are skipped.
 static_assert(kMaxLeaves == 8);
@@ -125,12 +79,18 @@ __device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
                                Walk<TileType<Format>::kStages>& walk,
                                const Arguments& a, int group,
                                Waiting<Format>& waiting,
-                               float (&sum)[kValues<Format>]) {
+                               float (&sum)[1][kValues<Format>]) {
   int left = a.k_blocks;
   const auto multiply = [&] {
     const int blocks = min(a.leaf_blocks, left);
     left -= blocks;
-    MultiplyLeaf<Format>(ring, walk, group, blocks, sum);
+    // Also where the first product forgets it: so no move of what the registers
+    // held comes between products, for which these would wait.
+    if constexpr (!kPromoted<Format>) {
+#pragma unroll
+      for (int i = 0; i < kValues<Format>; ++i) sum[0][i] = 0.0f;
+    }
+    MultiplyChain<Format, TileType<Format>>(ring, walk, group, blocks, sum);
   };
   // sum = those of `multiply` and, if some are left, of `multiply` again.
   const auto twice = [&](const auto& multiply) {
@@ -138,18 +98,18 @@ __device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
     if (left == 0) return;
     float first[kValues<Format>];
 #pragma unroll
-    for (int i = 0; i < kValues<Format>; ++i) first[i] = sum[i];
+    for (int i = 0; i < kValues<Format>; ++i) first[i] = sum[0][i];
     multiply();
 #pragma unroll
-    for (int i = 0; i < kValues<Format>; ++i) sum[i] += first[i];
+    for (int i = 0; i < kValues<Format>; ++i) sum[0][i] += first[i];
   };
   const auto multiply_four = [&] { twice([&] { twice(multiply); }); };
   multiply_four();
   if (left == 0) return;
   waiting.Clear(group);
-  waiting.Put(sum);
+  waiting.Put(sum[0]);
   multiply_four();
-  waiting.AddTo(sum);
+  waiting.AddTo(sum[0]);
 }
 
 // What the group's sums become: StoreOutput of gemm.cu. Their values go to
@@ -267,10 +227,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         ring.stages +
         TileType<Format>::kStages * TileType<Format>::kStageBytes)[group];
     for (int pair = first; pair < count; pair += step) {
-      float sum[kValues<Format>];
+      float sum[1][kValues<Format>];
       MultiplyLeaves<Format>(ring, walk, a, group, waiting, sum);
       StoreOutput<Format>(a, &out, row_of(pair) + group * kProductRows,
-                          token_of(pair), group, waiting, sum);
+                          token_of(pair), group, waiting, sum[0]);
     }
     if (threadIdx.x % 128 == 0) CopyOutEnd();
   }
