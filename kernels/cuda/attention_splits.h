@@ -15,43 +15,27 @@
 
 namespace invar::cuda {
 
-// In tiles of kAttentionTile positions: the first `short_count` splits have
-// short_tiles, all later ones long_tiles.
+// Each of `tiles` tiles of kAttentionTile positions.
 struct AttentionSplits {
-  int32_t short_tiles = 0;
-  int32_t short_count = 0;
-  int32_t long_tiles = 0;
+  int32_t tiles = 0;
 
   INVAR_HOST_DEVICE constexpr int32_t Begin(int32_t split) const {
-    return split < short_count
-               ? split * short_tiles
-               : short_count * short_tiles + (split - short_count) * long_tiles;
-  }
-  // The one that tile `tile` is in.
-  INVAR_HOST_DEVICE constexpr int32_t Of(int32_t tile) const {
-    const int32_t rest = tile - short_count * short_tiles;
-    return rest < 0 ? tile / short_tiles : short_count + rest / long_tiles;
+    return split * tiles;
   }
   // Of a sequence up to `position`.
   INVAR_HOST_DEVICE constexpr int32_t Count(int64_t position) const {
-    return Of(static_cast<int32_t>(position / kAttentionTile)) + 1;
+    return static_cast<int32_t>(position / kAttentionTile) / tiles + 1;
   }
 };
 
 // Splits of `split` positions each, up to whole tiles.
 INVAR_HOST_DEVICE constexpr AttentionSplits EqualSplits(int64_t split) {
-  const auto tiles =
-      static_cast<int32_t>((split + kAttentionTile - 1) / kAttentionTile);
-  return {tiles, 0, tiles};
+  return {static_cast<int32_t>((split + kAttentionTile - 1) / kAttentionTile)};
 }
 
-// Of mode DETERMINISTIC. Short ones while a short sequence needs them to occupy
-// the GPU, long ones behind: a prompt's tokens pay for each split.
-inline constexpr AttentionSplits kAttentionSplits = {4, 4, 16};
-static_assert(kAttentionSplits.Of(15) == 3 && kAttentionSplits.Of(16) == 4 &&
-                  kAttentionSplits.Begin(4) == 16 &&
-                  kAttentionSplits.Begin(5) == 32,
-              "256 positions up to 1,024, then 1,024");
+// Of mode DETERMINISTIC. Long, since a prompt's tokens pay for each split; a
+// cluster of blocks shares one where sequences are few.
+inline constexpr AttentionSplits kAttentionSplits = EqualSplits(1024);
 
 }  // namespace invar::cuda
 

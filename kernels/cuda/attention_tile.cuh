@@ -27,6 +27,18 @@ __device__ inline int Group() { return threadIdx.x / kThreads; }
 __device__ inline int GroupThread() { return threadIdx.x % kThreads; }
 __device__ inline int GroupWarp() { return threadIdx.x / 32 % kWarps; }
 
+__device__ inline void NamedBarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void NamedBarrierArrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// Named barriers; 0 is the block's own.
+inline constexpr int kGroupBarrier = 1;  // and the next: of each group
+__device__ inline void GroupSync() {
+  NamedBarrierSync(kGroupBarrier + Group(), kThreads);
+}
+
 // Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so
 // that eight rows' chunks lie in different banks for both products.
 template <typename Code>
@@ -42,8 +54,8 @@ __device__ inline uint32_t ChunkAddress(const std::byte* rows, int row,
                        16 * Chunk<Code>(row, chunk));
 }
 
-// The tile's rows up to `position`, and zeros for the rest, which may hold
-// what an earlier owner of the block left there.
+// By a group: the tile's rows up to `position`, and zeros for the rest, which
+// may hold what an earlier owner of the block left there.
 template <typename Code>
 __device__ inline void LoadTile(const std::byte* block, int first, int position,
                                 std::byte* rows) {
@@ -53,7 +65,6 @@ __device__ inline void LoadTile(const std::byte* block, int first, int position,
     CopyAsync(ChunkAddress<Code>(rows, row, i % kChunks), block + 16 * i,
               first + row <= position);
   }
-  CommitCopies();
 }
 
 // scores[n]: of the warp's cached rows 8n .. 8n+7, as an mma's c. Even and odd
@@ -141,35 +152,26 @@ template <typename Operand>
 inline constexpr uint32_t kOnes =
     std::is_same_v<Operand, __half> ? 0x3c003c00 : 0x3f803f80;
 
-// out += a step's weights times its sixteen rows, of the latents in chunks
-// `chunk` and `chunk` + 1; sum tiles `out`, of which 16 bytes of a row
-// are 2 / kBytes.
+// out += a step's weights times its sixteen rows, of the latents in 16 bytes of
+// a row: 2 / kBytes sum tiles. `low` and `high` are what LoadTransposed makes
+// of those bytes of rows 0 to 7, and 8 to 15.
 template <typename Code>
-__device__ inline void AddChunks(const uint4& weights, const std::byte* rows,
-                                 int step, int chunk, float (*out)[4]) {
+__device__ inline void AddChunk(const uint4& weights, uint32_t low,
+                                uint32_t high, float (*out)[4]) {
   using Operand = typename Code::Operand;
-  const int lane = threadIdx.x % 32;
-  uint32_t r[4];
-  LoadTransposed(
-      r, ChunkAddress<Code>(rows, 16 * step + lane % 16, chunk + lane / 16));
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t low = r[2 * half];
-    const uint32_t high = r[2 * half + 1];
-    if constexpr (Code::kBytes == 1) {
-      Mma<Operand>(out[2 * half], weights, Code::Pair(low, false),
-                   Code::Pair(high, false));
-      Mma<Operand>(out[2 * half + 1], weights, Code::Pair(low, true),
-                   Code::Pair(high, true));
-    } else {
-      Mma<Operand>(out[half], weights, low, high);
-    }
+  if constexpr (Code::kBytes == 1) {
+    Mma<Operand>(out[0], weights, Code::Pair(low, false),
+                 Code::Pair(high, false));
+    Mma<Operand>(out[1], weights, Code::Pair(low, true),
+                 Code::Pair(high, true));
+  } else {
+    Mma<Operand>(out[0], weights, low, high);
   }
 }
 
 // A warp's sums of kTiles sum tiles, from `first_tile` of the 128 latents of
 // warp `owner` on, to rows (heads, L). An out's i is of head lane / 4 + i / 2 *
-// 8; its place in a row is what AddChunks reads.
+// 8; its place in a row is what AddChunk has read.
 template <typename Code, int kTiles>
 __device__ inline void StoreSums(float* rows, int owner, int first_tile,
                                  const float (&out)[kTiles][4],

@@ -194,8 +194,17 @@ __device__ inline uint32_t AddressInRank(const void* place, uint32_t rank) {
   return remote;
 }
 
-// Four floats to `to`, on 16 bytes, asynchronously; they count on the barrier
-// at `barrier`. Both are of AddressInRank and of the same block.
+// A float to `to`, asynchronously; its bytes count on the barrier at `barrier`.
+// Both are of AddressInRank and of the same block.
+__device__ inline void StoreAsync(uint32_t to, float value, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], "
+      "%1, [%2];" ::"r"(to),
+      "f"(value), "r"(barrier)
+      : "memory");
+}
+
+// Likewise four, on 16 bytes.
 __device__ inline void StoreAsync4(uint32_t to, const float4& value,
                                    uint32_t barrier) {
   asm volatile(

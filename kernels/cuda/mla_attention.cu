@@ -8,27 +8,29 @@
 // has two groups they take turns at the splits, and the first merges.
 #include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/cluster_attention.cuh"
 #include "kernels/cuda/free_split.h"
 #include "kernels/cuda/gemm_launch.h"
-#include "kernels/cuda/split_attention.cuh"
 
 namespace invar::cuda {
 namespace {
 
-// Below this many (token, 16 heads) a block has one split, from here on a whole
-// sequence: measured, and free, since the bits are the same.
+// Below this many (token, 16 heads) clusters have splits, from here on a block
+// has a whole sequence: measured, and free, since the bits are the same.
 constexpr int64_t kWholeUnits = 100;
 // And below this many, whole sequences have two groups: later, two blocks share
 // a multiprocessor. As free.
 constexpr int64_t kPairedUnits = 200;
 
-// Up to so many splits, one a block, a block's tiles are spread over its warps.
-constexpr int64_t kSpreadBlocks = 160;
+// Blocks of a cluster, of so many splits in all: as many as run at once. (A GPU
+// has a few multiprocessors less for clusters than for blocks.) As free.
+constexpr int ClusterBlocksFor(int64_t splits) {
+  return splits <= 15 ? 8 : splits <= 30 ? 4 : splits <= 65 ? 2 : 1;
+}
 
-// Named barriers; 0 is the block's own.
-constexpr int kGroupBarrier = 1;  // and the next: of each group
-constexpr int kFilled = 3;        // a split of the second group can be read
-constexpr int kEmptied = 4;       // it has been
+// Named barriers, past the groups'.
+constexpr int kFilled = 3;   // a split of the second group can be read
+constexpr int kEmptied = 4;  // it has been
 
 // What a group has for itself.
 template <typename Code>
@@ -47,14 +49,6 @@ struct Shared {
   // every thread's own.
   float split[kGroups == 1 ? 1 : (kSums + 4) * kThreads];
 };
-
-__device__ void BarrierSync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ void BarrierArrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ void GroupSync() { BarrierSync(kGroupBarrier + Group(), kThreads); }
 
 // The block's query as operands, and what its scores are multiplied with.
 template <typename Code, int kGroups>
@@ -101,8 +95,15 @@ __device__ void AddValues(const GroupShared<Code>& group, const std::byte* rows,
     Mma<Operand>(softmax.sum, weights, kOnes<Operand>, kOnes<Operand>);
 #pragma unroll
     for (int c = 0; c < kChunks; c += 2) {
-      AddChunks<Code>(weights, rows, step, GroupWarp() * kChunks + c,
-                      softmax.out + c * 2 / Code::kBytes);
+      uint32_t r[4];  // of two chunks
+      LoadTransposed(r,
+                     ChunkAddress<Code>(rows, 16 * step + lane % 16,
+                                        GroupWarp() * kChunks + c + lane / 16));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        AddChunk<Code>(weights, r[2 * i], r[2 * i + 1],
+                       softmax.out + (c + i) * 2 / Code::kBytes);
+      }
     }
   }
 }
@@ -193,14 +194,13 @@ __device__ void LeaveSplit(const Softmax& split,
   }
 }
 
-// grid (T, groups of 16 heads, 1 or splits). With `partials` a block has one
-// split, else all of them, and its groups take turns.
+// A whole sequence a block. grid (T, groups of 16 heads)
 template <typename Code, int kGroups>
 __global__ void __launch_bounds__(kGroups* kThreads,
                                   Code::kBytes == 1 && kGroups == 1 ? 2 : 1)
     AttentionKernel(TokenPlaces places, const float* query, int heads,
                     float scale_log2, const std::byte* cache, bool early,
-                    float* partials, float* out, AttentionSplits cut) {
+                    float* out, AttentionSplits cut) {
   constexpr int kAll = kGroups * kThreads;
   extern __shared__ std::byte memory[];
   auto& shared = *reinterpret_cast<Shared<Code, kGroups>*>(memory);
@@ -208,16 +208,15 @@ __global__ void __launch_bounds__(kGroups* kThreads,
   if (!early) WaitForPriorKernel();
   const int64_t t = blockIdx.x;
   const int position = places.positions[t];
-  const int last_split =
-      partials == nullptr ? cut.Count(position) - 1 : blockIdx.z;
-  int split = partials == nullptr ? Group() : blockIdx.z;
-  if (partials != nullptr && cut.Begin(split) * kTile > position) return;
+  const int last_split = cut.Count(position) - 1;
+  int split = Group();
   const int32_t* blocks = places.block_ids + places.tables[t];
   auto& rows = shared.groups[Group()].rows;
   int loaded = 0;  // tiles of this group so far
   const auto load = [&](int tile) {
     LoadTile<Code>(cache + int64_t{blocks[tile]} * kTile * kRow * Code::kBytes,
                    tile * kTile, position, rows[loaded++ % 2]);
+    CommitCopies();
   };
   // A tile that the token's own row is not in.
   const bool ahead = early && (cut.Begin(split) + 1) * kTile <= position;
@@ -246,48 +245,34 @@ __global__ void __launch_bounds__(kGroups* kThreads,
       }
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
-    if (partials != nullptr) break;
     if (Group() == 0) {
       merged.Add(split == 0, sums.max, {sums.sum[0], sums.sum[2]}, own_sum);
     }
     if constexpr (kGroups == 2) {
       if (Group() == 1) {
-        if (split > 1) BarrierSync(kEmptied, kAll);
+        if (split > 1) NamedBarrierSync(kEmptied, kAll);
         LeaveSplit(sums, shared);
-        BarrierArrive(kFilled, kAll);
+        NamedBarrierArrive(kFilled, kAll);
       } else if (split < last_split) {
-        BarrierSync(kFilled, kAll);
+        NamedBarrierSync(kFilled, kAll);
         const float* at = shared.split + GroupThread();
         const float* ends = at + kSums * kThreads;
         merged.Add(false, {ends[0], ends[kThreads]},
                    {ends[2 * kThreads], ends[3 * kThreads]},
                    [&](int k) { return at[k * kThreads]; });
-        if (split + 3 <= last_split) BarrierArrive(kEmptied, kAll);
+        if (split + 3 <= last_split) NamedBarrierArrive(kEmptied, kAll);
       }
     }
     sums.Clear();
   }
-  if (partials == nullptr) {
-    if (Group() == 0) {
-      merged.template Store<Code>(block_heads,
-                                  out + (t * heads + first_head) * kLatent);
-    }
-    return;
-  }
-  float* partial =
-      partials + ((t * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z) *
-                     int64_t{kPartialFloats};
-  StoreSums<Code>(partial, GroupWarp(), 0, sums.out, kHeads);
-  if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
-    float* row = partial + kHeads * kLatent;
-    for (int i = 0; i < 2; ++i) {
-      row[threadIdx.x / 4 + 8 * i] = sums.max[i];
-      row[kHeads + threadIdx.x / 4 + 8 * i] = sums.sum[2 * i];
-    }
+  if (Group() == 0) {
+    merged.template Store<Code>(block_heads,
+                                out + (t * heads + first_head) * kLatent);
   }
 }
 
-// The same merge from memory, a warp a head. grid (T, heads / 4)
+// The splits that clusters have left, merged, a warp a head. grid (T, heads /
+// 4)
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(AttentionParts parts, int heads, float* out) {
   AllowNextKernel();
@@ -314,19 +299,11 @@ void Attend(const LaunchOptions& options, const TokenPlaces& places,
 
 AttentionSplits FastAttentionSplits(int64_t tokens, int64_t heads,
                                     int64_t max_position) {
-  // Two blocks a multiprocessor; but the merge waits for memory every few
-  // splits, and a split's first four tiles cost little more than one.
-  constexpr int64_t kBlocks = 2 * 132;
-  constexpr int64_t kMostSplits = 16;
   const int64_t units = tokens * Groups(heads);
-  const int64_t tiles = max_position / kTile + 1;
+  if (units < kWholeUnits) return kAttentionSplits;
   // Whole sequences: groups that take turns need turns.
-  if (units >= kWholeUnits) {
-    return EqualSplits(kTile * (units < kPairedUnits ? kRoundTiles : tiles));
-  }
-  const int64_t splits = std::min(kMostSplits, kBlocks / units);
-  return EqualSplits(
-      kTile * std::max<int64_t>(kRoundTiles, (tiles + splits - 1) / splits));
+  return units < kPairedUnits ? EqualSplits(256)
+                              : EqualSplits(max_position + 1);
 }
 
 int64_t AttentionWorkspaceFloats(int64_t tokens, int64_t heads,
@@ -368,51 +345,68 @@ void Attend(const LaunchOptions& options, const TokenPlaces& places,
             float scale, const KvLayer& cache, float* workspace, float* out,
             const AttentionSplits& cut, AttentionParts* parts) {
   constexpr float kLog2E = 0x1.715476p+0f;
-  const bool whole =
-      AttentionWorkspaceFloats(places.tokens, heads, max_position, cut) == 0;
+  const int64_t groups = Groups(heads);
+  const int64_t units = places.tokens * groups;
   const int64_t splits = cut.Count(max_position);
-  const dim3 grid(static_cast<unsigned>(places.tokens),
-                  static_cast<unsigned>(Groups(heads)),
-                  static_cast<unsigned>(whole ? 1 : splits));
+  const bool whole = units >= kWholeUnits;
+  Check(
+      whole || cut.tiles <= kClusterTiles ? cudaSuccess : cudaErrorInvalidValue,
+      "splits of attention longer than a cluster takes");
   DispatchKv(cache.dtype, [&]<typename Code>() {
-    const auto launch = [&]<int kGroups>() {
-      Launch(AttentionKernel<Code, kGroups>,
-             {.grid = grid,
-              .threads = kGroups * kThreads,
-              .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))},
-             options, "MlaAttention", places, query, static_cast<int>(heads),
-             scale * kLog2E, static_cast<const std::byte*>(cache.data),
-             options.early, whole ? nullptr : workspace, out, cut);
+    const auto launch = [&](auto kernel, LaunchShape shape, auto... partials) {
+      Launch(kernel, shape, options, "MlaAttention", places, query,
+             static_cast<int>(heads), scale * kLog2E,
+             static_cast<const std::byte*>(cache.data), options.early,
+             partials..., out, cut);
     };
-    // Several tiles of bf16 a group do not fit shared memory.
-    if constexpr (Code::kBytes == 1) {
-      const int64_t units = int64_t{grid.x} * grid.y;
-      if (!whole && units * splits <= kSpreadBlocks) {
-        Launch(SplitKernel<Code>,
-               {.grid = grid,
-                .threads = kSplitThreads,
-                .shared_bytes = static_cast<int>(sizeof(SplitShared<Code>))},
-               options, "MlaAttention", places, query, static_cast<int>(heads),
-               scale * kLog2E, static_cast<const std::byte*>(cache.data),
-               options.early, workspace, cut);
-      } else {
-        whole&& splits > 1 && units < kPairedUnits
-            ? launch.template operator()<2>()
-            : launch.template operator()<1>();
+    const auto clusters = [&]<int kBlocks>() {
+      launch(ClusterKernel<Code, kBlocks>,
+             {.grid = dim3(static_cast<unsigned>(kBlocks * places.tokens),
+                           static_cast<unsigned>(groups),
+                           static_cast<unsigned>(splits)),
+              .threads = kClusterThreads,
+              .shared_bytes =
+                  static_cast<int>(sizeof(ClusterShared<Team<Code, kBlocks>>)),
+              .cluster = kBlocks},
+             workspace);
+    };
+    const auto sequences = [&]<int kGroups>() {
+      launch(AttentionKernel<Code, kGroups>,
+             {.grid = dim3(static_cast<unsigned>(places.tokens),
+                           static_cast<unsigned>(groups)),
+              .threads = kGroups * kThreads,
+              .shared_bytes = static_cast<int>(sizeof(Shared<Code, kGroups>))});
+    };
+    if (whole) {
+      // Several tiles of bf16 a group do not fit shared memory.
+      if constexpr (Code::kBytes == 1) {
+        if (splits > 1 && units < kPairedUnits) {
+          return sequences.template operator()<2>();
+        }
       }
-    } else {
-      launch.template operator()<1>();
+      return sequences.template operator()<1>();
+    }
+    switch (ClusterBlocksFor(units * splits)) {
+      case 8:
+        return clusters.template operator()<8>();
+      case 4:
+        return clusters.template operator()<4>();
+      case 2:
+        return clusters.template operator()<2>();
+      default:
+        return clusters.template operator()<1>();
     }
   });
-  if (whole) return;
-  const AttentionParts left = {workspace, Groups(heads), splits, cut,
+  if (whole || splits == 1) return;
+  const AttentionParts left = {workspace, groups, splits, cut,
                                places.positions};
   if (parts != nullptr) {
     *parts = left;
     return;
   }
   Launch(MergeKernel,
-         {.grid = dim3(grid.x, static_cast<unsigned>((heads + 3) / kWarps)),
+         {.grid = dim3(static_cast<unsigned>(places.tokens),
+                       static_cast<unsigned>((heads + 3) / kWarps)),
           .threads = kThreads},
          options, "MlaAttention's merge", left, static_cast<int>(heads), out);
 }

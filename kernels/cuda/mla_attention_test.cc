@@ -15,9 +15,9 @@ using testing::SpreadValues;
 using testing::Upload;
 
 constexpr float kScale = 0.1147f;
-// Four short splits, a long one and a part of one.
+// Two whole splits and a part of one.
 constexpr int64_t kLength = 2200;
-static_assert(kAttentionSplits.Count(kLength - 1) == 6);
+static_assert(kAttentionSplits.Count(kLength - 1) == 3);
 constexpr int64_t kHeads = 19;  // a whole group of 16 and a part
 
 // A cache of two sequences, rows past each one's end and strangers' blocks
@@ -217,9 +217,9 @@ TEST_P(MlaAttentionTest, MatchesDoublePrecisionWithFastSplits) {
   }
 }
 
-// Few tokens have a block a split, many a block a sequence, in between with two
-// groups of warps; order and company
-// differ; every position is among them, as a prompt has it.
+// Few tokens have a cluster of eight, four or two blocks a split, or a block a
+// split; many a block a sequence, with two groups of warps or one. Order and
+// company differ; every position is among them, as a prompt has it.
 TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const Sequences sequences(GetParam(), stream().get());
   std::vector<Token> all;
@@ -228,7 +228,7 @@ TEST_P(MlaAttentionTest, ATokenHasTheSameBitsInAnyCompany) {
   const auto together = Attend(stream().get(), sequences, all);
   constexpr int64_t kRowFloats = kHeads * kLatent;
   for (size_t i = 0; i < all.size(); i += 41) {
-    for (const size_t company : {1, 2, 7, 64, 150}) {
+    for (const size_t company : {1, 2, 5, 7, 40, 64, 150}) {
       std::vector<Token> some;
       for (size_t k = 0; k < company; ++k) {
         some.push_back(all[(i + k * 31) % all.size()]);

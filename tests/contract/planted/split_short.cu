@@ -4,10 +4,8 @@
 
 namespace invar::cuda {
 
-inline constexpr AttentionSplits kShortSplits = {
-    kAttentionSplits.short_tiles / 4, kAttentionSplits.short_count,
-    kAttentionSplits.long_tiles / 4};
-static_assert(kShortSplits.short_tiles > 0 && kShortSplits.long_tiles > 0);
+inline constexpr AttentionSplits kShortSplits = {kAttentionSplits.tiles / 4};
+static_assert(kShortSplits.tiles > 0);
 
 }  // namespace invar::cuda
 

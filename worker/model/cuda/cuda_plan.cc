@@ -33,10 +33,7 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"attention.operands", fp8_cache ? "fp16" : "bf16"},
       {"attention.tile_tokens", absl::StrCat(kAttentionTile)},
       {"attention.split_tokens",
-       absl::StrCat(kAttentionSplits.short_tiles * kAttentionTile, " up to ",
-                    kAttentionSplits.Begin(kAttentionSplits.short_count) *
-                        kAttentionTile,
-                    ", then ", kAttentionSplits.long_tiles * kAttentionTile)},
+       absl::StrCat(kAttentionSplits.tiles * kAttentionTile)},
       {"attention.split_merge", "ascending"},
       {"attention.exp", "ex2.approx"},
       {"kv.dtype", Name(kv_dtype_)},

@@ -56,7 +56,7 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
 }  // namespace
 
 int64_t LaunchPosition(int64_t max_position) {
-  int64_t positions = kAttentionSplits.short_tiles * kAttentionTile;
+  int64_t positions = kAttentionSplits.tiles * kAttentionTile;
   while (positions <= max_position) positions *= 2;
   return positions - 1;
 }
