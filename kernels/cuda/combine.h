@@ -3,13 +3,10 @@
 #ifndef INVAR_KERNELS_CUDA_COMBINE_H_
 #define INVAR_KERNELS_CUDA_COMBINE_H_
 
+#include "kernels/cuda/input_row.cuh"
 #include "kernels/cuda/ops_linear.h"
 
 namespace invar::cuda {
-
-__device__ inline float4 Load4(const float* p) {
-  return *reinterpret_cast<const float4*>(p);
-}
 
 // Elements k to k + 3 of a token's sum. Eight ranks are loaded before the first
 // is added.
@@ -38,6 +35,56 @@ __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
     }
   }
   return sum;
+}
+
+// The sum's kQuads fours that a thread of kThreads has of a row, at RowPlace,
+// zeros past its end: eight ranks of kAtOnce fours are loaded before the first
+// is added.
+template <int kQuads, int kThreads, int kAtOnce>
+__device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
+                                   float4 (&sum)[kQuads]) {
+  constexpr int kAhead = 8;
+  const int top_k = a.slots == nullptr ? 0 : static_cast<int>(a.top_k);
+  const auto load = [&](bool there, const float* row, int i) {
+    const int k = RowPlace<kThreads>(i);
+    return there && k < size ? Load4(row + k) : float4{};
+  };
+#pragma unroll
+  for (int i = 0; i < kQuads; ++i) {
+    sum[i] = load(true, a.shared + token * size, i);
+  }
+#pragma unroll
+  for (int quad = 0; quad < kQuads; quad += kAtOnce) {
+    for (int first = 0; first < top_k; first += kAhead) {
+      float4 slot[kAhead][kAtOnce];
+      float weight[kAhead];
+#pragma unroll
+      for (int r = 0; r < kAhead; ++r) {
+        const bool there = first + r < top_k;
+        const int64_t at = token * top_k + first + r;
+        weight[r] = there ? a.weights[at] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (quad + i >= kQuads) break;
+          slot[r][i] = load(there, a.slots + at * size, quad + i);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kAhead; ++r) {
+        if (first + r >= top_k) break;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (quad + i >= kQuads) break;
+          float4& to = sum[quad + i];
+          const float4& from = slot[r][i];
+          to.x = fmaf(weight[r], from.x, to.x);
+          to.y = fmaf(weight[r], from.y, to.y);
+          to.z = fmaf(weight[r], from.z, to.z);
+          to.w = fmaf(weight[r], from.w, to.w);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace invar::cuda

@@ -35,8 +35,10 @@ __device__ ExpertWork FindWork(const ExpertArguments& a, int item, int tile) {
     return {0, item * tile, min(tile, a.tokens - item * tile), 0};
   }
   if (!a.early) WaitForPriorKernel();
+  // Both in one trip to memory; what lies past the count is not heeded.
+  const int4 entry = reinterpret_cast<const int4*>(a.work)[item / a.parts];
   if (item / a.parts >= *a.work_count) return {0, 0, 0, 0};
-  ExpertWork work = a.work[item / a.parts];
+  ExpertWork work = {entry.x, entry.y, entry.z, 0};
   const int skipped = item % a.parts * tile;
   work.first += skipped;
   work.count -= skipped;

@@ -24,6 +24,10 @@ __device__ inline float WarpMax(float x) {
   return x;
 }
 
+__device__ inline float4 Load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+
 // Where thread j's i-th four values of a row begin: 4 j + 4 kThreads i. So a
 // warp has kScaleBlock neighbours, a group of inputs.
 template <int kThreads>
