@@ -4,6 +4,7 @@
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
 #include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
@@ -86,48 +87,95 @@ __device__ auto ScalesOf(const ExpertArguments& a, const ExpertWork& work,
   }
 }
 
-// What a warpgroup's sums become; its rows begin at first_row.
-template <int kTokens, bool kGateUp>
-__device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
-                          int first_row, bool gather,
-                          const float (&sum)[kBlocks][kTokens / 2]) {
+// What scales a warpgroup's sums.
+template <bool kGateUp>
+struct SumScales {
+  float scale;
+  float up_scale;
+  const float* rows;    // of the expert, or null
+  const float* tokens;  // of the rows of x, or null
+
+  __device__ SumScales(const ExpertArguments& a, const ExpertWork& work)
+      : scale(a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert]),
+        up_scale(a.up_scales == nullptr
+                     ? a.up_scale
+                     : a.up_scale * a.up_scales[work.expert]),
+        rows(a.row_scales == nullptr
+                 ? nullptr
+                 : a.row_scales + static_cast<int64_t>(work.expert) * a.rows *
+                                      (kGateUp ? 2 : 1)),
+        tokens(a.token_scales) {}
+  __device__ float OfRow(int row) const {
+    return rows == nullptr ? 1.0f : rows[row];
+  }
+  __device__ float OfToken(int row_of_x) const {
+    return tokens == nullptr ? 1.0f : tokens[row_of_x];
+  }
+};
+
+// What a warpgroup's sums of gate and up become; its rows begin at first_row.
+template <int kTokens>
+__device__ void StoreActivated(const ExpertArguments& a, const ExpertWork& work,
+                               int first_row, bool gather,
+                               const float (&sum)[kBlocks][kTokens / 2]) {
   const int thread = threadIdx.x % 128;
-  const float scale =
-      a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert];
-  const float up_scale = a.up_scales == nullptr
-                             ? a.up_scale
-                             : a.up_scale * a.up_scales[work.expert];
-  const float* row_scales =
-      a.row_scales == nullptr
-          ? nullptr
-          : a.row_scales +
-                static_cast<int64_t>(work.expert) * a.rows * (kGateUp ? 2 : 1);
-  const auto row_scale = [&](int row) {
-    return row_scales == nullptr ? 1.0f : row_scales[row];
-  };
+  const SumScales<true> scales(a, work);
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     const int t = FragmentToken(thread, i);
     if (t >= work.count) continue;
-    const float token_scale =
-        a.token_scales == nullptr
-            ? 1.0f
-            : a.token_scales[InputRow(a, work, t, gather)];
-    if constexpr (kGateUp) {
-      const int r = first_row + FragmentRow(thread, i);
-      if (r >= a.rows) continue;
-      const float gate = scale * row_scale(r) * token_scale;
-      const float up = up_scale * row_scale(a.rows + r) * token_scale;
-      StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
-                 SwiGlu(sum[0][i] * gate, sum[1][i] * up));
-    } else {
-      const int64_t slot = a.order[work.first + t];
+    const float token_scale = scales.OfToken(InputRow(a, work, t, gather));
+    const int r = first_row + FragmentRow(thread, i);
+    if (r >= a.rows) continue;
+    const float gate = scales.scale * scales.OfRow(r) * token_scale;
+    const float up = scales.up_scale * scales.OfRow(a.rows + r) * token_scale;
+    StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
+               SwiGlu(sum[0][i] * gate, sum[1][i] * up));
+  }
+}
+
+// Those of down. A lane has a row of two tokens, and lane ^ 4 the row beside
+// it: each takes both rows of one token, 4 bytes, which are half the stores.
+template <int kTokens>
+__device__ void StoreSlots(const ExpertArguments& a, const ExpertWork& work,
+                           int first_row,
+                           const float (&sum)[kBlocks][kTokens / 2]) {
+  const int thread = threadIdx.x % 128;
+  const SumScales<false> scales(a, work);
+  float factor[kBlocks][2];  // of row block m, and of its rows g and g + 8
 #pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        const int r = first_row + m * kProductRows + FragmentRow(thread, i);
-        if (r >= a.rows) continue;
-        a.slots[slot * a.rows + r] =
-            sum[m][i] * (scale * row_scale(r) * token_scale);
+  for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = first_row + m * kProductRows + FragmentRow(thread, 2 * h);
+      factor[m][h] = scales.scale * scales.OfRow(min(r, a.rows - 1));
+    }
+  }
+  const int odd = FragmentRow(thread, 0) % 2;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; i += 4) {
+    const int t = FragmentToken(thread, i);
+    if (t - t % 8 >= work.count) break;  // the same in all lanes
+    const float scale[2] = {
+        scales.OfToken(InputRow(a, work, t, /*gather=*/false)),
+        scales.OfToken(InputRow(a, work, t + 1, /*gather=*/false))};
+    const int64_t slot = a.order[work.first + min(t + odd, work.count - 1)];
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float* const two = &sum[m][i + 2 * h];
+        const float own[2] = {two[0] * (factor[m][h] * scale[0]),
+                              two[1] * (factor[m][h] * scale[1])};
+        const float beside =
+            __shfl_xor_sync(0xffffffff, odd ? own[0] : own[1], 4);
+        const int r = first_row + m * kProductRows +
+                      FragmentRow(thread, 2 * h) - odd;  // the even one
+        if (t + odd < work.count && r < a.rows) {
+          *reinterpret_cast<uint32_t*>(a.slots + slot * a.rows + r) =
+              odd ? Pack<__nv_bfloat16>(beside, own[1])
+                  : Pack<__nv_bfloat16>(own[0], beside);
+        }
       }
     }
   }
@@ -231,7 +279,11 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
   Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
       ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
   WaitForPriorKernel();
-  StoreSums<kTokens, kGateUp>(a, work, row + group * kGroupRows, gather, sum);
+  if constexpr (kGateUp) {
+    StoreActivated<kTokens>(a, work, row + group * kGroupRows, gather, sum);
+  } else {
+    StoreSlots<kTokens>(a, work, row + group * kGroupRows, sum);
+  }
 }
 
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
@@ -443,7 +495,7 @@ void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
 
 void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
                  const ExpertPlan& plan, int64_t tokens, int64_t top_k,
-                 float* slots, const LaunchOptions& options, int tile) {
+                 __nv_bfloat16* slots, const LaunchOptions& options, int tile) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
   RunDtype<false>(experts.down, activated, activated.map,

@@ -34,10 +34,6 @@ struct RouterArguments {
 template <typename Element>
 using Four = std::conditional_t<sizeof(Element) == 2, uint2, float4>;
 __device__ inline float4 ToFloat4(float4 v) { return v; }
-__device__ inline float4 ToFloat4(uint2 pair) {
-  return {__uint_as_float(pair.x << 16), __uint_as_float(pair.x & 0xffff0000u),
-          __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
-}
 
 // logits -> 1 / (1 + exp(-logit)), by one warp.
 __device__ inline void Sigmoid(float* logits, int experts) {

@@ -11,11 +11,12 @@ namespace invar::cuda {
 
 __device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
                                  int64_t k) {
-  float sum = a.shared[token * size + k];
+  float sum = __bfloat162float(a.shared[token * size + k]);
   if (a.slots == nullptr) return sum;
   for (int64_t i = 0; i < a.top_k; ++i) {
     const int64_t slot = token * a.top_k + (i + token) % a.top_k;
-    sum = fmaf(a.weights[slot], a.slots[slot * size + k], sum);
+    sum =
+        fmaf(a.weights[slot], __bfloat162float(a.slots[slot * size + k]), sum);
   }
   return sum;
 }
