@@ -87,39 +87,42 @@ __device__ auto ScalesOf(const ExpertArguments& a, const ExpertWork& work,
   }
 }
 
-// What scales a warpgroup's sums.
+// What scales a warpgroup's sums. The expert's own are loaded when this is
+// made, and come while products run; nothing waits for them before.
 template <bool kGateUp>
 struct SumScales {
-  float scale;
-  float up_scale;
-  const float* rows;    // of the expert, or null
-  const float* tokens;  // of the rows of x, or null
+  const ExpertArguments& a;
+  float of_expert;
+  float of_expert_up;
+  const float* rows;  // of the expert, or null
 
   __device__ SumScales(const ExpertArguments& a, const ExpertWork& work)
-      : scale(a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert]),
-        up_scale(a.up_scales == nullptr
-                     ? a.up_scale
-                     : a.up_scale * a.up_scales[work.expert]),
+      : a(a),
+        of_expert(a.scales == nullptr ? 1.0f : a.scales[work.expert]),
+        of_expert_up(a.up_scales == nullptr ? 1.0f : a.up_scales[work.expert]),
         rows(a.row_scales == nullptr
                  ? nullptr
                  : a.row_scales + static_cast<int64_t>(work.expert) * a.rows *
-                                      (kGateUp ? 2 : 1)),
-        tokens(a.token_scales) {}
+                                      (kGateUp ? 2 : 1)) {}
   __device__ float OfRow(int row) const {
-    return rows == nullptr ? 1.0f : rows[row];
+    return a.scale * of_expert * (rows == nullptr ? 1.0f : rows[row]);
+  }
+  __device__ float OfUpRow(int row) const {
+    return a.up_scale * of_expert_up *
+           (rows == nullptr ? 1.0f : rows[a.rows + row]);
   }
   __device__ float OfToken(int row_of_x) const {
-    return tokens == nullptr ? 1.0f : tokens[row_of_x];
+    return a.token_scales == nullptr ? 1.0f : a.token_scales[row_of_x];
   }
 };
 
 // What a warpgroup's sums of gate and up become; its rows begin at first_row.
 template <int kTokens>
 __device__ void StoreActivated(const ExpertArguments& a, const ExpertWork& work,
-                               int first_row, bool gather,
+                               const SumScales<true>& scales, int first_row,
+                               bool gather,
                                const float (&sum)[kBlocks][kTokens / 2]) {
   const int thread = threadIdx.x % 128;
-  const SumScales<true> scales(a, work);
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     const int t = FragmentToken(thread, i);
@@ -127,31 +130,47 @@ __device__ void StoreActivated(const ExpertArguments& a, const ExpertWork& work,
     const float token_scale = scales.OfToken(InputRow(a, work, t, gather));
     const int r = first_row + FragmentRow(thread, i);
     if (r >= a.rows) continue;
-    const float gate = scales.scale * scales.OfRow(r) * token_scale;
-    const float up = scales.up_scale * scales.OfRow(a.rows + r) * token_scale;
+    const float gate = scales.OfRow(r) * token_scale;
+    const float up = scales.OfUpRow(r) * token_scale;
     StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
                SwiGlu(sum[0][i] * gate, sum[1][i] * up));
   }
 }
 
-// Those of down. A lane has a row of two tokens, and lane ^ 4 the row beside
-// it: each takes both rows of one token, 4 bytes, which are half the stores.
+// The tokens that a lane stores of down, one of each eight. It has a row of two
+// neighbours, and lane ^ 4 the row beside it: each takes both rows of one
+// token, 4 bytes, which are half the stores.
+template <int kTokens>
+struct SlotPlaces {
+  int odd;  // whether the lane's is the second of the two
+  int slot[kTokens / 8];
+
+  __device__ SlotPlaces(const ExpertArguments& a, const ExpertWork& work)
+      : odd(FragmentRow(threadIdx.x % 128, 0) % 2) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 8; ++i) {
+      const int t = FragmentToken(threadIdx.x % 128, 4 * i) + odd;
+      slot[i] = a.order[work.first + min(t, work.count - 1)];
+    }
+  }
+};
+
 template <int kTokens>
 __device__ void StoreSlots(const ExpertArguments& a, const ExpertWork& work,
-                           int first_row,
+                           const SumScales<false>& scales,
+                           const SlotPlaces<kTokens>& places, int first_row,
                            const float (&sum)[kBlocks][kTokens / 2]) {
   const int thread = threadIdx.x % 128;
-  const SumScales<false> scales(a, work);
   float factor[kBlocks][2];  // of row block m, and of its rows g and g + 8
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = first_row + m * kProductRows + FragmentRow(thread, 2 * h);
-      factor[m][h] = scales.scale * scales.OfRow(min(r, a.rows - 1));
+      factor[m][h] = scales.OfRow(min(r, a.rows - 1));
     }
   }
-  const int odd = FragmentRow(thread, 0) % 2;
+  const int odd = places.odd;
 #pragma unroll
   for (int i = 0; i < kTokens / 2; i += 4) {
     const int t = FragmentToken(thread, i);
@@ -159,7 +178,8 @@ __device__ void StoreSlots(const ExpertArguments& a, const ExpertWork& work,
     const float scale[2] = {
         scales.OfToken(InputRow(a, work, t, /*gather=*/false)),
         scales.OfToken(InputRow(a, work, t + 1, /*gather=*/false))};
-    const int64_t slot = a.order[work.first + min(t + odd, work.count - 1)];
+    __nv_bfloat16* const to =
+        a.slots + static_cast<int64_t>(places.slot[i / 4]) * a.rows;
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
@@ -172,7 +192,7 @@ __device__ void StoreSlots(const ExpertArguments& a, const ExpertWork& work,
         const int r = first_row + m * kProductRows +
                       FragmentRow(thread, 2 * h) - odd;  // the even one
         if (t + odd < work.count && r < a.rows) {
-          *reinterpret_cast<uint32_t*>(a.slots + slot * a.rows + r) =
+          *reinterpret_cast<uint32_t*>(to + r) =
               odd ? Pack<__nv_bfloat16>(beside, own[1])
                   : Pack<__nv_bfloat16>(own[0], beside);
         }
@@ -274,15 +294,22 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
     WaitForPriorKernel();
     AllowNextKernel();
   }
+  const SumScales<kGateUp> sum_scales(a, work);
+  const int first_row = row + group * kGroupRows;
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
-  Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
-      ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
-  WaitForPriorKernel();
+  const auto multiply = [&] {
+    Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
+        ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
+    WaitForPriorKernel();
+  };
   if constexpr (kGateUp) {
-    StoreActivated<kTokens>(a, work, row + group * kGroupRows, gather, sum);
+    multiply();
+    StoreActivated<kTokens>(a, work, sum_scales, first_row, gather, sum);
   } else {
-    StoreSlots<kTokens>(a, work, row + group * kGroupRows, sum);
+    const SlotPlaces<kTokens> places(a, work);
+    multiply();
+    StoreSlots<kTokens>(a, work, sum_scales, places, first_row, sum);
   }
 }
 
