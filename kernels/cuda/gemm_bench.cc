@@ -37,7 +37,8 @@ const char* Name(WeightDtype dtype) {
 }
 
 void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
-           int64_t columns, int64_t leaf, bool swiglu, int64_t tokens) {
+           int64_t columns, int64_t leaf, bool swiglu, int64_t tokens,
+           GemmOutput type = GemmOutput::kFp32) {
   const int64_t size = WeightElementBytes(dtype);
   const int64_t bytes = rows * columns * size;
   const int copies =
@@ -57,11 +58,14 @@ void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
       GemmSwiGlu(weights[i], 1.0f, x, tokens, {out.data(), dtype, 1.0f},
                  options);
     } else {
-      Gemm(weights[i], leaf, x, tokens, GemmOutput::kFp32, out.data(), options);
+      Gemm(weights[i], leaf, x, tokens, type, out.data(), options);
     }
   });
   const double moved = bytes + tokens * columns * size +
-                       tokens * rows * (swiglu ? size / 2.0 : 4.0);
+                       tokens * rows *
+                           (swiglu                      ? size / 2.0
+                            : type == GemmOutput::kFp32 ? 4.0
+                                                        : 2.0);
   bench.Report(
       std::string(name) + " " + Name(dtype) + " T=" + std::to_string(tokens),
       seconds, moved, 2.0 * tokens * rows * columns);
@@ -77,7 +81,8 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
   const auto down = RandomCodes(down_bytes * copies);
   const auto x_data = RandomCodes(tokens * kHidden * size);
   const auto act = RandomCodes(slots * kInner * size);
-  const auto out = *DeviceBuffer<float>::Allocate(slots * kHidden, "slots");
+  const auto out =
+      *DeviceBuffer<__nv_bfloat16>::Allocate(slots * kHidden, "slots");
   const auto order = *DeviceBuffer<int32_t>::Allocate(slots, "order");
   const auto work = *DeviceBuffer<ExpertWork>::Allocate(slots + 64, "work");
   const auto counts =
@@ -144,7 +149,7 @@ void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
                 launch);
   });
   bench.Report("experts down" + suffix, down_seconds,
-               share * down_bytes + slots * (kInner * size + kHidden * 4),
+               share * down_bytes + slots * (kInner * size + kHidden * 2),
                2.0 * slots * kInner * kHidden);
 }
 
@@ -152,14 +157,20 @@ void Norm(Bench& bench, int64_t tokens) {
   const auto floats = [](int64_t count) {
     return *DeviceBuffer<float>::Allocate(count, "norm");
   };
+  const auto halves = [](int64_t count) {
+    return *DeviceBuffer<__nv_bfloat16>::Allocate(count, "norm");
+  };
   const auto hidden = floats(tokens * kHidden);
-  const auto shared = floats(tokens * kHidden);
-  const auto slots = floats(tokens * kTopK * kHidden);
+  const auto shared = halves(tokens * kHidden);
+  const auto slots = halves(tokens * kTopK * kHidden);
   const auto weights = floats(tokens * kTopK);
   const auto gain = floats(kHidden);
   const auto normed = floats(tokens * kHidden);
   const auto codes = floats(tokens * kHidden);
-  for (const auto* b : {&hidden, &shared, &slots, &weights, &gain}) {
+  for (const auto* b : {&hidden, &weights, &gain}) {
+    Check(FillOnDevice(b->data(), 0x3c, b->bytes()), "filling");
+  }
+  for (const auto* b : {&shared, &slots}) {
     Check(FillOnDevice(b->data(), 0x3c, b->bytes()), "filling");
   }
   const double seconds = bench.Seconds(20, [&](int) {
@@ -174,7 +185,7 @@ void Norm(Bench& bench, int64_t tokens) {
             {bench.stream(), /*overlap=*/true});
   });
   bench.Report("combine + norm T=" + std::to_string(tokens), seconds,
-               tokens * kHidden * (4.0 * (3 + kTopK + 1) + 1));
+               tokens * kHidden * (4.0 * 3 + 2.0 * (1 + kTopK) + 1));
 }
 
 void Run(Bench& bench) {
@@ -183,10 +194,10 @@ void Run(Bench& bench) {
       Dense(bench, "q_proj 3072x2048", dtype, 3072, 2048,
             ColumnParallelLeaf(3072, 2048), false, t);
       Dense(bench, "o_proj 2048x2048", dtype, 2048, 2048, RowParallelLeaf(2048),
-            false, t);
+            false, t, GemmOutput::kBf16);
       Dense(bench, "shared gate+up 5632x2048", dtype, 5632, 2048, 0, true, t);
       Dense(bench, "shared down 2048x2816", dtype, 2048, 2816,
-            RowParallelLeaf(2816), false, t);
+            RowParallelLeaf(2816), false, t, GemmOutput::kBf16);
       if (t <= 256) {
         Dense(bench, "lm_head 102400x2048", dtype, 102400, 2048,
               ColumnParallelLeaf(102400, 2048), false, t);
@@ -201,16 +212,19 @@ void RunPrefill(Bench& bench) {
   constexpr int64_t kTokens = 8192;
   for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
     const auto dense = [&](const char* name, int64_t rows, int64_t columns,
-                           int64_t leaf) {
-      Dense(bench, name, dtype, rows, columns, leaf, leaf == 0, kTokens);
+                           int64_t leaf, GemmOutput type = GemmOutput::kFp32) {
+      Dense(bench, name, dtype, rows, columns, leaf, leaf == 0, kTokens, type);
     };
     dense("q_proj 3072x2048", 3072, 2048, ColumnParallelLeaf(3072, 2048));
     dense("kv_a 576x2048", 576, 2048, ColumnParallelLeaf(576, 2048));
-    dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048));
+    dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048),
+          GemmOutput::kBf16);
     dense("shared gate+up 5632x2048", 5632, 2048, 0);
-    dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816));
+    dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816),
+          GemmOutput::kBf16);
     Experts(bench, dtype, kTokens);
   }
+  Norm(bench, kTokens);
 }
 
 const BenchEntry entry("linear", Run);

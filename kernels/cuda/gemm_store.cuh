@@ -3,13 +3,12 @@
 // In registers a unit is a float4 a lane: two rows of two tokens, a quad of the
 // products' fragment. It passes through shared memory, from where lanes take
 // four neighbouring rows of a token each: four lanes then write 64 bytes side
-// by side. Straight from the fragment, 4 or 16 bytes a lane in as many places,
-// the stores took longer than the products.
+// by side, or 32 of bf16. Straight from the fragment, 4 or 16 bytes a lane in
+// as many places, the stores took longer than the products.
 #ifndef INVAR_KERNELS_CUDA_GEMM_STORE_CUH_
 #define INVAR_KERNELS_CUDA_GEMM_STORE_CUH_
 
-#include <cuda_bf16.h>
-
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ops_linear.h"
 
 namespace invar::cuda {
@@ -52,15 +51,14 @@ struct Output {
   int rows;    // of this lane's four, that exist
   int64_t at;  // in `out`
   int token;
-  bool is_wide;  // 16 bytes at a time
+  bool is_wide;  // four rows at a time
 
   __device__ Output(const Arguments& a, int first_row, int first_token) : a(a) {
     const int row = first_row + threadIdx.x % 4 * 4;
     rows = min(4, a.rows - row);
     token = first_token + threadIdx.x % 32 / 4;
     at = static_cast<int64_t>(token) * a.rows + row;
-    is_wide = a.type == GemmOutput::kFp32 && a.rows % 4 == 0 &&
-              a.token_scales == nullptr;
+    is_wide = a.rows % 4 == 0 && a.token_scales == nullptr;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       scale[i] = a.row_scales == nullptr
@@ -73,9 +71,14 @@ struct Output {
   __device__ void Store(const float4& sum) {
     if (token < a.tokens && rows > 0) {
       if (is_wide) {
-        *reinterpret_cast<float4*>(static_cast<float*>(a.out) + at) = {
-            sum.x * scale[0], sum.y * scale[1], sum.z * scale[2],
-            sum.w * scale[3]};
+        const float4 x = {sum.x * scale[0], sum.y * scale[1], sum.z * scale[2],
+                          sum.w * scale[3]};
+        if (a.type == GemmOutput::kFp32) {
+          *reinterpret_cast<float4*>(static_cast<float*>(a.out) + at) = x;
+        } else {
+          *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.out) + at) = {
+              Pack<__nv_bfloat16>(x.x, x.y), Pack<__nv_bfloat16>(x.z, x.w)};
+        }
       } else {
         StoreRows(sum);
       }

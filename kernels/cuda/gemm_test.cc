@@ -78,6 +78,50 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   }
 }
 
+// In each of its forms: whatever is rounded, and what cannot be.
+TEST_P(GemmTest, OutputsOfBf16AreTheNearest) {
+  const auto [dtype, shape] = GetParam();
+  constexpr int64_t kTokens = 530;
+  const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
+  const Codes x = Encode(dtype, SpreadValues(kTokens * shape.columns, 2));
+  const auto w_data = Upload(w.bytes);
+  const auto x_data = Upload(x.bytes);
+  GemmWeight weight;
+  GemmInput input;
+  ASSERT_TRUE(
+      MakeGemmWeight(dtype, w_data.data(), shape.rows, shape.columns, &weight));
+  ASSERT_TRUE(
+      MakeGemmInput(dtype, x_data.data(), kTokens, shape.columns, &input));
+  std::vector<float> row_scales = cpu::RandomValues(shape.rows, 3);
+  row_scales[1] = HUGE_VALF;
+  row_scales[18] = std::nanf("");
+  row_scales[35] = 0x1.ffp127f;  // past the largest there is no number
+  const auto scales = Upload(row_scales);
+  weight.row_scales = scales.data();
+  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
+                                    : (shape.columns + 127) / 128 * 128;
+  const Codes nearest =
+      Encode(WeightDtype::kBf16,
+             Product(weight, leaf, input, kTokens, {.tokens = 8}, stream()));
+  for (const GemmTile tile :
+       {GemmTile{}, GemmTile{8}, GemmTile{16}, GemmTile{32}, GemmTile{32, 2},
+        GemmTile{64}, GemmTile{64, 2}, GemmTile{64, 4}, GemmTile{64, 8},
+        GemmTile{128}, GemmTile{256}, GemmTile{.tokens = 64, .tall = true},
+        GemmTile{.tokens = 256, .tall = true}}) {
+    for (const int64_t tokens : {int64_t{1}, int64_t{70}, kTokens}) {
+      const auto out = Poisoned<uint16_t>(tokens * shape.rows);
+      Gemm(weight, leaf, input, tokens, GemmOutput::kBf16, out.data(),
+           {.stream = stream().get()}, tile);
+      stream().Synchronize();
+      EXPECT_TRUE(
+          SameBits(reinterpret_cast<const uint16_t*>(nearest.bytes.data()),
+                   out.Download().data(), out.size()))
+          << "tile " << tile.tokens << " run " << tile.run << " tall "
+          << tile.tall << ", " << tokens << " tokens";
+    }
+  }
+}
+
 // The same token at every place of a tile.
 TEST_P(GemmTest, ARowDoesNotDependOnItsPlace) {
   const auto [dtype, shape] = GetParam();

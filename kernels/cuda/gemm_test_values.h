@@ -45,6 +45,14 @@ inline Codes Encode(WeightDtype dtype, const std::vector<float>& values) {
   return codes;
 }
 
+// What bf16 buffers hold, exactly.
+inline std::vector<float> Bf16Values(const std::vector<__nv_bfloat16>& codes) {
+  return {codes.begin(), codes.end()};
+}
+
+// The largest error of rounding to bf16: half a step of eight bits.
+inline constexpr double kBf16Tolerance = 0x1p-9;
+
 // The largest error that the products of a dtype may have. FP8 products keep
 // fewer bits inside the matrix units.
 inline double ProductTolerance(WeightDtype dtype) {

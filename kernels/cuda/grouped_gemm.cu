@@ -4,6 +4,7 @@
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_tile.h"
 #include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/silu_mul.h"
 
 namespace invar::cuda {
@@ -35,8 +36,10 @@ __device__ ExpertWork FindWork(const ExpertArguments& a, int item, int tile) {
     return {0, item * tile, min(tile, a.tokens - item * tile), 0};
   }
   if (!a.early) WaitForPriorKernel();
+  // Both in one trip to memory; what lies past the count is not heeded.
+  const int4 entry = reinterpret_cast<const int4*>(a.work)[item / a.parts];
   if (item / a.parts >= *a.work_count) return {0, 0, 0, 0};
-  ExpertWork work = a.work[item / a.parts];
+  ExpertWork work = {entry.x, entry.y, entry.z, 0};
   const int skipped = item % a.parts * tile;
   work.first += skipped;
   work.count -= skipped;
@@ -84,48 +87,115 @@ __device__ auto ScalesOf(const ExpertArguments& a, const ExpertWork& work,
   }
 }
 
-// What a warpgroup's sums become; its rows begin at first_row.
-template <int kTokens, bool kGateUp>
-__device__ void StoreSums(const ExpertArguments& a, const ExpertWork& work,
-                          int first_row, bool gather,
-                          const float (&sum)[kBlocks][kTokens / 2]) {
+// What scales a warpgroup's sums. The expert's own are loaded when this is
+// made, and come while products run; nothing waits for them before.
+template <bool kGateUp>
+struct SumScales {
+  const ExpertArguments& a;
+  float of_expert;
+  float of_expert_up;
+  const float* rows;  // of the expert, or null
+
+  __device__ SumScales(const ExpertArguments& a, const ExpertWork& work)
+      : a(a),
+        of_expert(a.scales == nullptr ? 1.0f : a.scales[work.expert]),
+        of_expert_up(a.up_scales == nullptr ? 1.0f : a.up_scales[work.expert]),
+        rows(a.row_scales == nullptr
+                 ? nullptr
+                 : a.row_scales + static_cast<int64_t>(work.expert) * a.rows *
+                                      (kGateUp ? 2 : 1)) {}
+  __device__ float OfRow(int row) const {
+    return a.scale * of_expert * (rows == nullptr ? 1.0f : rows[row]);
+  }
+  __device__ float OfUpRow(int row) const {
+    return a.up_scale * of_expert_up *
+           (rows == nullptr ? 1.0f : rows[a.rows + row]);
+  }
+  __device__ float OfToken(int row_of_x) const {
+    return a.token_scales == nullptr ? 1.0f : a.token_scales[row_of_x];
+  }
+};
+
+// What a warpgroup's sums of gate and up become; its rows begin at first_row.
+template <int kTokens>
+__device__ void StoreActivated(const ExpertArguments& a, const ExpertWork& work,
+                               const SumScales<true>& scales, int first_row,
+                               bool gather,
+                               const float (&sum)[kBlocks][kTokens / 2]) {
   const int thread = threadIdx.x % 128;
-  const float scale =
-      a.scales == nullptr ? a.scale : a.scale * a.scales[work.expert];
-  const float up_scale = a.up_scales == nullptr
-                             ? a.up_scale
-                             : a.up_scale * a.up_scales[work.expert];
-  const float* row_scales =
-      a.row_scales == nullptr
-          ? nullptr
-          : a.row_scales +
-                static_cast<int64_t>(work.expert) * a.rows * (kGateUp ? 2 : 1);
-  const auto row_scale = [&](int row) {
-    return row_scales == nullptr ? 1.0f : row_scales[row];
-  };
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     const int t = FragmentToken(thread, i);
     if (t >= work.count) continue;
-    const float token_scale =
-        a.token_scales == nullptr
-            ? 1.0f
-            : a.token_scales[InputRow(a, work, t, gather)];
-    if constexpr (kGateUp) {
-      const int r = first_row + FragmentRow(thread, i);
-      if (r >= a.rows) continue;
-      const float gate = scale * row_scale(r) * token_scale;
-      const float up = up_scale * row_scale(a.rows + r) * token_scale;
-      StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
-                 SwiGlu(sum[0][i] * gate, sum[1][i] * up));
-    } else {
-      const int64_t slot = a.order[work.first + t];
+    const float token_scale = scales.OfToken(InputRow(a, work, t, gather));
+    const int r = first_row + FragmentRow(thread, i);
+    if (r >= a.rows) continue;
+    const float gate = scales.OfRow(r) * token_scale;
+    const float up = scales.OfUpRow(r) * token_scale;
+    StoreInput(a.activated, static_cast<int64_t>(work.first + t) * a.rows + r,
+               SwiGlu(sum[0][i] * gate, sum[1][i] * up));
+  }
+}
+
+// The tokens that a lane stores of down, one of each eight. It has a row of two
+// neighbours, and lane ^ 4 the row beside it: each takes both rows of one
+// token, 4 bytes, which are half the stores.
+template <int kTokens>
+struct SlotPlaces {
+  int odd;  // whether the lane's is the second of the two
+  int slot[kTokens / 8];
+
+  __device__ SlotPlaces(const ExpertArguments& a, const ExpertWork& work)
+      : odd(FragmentRow(threadIdx.x % 128, 0) % 2) {
 #pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        const int r = first_row + m * kProductRows + FragmentRow(thread, i);
-        if (r >= a.rows) continue;
-        a.slots[slot * a.rows + r] =
-            sum[m][i] * (scale * row_scale(r) * token_scale);
+    for (int i = 0; i < kTokens / 8; ++i) {
+      const int t = FragmentToken(threadIdx.x % 128, 4 * i) + odd;
+      slot[i] = a.order[work.first + min(t, work.count - 1)];
+    }
+  }
+};
+
+template <int kTokens>
+__device__ void StoreSlots(const ExpertArguments& a, const ExpertWork& work,
+                           const SumScales<false>& scales,
+                           const SlotPlaces<kTokens>& places, int first_row,
+                           const float (&sum)[kBlocks][kTokens / 2]) {
+  const int thread = threadIdx.x % 128;
+  float factor[kBlocks][2];  // of row block m, and of its rows g and g + 8
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = first_row + m * kProductRows + FragmentRow(thread, 2 * h);
+      factor[m][h] = scales.OfRow(min(r, a.rows - 1));
+    }
+  }
+  const int odd = places.odd;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; i += 4) {
+    const int t = FragmentToken(thread, i);
+    if (t - t % 8 >= work.count) break;  // the same in all lanes
+    const float scale[2] = {
+        scales.OfToken(InputRow(a, work, t, /*gather=*/false)),
+        scales.OfToken(InputRow(a, work, t + 1, /*gather=*/false))};
+    __nv_bfloat16* const to =
+        a.slots + static_cast<int64_t>(places.slot[i / 4]) * a.rows;
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float* const two = &sum[m][i + 2 * h];
+        const float own[2] = {two[0] * (factor[m][h] * scale[0]),
+                              two[1] * (factor[m][h] * scale[1])};
+        const float beside =
+            __shfl_xor_sync(0xffffffff, odd ? own[0] : own[1], 4);
+        const int r = first_row + m * kProductRows +
+                      FragmentRow(thread, 2 * h) - odd;  // the even one
+        if (t + odd < work.count && r < a.rows) {
+          *reinterpret_cast<uint32_t*>(to + r) =
+              odd ? Pack<__nv_bfloat16>(beside, own[1])
+                  : Pack<__nv_bfloat16>(own[0], beside);
+        }
       }
     }
   }
@@ -224,12 +294,23 @@ __global__ void __launch_bounds__(ExpertTileType<kTokens, kGroups>::kThreads, 1)
     WaitForPriorKernel();
     AllowNextKernel();
   }
+  const SumScales<kGateUp> sum_scales(a, work);
+  const int first_row = row + group * kGroupRows;
   Walk<kStages> walk;
   float sum[kBlocks][kValues];
-  Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
-      ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
-  WaitForPriorKernel();
-  StoreSums<kTokens, kGateUp>(a, work, row + group * kGroupRows, gather, sum);
+  const auto multiply = [&] {
+    Multiply<Format, kTokens, kBlocks, Ring<TileType, kStages>, kStages>(
+        ring, walk, group * kBlocks, a.k_blocks, 0, scales, sum);
+    WaitForPriorKernel();
+  };
+  if constexpr (kGateUp) {
+    multiply();
+    StoreActivated<kTokens>(a, work, sum_scales, first_row, gather, sum);
+  } else {
+    const SlotPlaces<kTokens> places(a, work);
+    multiply();
+    StoreSlots<kTokens>(a, work, sum_scales, places, first_row, sum);
+  }
 }
 
 template <typename Format, int kTokens, int kGroups, bool kGateUp>
@@ -441,7 +522,7 @@ void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
 
 void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
                  const ExpertPlan& plan, int64_t tokens, int64_t top_k,
-                 float* slots, const LaunchOptions& options, int tile) {
+                 __nv_bfloat16* slots, const LaunchOptions& options, int tile) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, top_k, experts.experts);
   RunDtype<false>(experts.down, activated, activated.map,

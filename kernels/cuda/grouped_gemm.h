@@ -27,8 +27,8 @@ struct ExpertArguments {
   int parts;                  // thread blocks that share an entry of `work`
   bool
       early;  // LaunchOptions': of the plan, or, where there is none, of inputs
-  InputSink activated;  // of gate and up
-  float* slots;         // of down
+  InputSink activated;   // of gate and up
+  __nv_bfloat16* slots;  // of down
 };
 
 // Tokens of an entry of `work` that WideExperts multiplies at once.

@@ -196,7 +196,7 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
                  {.stream = stream().get()});
       stream().Synchronize();
       const auto dense_expected = dense_alone.Download();
-      std::vector<float> all;
+      std::vector<__nv_bfloat16> all;
       std::vector<int32_t> ids;
       for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
                                          {kTokens, 16},
@@ -213,7 +213,7 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
         const int64_t slots = tokens * o.top_k;
         const auto act =
             Poisoned<std::byte>(slots * inner * WeightElementBytes(dtype));
-        const auto out = Poisoned<float>(slots * hidden);
+        const auto out = Poisoned<__nv_bfloat16>(slots * hidden);
         GemmInput act_input;
         ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
         const LaunchOptions launch = {.stream = stream().get(),
@@ -281,12 +281,13 @@ TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
             sum += down.values[(e * hidden + r) * inner + k] * codes.values[k];
           }
           expected.push_back(sum * ds[e]);
-          actual.push_back(all[slot * hidden + r]);
+          actual.push_back(__bfloat162float(all[slot * hidden + r]));
         }
       }
       // Values near a rounding boundary land on the other side of it.
-      EXPECT_LT(RelativeError(actual, expected),
-                dtype == WeightDtype::kFp8E4m3 ? 8e-3 : 5e-4);
+      EXPECT_LT(
+          RelativeError(actual, expected),
+          (dtype == WeightDtype::kFp8E4m3 ? 8e-3 : 5e-4) + kBf16Tolerance);
     }
   }
 }

@@ -24,6 +24,16 @@ __device__ inline float WarpMax(float x) {
   return x;
 }
 
+// Four bf16 as they lie in memory, as fp32.
+__device__ inline float4 ToFloat4(uint2 pair) {
+  return {__uint_as_float(pair.x << 16), __uint_as_float(pair.x & 0xffff0000u),
+          __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
+}
+
+__device__ inline float4 Load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+
 // Where thread j's i-th four values of a row begin: 4 j + 4 kThreads i. So a
 // warp has kScaleBlock neighbours, a group of inputs.
 template <int kThreads>

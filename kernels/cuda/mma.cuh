@@ -43,6 +43,18 @@ __device__ inline void LoadTransposed(uint32_t (&r)[4], uint32_t address) {
       : "memory");
 }
 
+// The way back: four 8x8 matrices of 16-bit elements, of which a lane has two
+// neighbours of row lane / 4, to shared memory, transposed. Lane i gives the
+// address of what is then row i % 8 of matrix i / 8.
+__device__ inline void StoreTransposed(uint32_t address,
+                                       const uint32_t (&r)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::
+          "r"(address),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+}
+
 // 16 bytes to shared memory, or 16 zeros.
 __device__ inline void CopyAsync(uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),

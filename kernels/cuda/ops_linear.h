@@ -13,6 +13,7 @@
 #define INVAR_KERNELS_CUDA_OPS_LINEAR_H_
 
 #include <cuda.h>
+#include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -117,10 +118,11 @@ struct GemmTile {
   bool tall = false;  // blocks go on from tile to tile (tall_gemm.h)
 };
 
+// Sums are fp32 till they leave; kBf16 is their nearest.
 enum class GemmOutput { kFp32, kBf16 };
 
-// out[t] = scale * row_scales . W x[t].  x (T, columns) -> out (T, rows)
-// What it and the experts' products take is in support.h.
+// out[t] = scale * row_scales . W x[t].  x (T, columns) -> out (T, rows) of
+// type What it and the experts' products take is in support.h.
 void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile = {});
@@ -148,10 +150,12 @@ void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
 
 // What a layer's half adds to the residual stream:
 //   ((shared[t] + w[t,0] slots[t,0]) + w[t,1] slots[t,1]) + ...
+// in fp32, of outputs that their products have rounded to bf16: many tokens'
+// fp32 took longer to write and to read than some of the products to compute.
 struct Addend {
-  const float* shared = nullptr;   // (T, size); null: nothing is added
-  const float* slots = nullptr;    // (T, top_k, size); null: shared alone
-  const float* weights = nullptr;  // (T, top_k)
+  const __nv_bfloat16* shared = nullptr;  // (T, size); null: nothing is added
+  const __nv_bfloat16* slots = nullptr;  // (T, top_k, size); null: shared alone
+  const float* weights = nullptr;        // (T, top_k)
   int64_t top_k = 0;
 };
 
@@ -274,11 +278,12 @@ void ExpertsGateUp(const GroupedWeights& experts, const GemmInput& x,
                    int tile = 0, bool gathered = false,
                    const SwiGluTask* beside = nullptr);
 
-// slots[order[i]] = down_e activated[i].  activated (S, inner) -> slots (S,
-// hidden)
+// slots[order[i]] = down_e activated[i], its nearest bf16.
+// activated (S, inner) -> slots (S, hidden), hidden even
 void ExpertsDown(const GroupedWeights& experts, const GemmInput& activated,
                  const ExpertPlan& plan, int64_t tokens, int64_t top_k,
-                 float* slots, const LaunchOptions& options, int tile = 0);
+                 __nv_bfloat16* slots, const LaunchOptions& options,
+                 int tile = 0);
 
 // activated[t] = silu(gate x[t]) * up x[t], as inputs: a dense MLP or the
 // shared experts. gate_up (2 * inner, hidden): gate, then up; its scale is

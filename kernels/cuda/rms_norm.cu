@@ -9,12 +9,16 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStep = 4 * kThreads;  // values that a block takes at a time
+// Up to so many rows, all that counts is how soon one is done: its loads wait
+// for memory together. More of them hide each other's waiting, and need the
+// registers.
+constexpr int kFewRows = 16;
 
 // One row a block. Thread j squares its fours at RowPlace(0), (1), ... in
 // ascending order; then BlockSum: an order that is a function of the row's
 // length alone.
-template <int kQuads>
-__global__ void __launch_bounds__(kThreads)
+template <int kQuads, bool kFew>
+__global__ void __launch_bounds__(kThreads, kFew ? 2 : 1)
     RmsNormKernel(const RmsNormArguments a) {
   constexpr float4 kZero = {0.0f, 0.0f, 0.0f, 0.0f};
   AllowNextKernel();
@@ -39,10 +43,14 @@ __global__ void __launch_bounds__(kThreads)
     // All of them before the first store, which the compiler cannot tell from
     // what is loaded.
     float4 addend[kQuads];
+    if constexpr (kFew && kQuads == 2) {
+      CombinedRow<kQuads, kThreads, 2>(a.addend, row, size, addend);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const int k = RowPlace<kThreads>(i);
-      if (k < size) addend[i] = Combined4(a.addend, row, size, k);
+      for (int i = 0; i < kQuads; ++i) {
+        const int k = RowPlace<kThreads>(i);
+        if (k < size) addend[i] = Combined4(a.addend, row, size, k);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
@@ -86,10 +94,12 @@ __global__ void __launch_bounds__(kThreads)
 
 void RmsNorm(const RmsNormArguments& a, const LaunchOptions& options) {
   if (a.rows == 0) return;
-  const auto kernel = a.size <= kStep       ? RmsNormKernel<1>
-                      : a.size <= 2 * kStep ? RmsNormKernel<2>
-                      : a.size <= 5 * kStep ? RmsNormKernel<5>
-                                            : RmsNormKernel<16>;
+  const auto kernel = a.size <= kStep       ? RmsNormKernel<1, false>
+                      : a.size <= 2 * kStep ? a.rows <= kFewRows
+                                                  ? RmsNormKernel<2, true>
+                                                  : RmsNormKernel<2, false>
+                      : a.size <= 5 * kStep ? RmsNormKernel<5, false>
+                                            : RmsNormKernel<16, false>;
   Launch(kernel, {.grid = dim3(a.rows), .threads = kThreads}, options,
          "RmsNorm", a);
 }

@@ -312,6 +312,20 @@ __device__ void PlanFew(const Arguments& a) {
   if (lane == 0) a.plan.counts[0] = __popc(firsts);
 }
 
+// Plan of one token's slots, by the warp that chose: lane i has the expert of
+// slot i. No trip to memory, and none of the block's other warps.
+__device__ void PlanOne(const Arguments& a, int e) {
+  const int lane = threadIdx.x % 32;
+  const int slots = static_cast<int>(a.options.top_k);
+  int place = 0;
+  for (int i = 0; i < slots; ++i) place += __shfl_sync(kAll, e, i) < e;
+  if (lane < slots) {
+    a.plan.order[place] = lane;
+    a.plan.work[place] = {e, place, 1, 0};
+  }
+  if (lane == 0) a.plan.counts[0] = slots;
+}
+
 // A cluster of kCluster blocks has kTokens tokens and shares the experts,
 // kAtOnce a warp at a time; each block then chooses for its share of them, a
 // warp each. The block that finishes last of all makes the plan.
@@ -371,10 +385,13 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
   }
   const int first_mine = rank * kWidth;
   const int mine = max(0, min(kWidth, tokens - first_mine));
+  const bool alone = kTokens == 1 && a.tokens == 1 && a.options.top_k <= 32;
   if (warp < mine) {
-    ChooseToken(a, first + first_mine + warp, choice.scores[warp],
-                choice.choice[warp]);
-    if (a.tokens == 1) {
+    const int id = ChooseToken(a, first + first_mine + warp,
+                               choice.scores[warp], choice.choice[warp]);
+    if (alone) {
+      PlanOne(a, id);
+    } else if (a.tokens == 1) {
       last = true;
     } else if (threadIdx.x % 32 == 0) {
       __threadfence();
@@ -382,6 +399,7 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const Arguments a) {
       __threadfence();
     }
   }
+  if (alone) return;
   __syncthreads();
   if (!last) return;
   if (threadIdx.x == 0) a.plan.counts[1] = 0;

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/block_sum.cuh"
+#include "kernels/cuda/input_row.cuh"
 #include "kernels/cuda/ops_linear.h"
 #include "kernels/cuda/silu_mul.h"
 #include "kernels/cuda/total_order.cuh"
@@ -32,14 +33,7 @@ struct RouterArguments {
 // Four weights as they lie in memory, and as fp32.
 template <typename Element>
 using Four = std::conditional_t<sizeof(Element) == 2, uint2, float4>;
-__device__ inline float4 Load4(const float* p) {
-  return *reinterpret_cast<const float4*>(p);
-}
 __device__ inline float4 ToFloat4(float4 v) { return v; }
-__device__ inline float4 ToFloat4(uint2 pair) {
-  return {__uint_as_float(pair.x << 16), __uint_as_float(pair.x & 0xffff0000u),
-          __uint_as_float(pair.y << 16), __uint_as_float(pair.y & 0xffff0000u)};
-}
 
 // logits -> 1 / (1 + exp(-logit)), by one warp.
 __device__ inline void Sigmoid(float* logits, int experts) {
@@ -116,10 +110,11 @@ __device__ inline void KeepBestGroups(const cpu::RouterOptions& o,
 }
 
 // One warp chooses a token's experts by `choice`, best first, and weighs them
-// by `scores`. A lane has at most kPerLane experts.
+// by `scores`. A lane has at most kPerLane experts. Returns what is chosen in
+// the lane's rank, or in the last of its ranks.
 template <int kPerLane>
-__device__ void Choose(const RouterArguments& a, int token, const float* scores,
-                       const float* choice) {
+__device__ int Choose(const RouterArguments& a, int token, const float* scores,
+                      const float* choice) {
   const int lane = threadIdx.x % 32;
   const int experts = static_cast<int>(a.options.experts);
   const int top_k = static_cast<int>(a.options.top_k);
@@ -133,6 +128,7 @@ __device__ void Choose(const RouterArguments& a, int token, const float* scores,
   float* weights = a.weights + static_cast<int64_t>(token) * top_k;
   float sum = 0.0f;
   float mine = 0.0f;  // the score that this lane chose last
+  int my_id = 0;
   for (int rank = 0; rank < top_k; ++rank) {
     uint64_t best = 0;
 #pragma unroll
@@ -148,6 +144,7 @@ __device__ void Choose(const RouterArguments& a, int token, const float* scores,
     if (lane == rank % 32) {
       ids[rank] = e;
       mine = score;
+      my_id = e;
     }
   }
   for (int rank = lane; rank < top_k; rank += 32) {
@@ -156,11 +153,12 @@ __device__ void Choose(const RouterArguments& a, int token, const float* scores,
                     a.options.scaling_factor;
   }
   __syncwarp();
+  return my_id;
 }
 
-// logits (E), by one warp, for `token`.
-__device__ inline void ChooseToken(const RouterArguments& a, int token,
-                                   float* scores, float* choice) {
+// logits (E), by one warp, for `token`. Returns as Choose does.
+__device__ inline int ChooseToken(const RouterArguments& a, int token,
+                                  float* scores, float* choice) {
   const int experts = static_cast<int>(a.options.experts);
   if (a.options.scoring == cpu::RouterScoring::kSigmoid) {
     Sigmoid(scores, experts);
@@ -175,11 +173,8 @@ __device__ inline void ChooseToken(const RouterArguments& a, int token,
   if (a.options.method != cpu::RouterMethod::kGreedy) {
     KeepBestGroups(a.options, choice);
   }
-  if (experts <= 64) {
-    Choose<2>(a, token, scores, choice);
-  } else {
-    Choose<kMaxExperts / 32>(a, token, scores, choice);
-  }
+  return experts <= 64 ? Choose<2>(a, token, scores, choice)
+                       : Choose<kMaxExperts / 32>(a, token, scores, choice);
 }
 
 // total[e] slots of each expert -> the first place of each, and the work. By

@@ -185,8 +185,8 @@ __device__ void StoreSums(const ExpertArguments& a, const Ends& ends, int group,
                static_cast<typename Convert::Element*>(out), sum[m]);
   };
   if constexpr (!kGateUp) {
-    store(ToFp32(), a.slots, 0);
-    store(ToFp32(), a.slots, 1);
+    store(ToBf16(), a.slots, 0);
+    store(ToBf16(), a.slots, 1);
   } else {
     const InputSink& sink = a.activated;
     switch (sink.dtype) {

@@ -114,24 +114,30 @@ __device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
 
 // What the group's sums become: StoreOutput of gemm.cu. Their values go to
 // boxes of the rows from first_row, and are on their way when this returns.
-template <typename Format, typename Convert>
-__device__ void StoreBoxes(const CUtensorMap* map, const Convert& convert,
-                           int first_row, int token, int group,
-                           Waiting<Format>& waiting,
+template <typename Format, typename Element>
+__device__ void StoreBoxes(const CUtensorMap* map, int first_row, int token,
+                           int group, Waiting<Format>& waiting,
                            const float (&sum)[kValues<Format>]) {
-  using Element = typename Convert::Element;
   constexpr int kSize = static_cast<int>(sizeof(Element));
   constexpr int kBoxRows = kTileRowBytes / kSize;
   const int thread = threadIdx.x % 128;
   waiting.Clear(group);
-#pragma unroll
-  for (int i = 0; i < kValues<Format>; ++i) {
-    const int t = FragmentToken(thread, i);
-    const int row = FragmentRow(thread, i);
+  const auto place = [&](int t, int row) {
     const int byte = row % kBoxRows * kSize;
-    *reinterpret_cast<Element*>(
-        waiting.boxes[row / kBoxRows] + t * kTileRowBytes +
-        ((byte / 16 ^ t % 8) * 16 + byte % 16)) = convert(sum[i]);
+    return waiting.boxes[row / kBoxRows] + t * kTileRowBytes +
+           ((byte / 16 ^ t % 8) * 16 + byte % 16);
+  };
+  if constexpr (kSize == 2) {
+#pragma unroll
+    for (int t = 0; t < kTokens<Format>; t += 16) {
+      PlaceSixteenTokens<Element>(place, t, sum);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kValues<Format>; ++i) {
+      *reinterpret_cast<Element*>(
+          place(FragmentToken(thread, i), FragmentRow(thread, i))) = sum[i];
+    }
   }
   CopyOutFence();
   BarrierSync(kGroupBarrier + group, 128);
@@ -167,9 +173,10 @@ __device__ void StoreOutput(const Arguments& a, const CUtensorMap* map,
     sum[i] *= factor;
   }
   if (a.type == GemmOutput::kFp32) {
-    StoreBoxes(map, ToFp32(), first_row, token, group, waiting, sum);
+    StoreBoxes<Format, float>(map, first_row, token, group, waiting, sum);
   } else {
-    StoreBoxes(map, ToBf16(), first_row, token, group, waiting, sum);
+    StoreBoxes<Format, __nv_bfloat16>(map, first_row, token, group, waiting,
+                                      sum);
   }
 }
 

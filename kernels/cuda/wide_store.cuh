@@ -3,28 +3,42 @@
 #ifndef INVAR_KERNELS_CUDA_WIDE_STORE_CUH_
 #define INVAR_KERNELS_CUDA_WIDE_STORE_CUH_
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/wide_tile.h"
 
 namespace invar::cuda {
 
-// How a value leaves.
+// How a value leaves. 16 bits are rounded in pairs, by Pack.
 struct ToFp32 {
   using Element = float;
   __device__ Element operator()(float x) const { return x; }
 };
 struct ToBf16 {
   using Element = __nv_bfloat16;
-  __device__ Element operator()(float x) const {
-    return __float2bfloat16_rn(x);
-  }
 };
 struct ToFp16 {
   using Element = __half;
-  __device__ Element operator()(float x) const { return __float2half_rn(x); }
 };
+
+// A group's sums of 16 tokens from `first` on, as 16 bits, to shared memory in
+// the order in which they leave: a token's rows side by side. Lane i says where
+// eight rows of a token go: place(token, row), the token being i % 8 or eight
+// more, the row a multiple of eight. A lane's own values are two tokens of a
+// row, so the matrices change sides on the way.
+template <typename Element, typename Place, int kValues>
+__device__ void PlaceSixteenTokens(Place place, int first,
+                                   const float (&sum)[kValues]) {
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x % 128 / 32 * 16 + lane / 8 % 2 * 8;
+  const int token = first + lane / 16 * 8 + lane % 8;
+  uint32_t pairs[4];  // rows g, g + 8 of eight tokens, then of the next eight
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* const two = &sum[first / 2 + 2 * i];
+    pairs[i] = Pack<Element>(two[0], two[1]);
+  }
+  StoreTransposed(SharedAddress(place(token, row)), pairs);
+}
 
 // Tokens of a row block that leave together, and the shared memory that a group
 // needs for it.
@@ -51,19 +65,30 @@ __device__ void StoreBlock(const Convert& convert, RowOf row_of, int count,
   constexpr int kChunks = kProductRows * kBytes / 16;  // of a token
   const int thread = threadIdx.x % 128;
   const int barrier = kGroupBarrier + threadIdx.x / 128;
-  std::byte* const mine = staging + FragmentToken(thread, 0) * kPitch +
-                          FragmentRow(thread, 0) * kBytes;
 #pragma unroll
   for (int first = 0; first < 2 * kValues; first += kPart) {
     if (first >= count) return;
     BarrierSync(barrier, 128);  // what was here before has left
+    if constexpr (kBytes == 2) {
 #pragma unroll
-    for (int i = 0; i < kPart / 2; ++i) {
-      // FragmentToken and FragmentRow of i, less those of 0.
-      const int token = 8 * (i / 4) + i % 2;
-      const int row = 8 * (i / 2 % 2);
-      *reinterpret_cast<Element*>(mine + token * kPitch + row * kBytes) =
-          convert(sum[first / 2 + i]);
+      for (int t = first; t < first + kPart; t += 16) {
+        PlaceSixteenTokens<Element>(
+            [&](int token, int row) {
+              return staging + (token - first) * kPitch + row * kBytes;
+            },
+            t, sum);
+      }
+    } else {
+      std::byte* const mine = staging + FragmentToken(thread, 0) * kPitch +
+                              FragmentRow(thread, 0) * kBytes;
+#pragma unroll
+      for (int i = 0; i < kPart / 2; ++i) {
+        // FragmentToken and FragmentRow of i, less those of 0.
+        const int token = 8 * (i / 4) + i % 2;
+        const int row = 8 * (i / 2 % 2);
+        *reinterpret_cast<Element*>(mine + token * kPitch + row * kBytes) =
+            convert(sum[first / 2 + i]);
+      }
     }
     BarrierSync(barrier, 128);
     const int end = min(kPart, count - first) * kChunks;

@@ -4,23 +4,21 @@
 #ifndef INVAR_KERNELS_CUDA_COMBINE_H_
 #define INVAR_KERNELS_CUDA_COMBINE_H_
 
+#include "kernels/cuda/input_row.cuh"
 #include "kernels/cuda/ops_linear.h"
 
 namespace invar::cuda {
 
 __device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
                                  int64_t k) {
-  float sum = a.shared[token * size + k];
+  float sum = __bfloat162float(a.shared[token * size + k]);
   if (a.slots == nullptr) return sum;
   for (int64_t i = 0; i < a.top_k; ++i) {
     const int64_t slot = token * a.top_k + (i + token) % a.top_k;
-    sum = fmaf(a.weights[slot], a.slots[slot * size + k], sum);
+    sum =
+        fmaf(a.weights[slot], __bfloat162float(a.slots[slot * size + k]), sum);
   }
   return sum;
-}
-
-__device__ inline float4 Load4(const float* p) {
-  return *reinterpret_cast<const float4*>(p);
 }
 
 __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
@@ -29,12 +27,12 @@ __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
           Combined(a, token, size, k + 2), Combined(a, token, size, k + 3)};
 }
 
-template <int kPerThread, int kThreads>
+template <int kQuads, int kThreads, int kAtOnce>
 __device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
-                                   float (&sum)[kPerThread]) {
-  for (int i = 0; i < kPerThread; ++i) {
-    const int k = threadIdx.x + i * kThreads;
-    sum[i] = k < size ? Combined(a, token, size, k) : 0.0f;
+                                   float4 (&sum)[kQuads]) {
+  for (int i = 0; i < kQuads; ++i) {
+    const int k = RowPlace<kThreads>(i);
+    sum[i] = k < size ? Combined4(a, token, size, k) : float4();
   }
 }
 

@@ -12,11 +12,16 @@ constexpr int64_t kFloat = 4;
 // What both backends hold of each token of a step: fp32 elements.
 int64_t TokenFloats(const ModelConfig& c) {
   const int64_t row = c.kv_row_elements();
-  return 3 * c.hidden_size +  // hidden, normed, projected
+  return 2 * c.hidden_size +                          // hidden, normed
          c.q_lora_rank + c.heads * c.qk_head_dim() +  // q
          row +                                        // kv_a
          c.heads * (row + c.kv_lora_rank) +           // query, attended
-         c.router.top_k * (c.hidden_size + 2);        // slots, ids and weights
+         c.router.top_k * 2;                          // ids and weights
+}
+
+// What a layer's halves add: fp32 on the CPU, bf16 on a GPU.
+int64_t AddendElements(const ModelConfig& c) {
+  return (1 + c.router.top_k) * c.hidden_size;  // projected, slots
 }
 
 int64_t DenseInner(const ModelConfig& c) {
@@ -64,8 +69,9 @@ int64_t KvBytes(const ModelConfig& config, KvDtype dtype,
 StepNeeds CpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   const int64_t inner = std::max(DenseInner(c), SharedInner(c));
   const int64_t values = c.heads * c.v_head_dim;
-  const int64_t floats = TokenFloats(c) + c.qk_rope_head_dim + c.kv_lora_rank +
-                         values + 2 * inner +
+  const int64_t floats = TokenFloats(c) + AddendElements(c) +
+                         c.qk_rope_head_dim + c.kv_lora_rank + values +
+                         2 * inner +
                          // Of the experts' products.
                          c.router.top_k * 2 * c.moe_intermediate_size +
                          // A product's quantised inputs.
@@ -84,9 +90,9 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
                                    c.router.top_k * c.moe_intermediate_size});
   const int64_t token_bytes =
       kFloat * (TokenFloats(c) + widest + SharedInner(c)) +
-      2 * InputBytes(c.hidden_size) + InputBytes(c.q_lora_rank) +
-      InputBytes(values) + InputBytes(DenseInner(c)) +
-      InputBytes(SharedInner(c)) +
+      2 * AddendElements(c) + 2 * InputBytes(c.hidden_size) +
+      InputBytes(c.q_lora_rank) + InputBytes(values) +
+      InputBytes(DenseInner(c)) + InputBytes(SharedInner(c)) +
       // Of the experts, gathered and between their products.
       c.router.top_k *
           (InputBytes(c.hidden_size) + InputBytes(c.moe_intermediate_size));

@@ -137,25 +137,36 @@ std::unique_ptr<KvCache> CudaModel::NewKvCache(int64_t blocks) const {
                        [](std::byte* bytes) { cudaFree(bytes); }));
 }
 
+template <typename T>
+std::vector<T> CudaModel::Read(const T* values, int64_t count) {
+  std::vector<T> host(count);
+  main_.Synchronize();
+  Check(cudaMemcpy(host.data(), values, count * sizeof(T),
+                   cudaMemcpyDeviceToHost),
+        "showing an operation");
+  return host;
+}
+
 void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
                      const float* values) {
   if (!observer_) return;
-  std::vector<float> host(rows * row_size);
-  main_.Synchronize();
-  Check(cudaMemcpy(host.data(), values, host.size() * sizeof(float),
-                   cudaMemcpyDeviceToHost),
-        "showing an operation");
+  const std::vector<float> host = Read(values, rows * row_size);
   observer_({shown_layer_, op, rows, row_size, host.data()});
+}
+
+void CudaModel::Show(std::string_view op, int64_t rows, int64_t row_size,
+                     const __nv_bfloat16* values) {
+  if (!observer_) return;
+  const std::vector<__nv_bfloat16> host = Read(values, rows * row_size);
+  const std::vector<float> shown(host.begin(), host.end());
+  observer_({shown_layer_, op, rows, row_size, shown.data()});
 }
 
 void CudaModel::ShowChoices(int64_t tokens) {
   if (!observer_) return;
   const int64_t top_k = config_.router.top_k;
-  std::vector<int32_t> ids(tokens * top_k);
-  main_.Synchronize();
-  Check(cudaMemcpy(ids.data(), step_.expert_ids.data(),
-                   ids.size() * sizeof(int32_t), cudaMemcpyDeviceToHost),
-        "showing an operation");
+  const std::vector<int32_t> ids =
+      Read(step_.expert_ids.data(), tokens * top_k);
   const std::vector<float> shown(ids.begin(), ids.end());
   observer_({shown_layer_, "chosen", tokens, top_k, shown.data()});
 }
@@ -186,12 +197,23 @@ Lane& CudaModel::Fork() {
 
 void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                         const InputBuffer& x, int64_t tokens, float* out) {
+  Product(lane, linear, leaf, x, tokens, GemmOutput::kFp32, out);
+}
+
+void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+                        const InputBuffer& x, int64_t tokens,
+                        __nv_bfloat16* out) {
+  Product(lane, linear, leaf, x, tokens, GemmOutput::kBf16, out);
+}
+
+void CudaModel::Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+                        const InputBuffer& x, int64_t tokens, GemmOutput type,
+                        void* out) {
   if (const FastMode* fast = Fast()) {
-    return fast->products->Product(linear, x, tokens, GemmOutput::kFp32, out,
-                                   lane, &lane == &main_ ? 0 : 1);
+    return fast->products->Product(linear, x, tokens, type, out, lane,
+                                   &lane == &main_ ? 0 : 1);
   }
-  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, GemmOutput::kFp32, out,
-       lane.Next());
+  Gemm(linear.gemm, leaf, x.As(linear.input), tokens, type, out, lane.Next());
 }
 
 InputSink CudaModel::Unquantised(const InputBuffer& to, const InputKind& kind,
@@ -240,8 +262,10 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                           float* to) {
       return GemmTask{&linear.gemm, leaf(linear), &x.As(linear.input), to};
     };
-    if (Fast() != nullptr && !(Fast()->products->IsOurs(q, tokens) &&
-                               Fast()->products->IsOurs(kv_a, tokens))) {
+    const auto is_ours = [&](const DeviceLinear& linear) {
+      return Fast()->products->IsOurs(linear, tokens, GemmOutput::kFp32);
+    };
+    if (Fast() != nullptr && !(is_ours(q) && is_ours(kv_a))) {
       Product(main_, q, leaf(q), step_.inputs[0], tokens, out);
       return Product(main_, kv_a, leaf(kv_a), step_.inputs[1], tokens,
                      step_.kv_a.data());
@@ -414,7 +438,7 @@ void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
     LaunchOptions options = main_.Next();
     options.early = true;
     Gemm(mlp.down.gemm, RowParallelLeaf(mlp.down.gemm.columns),
-         inner.As(mlp.down.input), tokens, GemmOutput::kFp32,
+         inner.As(mlp.down.input), tokens, GemmOutput::kBf16,
          step_.projected.data(), options);
   } else if (layer.has_experts) {
     // The experts' own branch is longer, and does not need the shared ones'.
@@ -438,8 +462,9 @@ bool CudaModel::InOneLane(const DeviceMlp& mlp, int64_t tokens) const {
   // The kernels for many tokens know nothing of it.
   constexpr int kLargestTile = 64;
   const FastMode* const fast = Fast();
-  if (fast != nullptr && !(fast->products->IsOurs(mlp, tokens) &&
-                           fast->products->IsOurs(mlp.down, tokens))) {
+  if (fast != nullptr &&
+      !(fast->products->IsOurs(mlp, tokens) &&
+        fast->products->IsOurs(mlp.down, tokens, GemmOutput::kBf16))) {
     return false;
   }
   return tokens <= kGraphTokens && !observer_ &&

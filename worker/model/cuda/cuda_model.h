@@ -164,6 +164,11 @@ class CudaModel final : public Model {
   Lane& Fork();
   void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
                const InputBuffer& x, int64_t tokens, float* out);
+  void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+               const InputBuffer& x, int64_t tokens, __nv_bfloat16* out);
+  void Product(Lane& lane, const DeviceLinear& linear, int64_t leaf,
+               const InputBuffer& x, int64_t tokens, GemmOutput type,
+               void* out);
   // Where a product's inputs are written: where their scales are dynamic, first
   // as fp32 to `values`, from which Quantise makes them.
   static InputSink Unquantised(const InputBuffer& to, const InputKind& kind,
@@ -178,8 +183,13 @@ class CudaModel final : public Model {
   void RunRows(const Pass& pass, const RowSink& sink);
   // Enqueues answers to the rows, which are staged.
   void Sample(const Pass& pass, int64_t limit, int64_t first, int64_t count);
+  // `count` values of what has been enqueued.
+  template <typename T>
+  std::vector<T> Read(const T* values, int64_t count);
   void Show(std::string_view op, int64_t rows, int64_t row_size,
             const float* values);
+  void Show(std::string_view op, int64_t rows, int64_t row_size,
+            const __nv_bfloat16* values);
   // The experts' ids, as "chosen".
   void ShowChoices(int64_t tokens);
 

@@ -14,6 +14,7 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"backend", "cuda"},
       {"intermediates", "fp32"},
       {"linear.inputs", "the weight's dtype"},
+      {"linear.branch_outputs", "bf16"},
       {"linear.k_order", "one ascending chain of wgmma a leaf"},
       {"linear.fp8_promotion", "128"},
       {"linear.column_parallel_leaf",

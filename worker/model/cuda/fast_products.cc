@@ -157,9 +157,7 @@ struct FastProducts::Job {
     const GemmWeight& weight =
         mlps.empty() ? linears[0]->gemm : mlps[0]->gate_up.gemm;
     return {weight.dtype, weight.rows, weight.columns,
-            !mlps.empty()               ? Kind::kSwiGlu
-            : type == GemmOutput::kFp32 ? Kind::kFp32
-                                        : Kind::kBf16};
+            mlps.empty() ? KindOf(type) : Kind::kSwiGlu};
   }
 };
 
@@ -211,12 +209,12 @@ absl::StatusOr<std::unique_ptr<FastProducts>> FastProducts::Make(
     add("kv_a", layer.kv_a, column_leaf(layer.kv_a), step.inputs[1],
         step.kv_a.data(), tokens);
     add("o", layer.o, RowParallelLeaf(layer.o.gemm.columns), step.value_inputs,
-        step.projected.data(), tokens);
+        step.projected.data(), tokens, GemmOutput::kBf16);
     const InputBuffer& inner =
         layer.has_experts ? step.shared_inputs : step.dense_inputs;
     const DeviceMlp& mlp = layer.mlp;
     add("down", mlp.down, RowParallelLeaf(mlp.down.gemm.columns), inner,
-        step.projected.data(), tokens);
+        step.projected.data(), tokens, GemmOutput::kBf16);
     Job job = {.name = "gate_up",
                .mlps = {&mlp},
                .x = &step.inputs[0],
@@ -317,9 +315,10 @@ const FastProducts::Way& FastProducts::Find(const Shape& shape,
   return at == ways.end() ? ways.rbegin()->second : at->second;
 }
 
-bool FastProducts::IsOurs(const DeviceLinear& linear, int64_t tokens) const {
+bool FastProducts::IsOurs(const DeviceLinear& linear, int64_t tokens,
+                          GemmOutput type) const {
   const GemmWeight& weight = linear.gemm;
-  return Find({weight.dtype, weight.rows, weight.columns, Kind::kFp32}, tokens)
+  return Find({weight.dtype, weight.rows, weight.columns, KindOf(type)}, tokens)
       .ours;
 }
 
@@ -377,9 +376,8 @@ void FastProducts::Product(const DeviceLinear& linear, const InputBuffer& x,
                            int64_t tokens, GemmOutput type, void* out,
                            Lane& lane, int workspace) const {
   const GemmWeight& weight = linear.gemm;
-  const Way& way = Find({weight.dtype, weight.rows, weight.columns,
-                         type == GemmOutput::kFp32 ? Kind::kFp32 : Kind::kBf16},
-                        tokens);
+  const Way& way =
+      Find({weight.dtype, weight.rows, weight.columns, KindOf(type)}, tokens);
   if (Run(way, linear, x, tokens, type, out, lane, workspace)) return;
   // An algorithm of more tokens need not take fewer.
   const Way ours = {.leaf = RowParallelLeaf(weight.columns)};

@@ -38,7 +38,7 @@ class FastProducts {
   // Launches that may run side by side have a workspace each.
   static constexpr int kWorkspaces = 2;
 
-  // Products beside those of every step, with bf16 outputs.
+  // Products beside those of every step, with outputs of bf16.
   struct Others {
     std::span<const DeviceLinear> linears;
     const InputBuffer* x = nullptr;
@@ -61,7 +61,8 @@ class FastProducts {
 
   // Whether nothing is faster than what the other mode launches, which may then
   // be launched together with others as it does.
-  bool IsOurs(const DeviceLinear& linear, int64_t tokens) const;
+  bool IsOurs(const DeviceLinear& linear, int64_t tokens,
+              GemmOutput type) const;
   bool IsOurs(const DeviceMlp& mlp, int64_t tokens) const;  // gate and up
 
   // As Gemm and GemmSwiGlu, with sums in any order.
@@ -73,6 +74,9 @@ class FastProducts {
  private:
   // Those of one shape share what was measured.
   enum class Kind { kFp32, kBf16, kSwiGlu };
+  static Kind KindOf(GemmOutput type) {
+    return type == GemmOutput::kFp32 ? Kind::kFp32 : Kind::kBf16;
+  }
   using Shape = std::tuple<WeightDtype, int64_t, int64_t, Kind>;
   using Ways = std::map<int64_t, Way>;  // by the most tokens of each
 

@@ -123,11 +123,11 @@ struct StepMemory {
   // Inputs of a product before they are quantised, where a kernel cannot do
   // both: (T, heads * V), (T, inner), (T * top_k, moe inner).
   DeviceBuffer<float> unquantised;
-  DeviceBuffer<float> side_unquantised;  // (T, inner) of shared experts
-  DeviceBuffer<float> projected;         // (T, hidden)
-  DeviceBuffer<int32_t> expert_ids;      // (T, top_k)
-  DeviceBuffer<float> expert_weights;    // (T, top_k)
-  DeviceBuffer<float> slots;             // (T, top_k, hidden)
+  DeviceBuffer<float> side_unquantised;   // (T, inner) of shared experts
+  DeviceBuffer<__nv_bfloat16> projected;  // (T, hidden)
+  DeviceBuffer<int32_t> expert_ids;       // (T, top_k)
+  DeviceBuffer<float> expert_weights;     // (T, top_k)
+  DeviceBuffer<__nv_bfloat16> slots;      // (T, top_k, hidden)
   DeviceBuffer<int32_t> order, counts;
   DeviceBuffer<ExpertWork> work;
   DeviceBuffer<float> logits;  // (logit_rows, vocab)
