@@ -48,9 +48,8 @@ struct Place {
   int token;
 };
 
-// Group g's share of a stage that the kAlongK groups take in turn: that of K
-// block `block` lies where the ring's producer puts it, at Sequence(block).
-// Runs of neighbouring groups come beside each other, so that all begin early.
+// The block of K that the producer copies as its sequence-th. The groups' runs
+// come side by side, so that all groups begin early.
 template <typename TileType>
 __device__ int BlockOfSequence(int sequence) {
   constexpr int kTurn = TileType::kAlongK * kRun;
@@ -77,22 +76,32 @@ __device__ void ProduceTile(const Ring<TileType, TileType::kStages>& ring,
     return block * kTileRowBytes;
   };
   if (threadIdx.x % 32 == 0) PrefetchMap(&p.x);
-  Produce<Ring<TileType, TileType::kStages>, TileType::kStages>(
-      ring, threadIdx.x % 32, Blocks<TileType>(p.a), TileType::kStageBytes,
-      early,
-      [&](int lane, int stage, int b) {
-        if (lane == 0) {
-          CopyBox(ring.weights(stage), &p.weights, column(b), place.row,
-                  &ring.full[stage]);
-        }
-      },
-      [&](int lane, int stage, int b) {
-        constexpr int kBoxRows = TileType::kBoxRows;
-        if (lane < TileType::kTokens / kBoxRows) {
-          CopyBox(ring.inputs(stage) + lane * kBoxRows * kTileRowBytes, &p.x,
-                  column(b), place.token + lane * kBoxRows, &ring.full[stage]);
-        }
-      });
+  const auto produce = [&](auto blocks) {
+    Produce<Ring<TileType, TileType::kStages>, TileType::kStages>(
+        ring, threadIdx.x % 32, blocks, TileType::kStageBytes, early,
+        [&](int lane, int stage, int b) {
+          if (lane == 0) {
+            CopyBox(ring.weights(stage), &p.weights, column(b), place.row,
+                    &ring.full[stage]);
+          }
+        },
+        [&](int lane, int stage, int b) {
+          constexpr int kBoxRows = TileType::kBoxRows;
+          if (lane < TileType::kTokens / kBoxRows) {
+            CopyBox(ring.inputs(stage) + lane * kBoxRows * kTileRowBytes, &p.x,
+                    column(b), place.token + lane * kBoxRows,
+                    &ring.full[stage]);
+          }
+        });
+  };
+  const int blocks = Blocks<TileType>(p.a);
+  if (TileType::kAlongK > 1 && blocks == TileType::kStages) {
+    // Written out: what a few tokens' block waits for is the last of its
+    // copies, and a loop asks for one in three to four times the instructions.
+    produce(std::integral_constant<int, TileType::kStages>());
+  } else {
+    produce(blocks);
+  }
 }
 
 // The groups' runs of stages, each in its turn. A run's parts are products of
@@ -237,18 +246,21 @@ void Run(const GemmTasks& tasks, const LaunchOptions& options) {
   Launch(ChainKernel<TileType>, shape, options, "Gemm", p);
 }
 
+constexpr int kMostTokens = 128;  // of a block
+
+int Blocks(const GemmTasks& tasks, int tile) {
+  return (tasks.tokens + tile - 1) / tile * tasks.RowTiles(kProductRows);
+}
+
+// The smallest with which each block has a multiprocessor for itself.
 int ChooseTile(const GemmTasks& tasks) {
-  constexpr int kMultiprocessors = 132;  // an H100's
-  for (const int tile : {8, 16}) {
-    if (tasks.tokens <= tile) return tile;
-  }
-  // The smallest with which each block has a multiprocessor for itself.
-  const int rows = tasks.RowTiles(kProductRows);
+  if (tasks.tokens <= 8) return 8;
   for (const int tile : {32, 64}) {
-    const int tiles = (tasks.tokens + tile - 1) / tile;
-    if (tiles == 1 || tiles * rows <= kMultiprocessors) return tile;
+    if (tasks.tokens <= tile || Blocks(tasks, tile) <= kMultiprocessors) {
+      return tile;
+    }
   }
-  return 128;
+  return kMostTokens;
 }
 
 }  // namespace
@@ -259,12 +271,14 @@ bool ChainGemmTakes(const GemmTask& task) {
          task.leaf >= task.weight->columns;
 }
 
+bool ChainGemmFits(const GemmTasks& tasks) {
+  return Blocks(tasks, kMostTokens) <= kMultiprocessors;
+}
+
 void ChainGemm(const GemmTasks& tasks, const LaunchOptions& options, int tile) {
   switch (tile == 0 ? ChooseTile(tasks) : tile) {
     case 8:
       return Run<ChainTile<8, 2, 1, 2 * kRun>>(tasks, options);
-    case 16:
-      return Run<ChainTile<16, 2, 1, 2 * kRun>>(tasks, options);
     case 32:
       return Run<ChainTile<32, 2, 1, 2 * kRun>>(tasks, options);
     case 64:

@@ -9,7 +9,9 @@ namespace invar::cuda {
 
 // Of each task of a launch.
 bool ChainGemmTakes(const GemmTask& task);
-// tile: tokens of a block, 8, 16, 32, 64 or 128; 0: chosen.
+// Whether each block has a multiprocessor for itself.
+bool ChainGemmFits(const GemmTasks& tasks);
+// tile: tokens of a block, 8, 32, 64 or 128; 0: chosen.
 void ChainGemm(const GemmTasks& tasks, const LaunchOptions& options,
                int tile = 0);
 

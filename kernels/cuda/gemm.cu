@@ -435,7 +435,6 @@ GemmTile ChooseTile(const Tasks& tasks) {
   const int64_t k_blocks = tasks.of[0].weight->columns *
                            WeightElementBytes(tasks.of[0].weight->dtype) /
                            kTileRowBytes;
-  constexpr int kMultiprocessors = 132;  // an H100's
   const int tiles =
       tasks.RowTiles(128) * ((tokens + tile.tokens - 1) / tile.tokens);
   if (tile.tokens < 32) {
@@ -474,29 +473,29 @@ void RunDtype(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
   }
 }
 
-// Whether the tasks, which are alike, are such that a chain's kernels take them
-// and `tile` leaves them to these. Very tall weights' blocks of 128 rows read
-// inputs half as often.
+// Tasks, alike, whose K is one chain of FP8: whether one of its kernels ran, or
+// one of those here where that is faster. Of as many rows and tokens as fill
+// the GPU once, the smallest tiles are the best; `tile` leaves them no choice.
 bool RunChain(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
   const bool chosen = tile.tokens == 0;
   if (!chosen && !tile.chain) return false;
-  bool chain = true;
   bool wide = true;
   for (int i = 0; i < tasks.count; ++i) {
-    const GemmTask& task = tasks.of[i];
-    chain = chain && ChainGemmTakes(task) &&
-            (!chosen || task.weight->rows < kTallRows);
-    wide = wide && WideChainTakes(task, tasks.type);
+    if (!ChainGemmTakes(tasks.of[i])) return false;
+    wide = wide && WideChainTakes(tasks.of[i], tasks.type);
   }
-  if (!chain) return false;
-  const bool many =
-      chosen ? tasks.tokens >= kWideChainTokens : tile.tokens > 128;
-  if (!many) {
+  if (chosen ? ChainGemmFits(tasks) : tile.tokens <= 128) {
     ChainGemm(tasks, options, tile.tokens);
-  } else if (wide) {
-    WideChain(tasks, options, chosen ? 0 : tile.tokens == 192 ? 128 : 256);
+    return true;
   }
-  return !many || wide;
+  const int tiles = tasks.RowTiles(128) * ((tasks.tokens + 127) / 128);
+  if (chosen && tasks.tokens > 128 && tiles <= kMultiprocessors) {
+    RunDtype(tasks, {.tokens = 128, .deep = true}, options);
+    return true;
+  }
+  if (!wide || (chosen && tasks.tokens < kWideChainTokens)) return false;
+  WideChain(tasks, options, chosen ? 0 : tile.tokens == 192 ? 128 : 256);
+  return true;
 }
 
 }  // namespace

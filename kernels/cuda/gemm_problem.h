@@ -8,6 +8,9 @@
 
 namespace invar::cuda {
 
+// An H100's. Which tile is the fastest follows from it, and no bit.
+inline constexpr int kMultiprocessors = 132;
+
 struct GemmArguments {
   int rows;
   int tokens;

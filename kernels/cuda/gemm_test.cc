@@ -89,7 +89,6 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
                               GemmTile{.tokens = 128, .tall = true},
                               GemmTile{.tokens = 256, .tall = true},
                               GemmTile{.tokens = 8, .chain = true},
-                              GemmTile{.tokens = 16, .chain = true},
                               GemmTile{.tokens = 32, .chain = true},
                               GemmTile{.tokens = 64, .chain = true},
                               GemmTile{.tokens = 128, .chain = true},
