@@ -1,45 +1,28 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/cuda/chain_gemm.h"
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/gemm_problem.h"
 #include "kernels/cuda/gemm_store.cuh"
 #include "kernels/cuda/gemm_tile.h"
 #include "kernels/cuda/tall_gemm.h"
+#include "kernels/cuda/wide_chain.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace invar::cuda {
 namespace {
+
+using Arguments = GemmArguments;
+using Problem = GemmProblem;
+using Tasks = GemmTasks;
 
 // The tile of a block: 128 rows of weights by kTokens, for two warpgroups.
 template <int kTokens_>
 struct LeafTile : Tile<kTokens_, 1, 2> {
   static constexpr int kTokens = kTokens_;
   static constexpr int kValues = kTokens / 2;  // a thread has
-  // Rows of the boxes that inputs are copied in: few copies cost less.
-  static constexpr int kBoxRows =
-      kTokens % kProductRows == 0 ? kProductRows : 8;
-};
-
-struct Arguments {
-  int rows;
-  int tokens;
-  int k_blocks;     // stages of 128 bytes that K takes
-  int leaf_blocks;  // of one leaf
-  int leaves;
-  float scale;
-  const float* row_scales;
-  const float* token_scales;  // (tokens), or null
-  const float* block_scales;  // of weights, (ScaleBlocks(rows), k_blocks)
-  const float* group_scales;  // of inputs, (tokens, k_blocks)
-  void* out;
-  GemmOutput type;
-};
-
-// One product of a launch.
-struct Problem {
-  CUtensorMap weights;
-  CUtensorMap x;
-  Arguments a;
+  static constexpr int kBoxRows = kInputBoxRows<kTokens>;
 };
 
 // All of a launch: two products, or one, of tiles of the same kind.
@@ -367,48 +350,6 @@ __global__ void __launch_bounds__(Shape::Tile::kThreads, 1)
   }
 }
 
-// What a caller asks for: one product, or two.
-struct Tasks {
-  GemmTask of[2];
-  int count;
-  int tokens;
-  GemmOutput type;
-
-  int Leaves() const {
-    return static_cast<int>((of[0].weight->columns + of[0].leaf - 1) /
-                            of[0].leaf);
-  }
-  int RowTiles(int rows) const {
-    int64_t tiles = 0;
-    for (int i = 0; i < count; ++i) {
-      tiles += (of[i].weight->rows + rows - 1) / rows;
-    }
-    return static_cast<int>(tiles);
-  }
-};
-
-Problem MakeProblem(const GemmTask& task, const Tasks& tasks, int box_rows) {
-  const GemmWeight& weight = *task.weight;
-  const int64_t block = kTileRowBytes / WeightElementBytes(weight.dtype);
-  const bool scaled = weight.block_scales == nullptr;
-  return {
-      .weights = weight.map,
-      .x = box_rows == kProductRows ? task.x->wide_map : task.x->map,
-      .a = {.rows = static_cast<int>(weight.rows),
-            .tokens = tasks.tokens,
-            .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
-            .leaf_blocks = static_cast<int>(task.leaf / block),
-            .leaves =
-                static_cast<int>((weight.columns + task.leaf - 1) / task.leaf),
-            .scale = scaled ? weight.scale : 1.0f,
-            .row_scales = scaled ? weight.row_scales : nullptr,
-            .token_scales = scaled ? task.x->scales : nullptr,
-            .block_scales = weight.block_scales,
-            .group_scales = task.x->scales,
-            .out = task.out,
-            .type = tasks.type}};
-}
-
 template <typename Format, typename Shape>
 void Run(const Tasks& tasks, const LaunchOptions& options) {
   using TileType = typename Shape::Tile;
@@ -494,7 +435,6 @@ GemmTile ChooseTile(const Tasks& tasks) {
   const int64_t k_blocks = tasks.of[0].weight->columns *
                            WeightElementBytes(tasks.of[0].weight->dtype) /
                            kTileRowBytes;
-  constexpr int kMultiprocessors = 132;  // an H100's
   const int tiles =
       tasks.RowTiles(128) * ((tokens + tile.tokens - 1) / tile.tokens);
   if (tile.tokens < 32) {
@@ -533,25 +473,52 @@ void RunDtype(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
   }
 }
 
+// Tasks, alike, whose K is one chain of FP8: whether one of its kernels ran, or
+// one of those here where that is faster. Of as many rows and tokens as fill
+// the GPU once, the smallest tiles are the best; `tile` leaves them no choice.
+bool RunChain(const Tasks& tasks, GemmTile tile, const LaunchOptions& options) {
+  const bool chosen = tile.tokens == 0;
+  if (!chosen && !tile.chain) return false;
+  bool wide = true;
+  for (int i = 0; i < tasks.count; ++i) {
+    if (!ChainGemmTakes(tasks.of[i])) return false;
+    wide = wide && WideChainTakes(tasks.of[i], tasks.type);
+  }
+  if (chosen ? ChainGemmFits(tasks) : tile.tokens <= 128) {
+    ChainGemm(tasks, options, tile.tokens);
+    return true;
+  }
+  const int tiles = tasks.RowTiles(128) * ((tasks.tokens + 127) / 128);
+  if (chosen && tasks.tokens > 128 && tiles <= kMultiprocessors) {
+    RunDtype(tasks, {.tokens = 128, .deep = true}, options);
+    return true;
+  }
+  if (!wide || (chosen && tasks.tokens < kWideChainTokens)) return false;
+  WideChain(tasks, options, chosen ? 0 : tile.tokens == 192 ? 128 : 256);
+  return true;
+}
+
 }  // namespace
 
 void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile) {
   if (tokens == 0) return;
-  const bool many =
-      tile.tokens == 0 ? tokens >= kWideTokens : tile.tokens == kWideGemmTile;
+  const Tasks tasks = {
+      {{&weight, leaf, &x, out}}, 1, static_cast<int>(tokens), type};
+  const bool chosen = tile.tokens == 0;
+  const bool tall =
+      chosen ? weight.rows >= kTallRows && tokens >= kTallTokens : tile.tall;
+  if (!tall && RunChain(tasks, tile, options)) return;
+  const bool many = chosen ? tokens >= kWideTokens
+                           : tile.tokens == kWideGemmTile && !tile.tall;
   if (many && WideGemmTakes(weight)) {
     return WideGemm(weight, leaf, x, tokens, type, out, options);
   }
-  const bool tall = tile.tokens == 0
-                        ? weight.rows >= kTallRows && tokens >= kTallTokens
-                        : tile.tall;
   if (tall && TallGemmTakes(weight, leaf)) {
     return TallGemm(weight, x, tokens, type, out, options, tile.tokens);
   }
-  RunDtype({{{&weight, leaf, &x, out}}, 1, static_cast<int>(tokens), type},
-           tile, options);
+  RunDtype(tasks, tile, options);
 }
 
 void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
@@ -561,13 +528,13 @@ void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
     return (task.weight->columns + task.leaf - 1) / task.leaf;
   };
   const bool alike = first.weight->dtype == second.weight->dtype &&
+                     first.weight->columns == second.weight->columns &&
                      leaves(first) == leaves(second) &&
                      (first.weight->block_scales == nullptr) ==
                          (second.weight->block_scales == nullptr);
-  if (tokens < kWideTokens && alike) {
-    return RunDtype({{first, second}, 2, static_cast<int>(tokens), type}, {},
-                    options);
-  }
+  const Tasks tasks = {{first, second}, 2, static_cast<int>(tokens), type};
+  if (alike && RunChain(tasks, {}, options)) return;
+  if (alike && tokens < kWideTokens) return RunDtype(tasks, {}, options);
   for (const GemmTask* task : {&first, &second}) {
     Gemm(*task->weight, task->leaf, *task->x, tokens, type, task->out, options);
   }

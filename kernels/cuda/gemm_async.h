@@ -73,6 +73,16 @@ __device__ inline void BarrierWaitCluster(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// ---- Named barriers ---------------------------------------------------------
+
+// Of `threads` threads, those that only arrive counted; 0 is __syncthreads'.
+__device__ inline void BarrierSync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void BarrierArrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- The copy engine --------------------------------------------------------
 
 __device__ inline void PrefetchMap(const CUtensorMap* map) {
@@ -127,10 +137,11 @@ __device__ inline void CopyOutFence() {
 __device__ inline void CopyOutCommit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Returns once this thread's batches have left shared memory; CopyOutEnd, once
-// they have been written.
+// Returns once this thread's batches but the last kPending have left shared
+// memory; CopyOutEnd, once all have been written.
+template <int kPending = 0>
 __device__ inline void CopyOutWait() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 __device__ inline void CopyOutEnd() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");

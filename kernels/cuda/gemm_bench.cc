@@ -36,9 +36,14 @@ const char* Name(WeightDtype dtype) {
   return dtype == WeightDtype::kFp8E4m3 ? "fp8" : "bf16";
 }
 
+// Row-parallel ones leave as bf16, as a layer has it.
+enum class Kind { kColumnParallel, kRowParallel, kSwiGlu };
+
 void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
-           int64_t columns, int64_t leaf, bool swiglu, int64_t tokens,
-           GemmOutput type = GemmOutput::kFp32) {
+           int64_t columns, Kind kind, int64_t tokens) {
+  const bool swiglu = kind == Kind::kSwiGlu;
+  const GemmOutput type =
+      kind == Kind::kRowParallel ? GemmOutput::kBf16 : GemmOutput::kFp32;
   const int64_t size = WeightElementBytes(dtype);
   const int64_t bytes = rows * columns * size;
   const int copies =
@@ -58,6 +63,9 @@ void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
       GemmSwiGlu(weights[i], 1.0f, x, tokens, {out.data(), dtype, 1.0f},
                  options);
     } else {
+      const int64_t leaf = kind == Kind::kRowParallel
+                               ? RowParallelLeaf(columns)
+                               : ColumnParallelLeaf(weights[i]);
       Gemm(weights[i], leaf, x, tokens, type, out.data(), options);
     }
   });
@@ -69,6 +77,39 @@ void Dense(Bench& bench, const char* name, WeightDtype dtype, int64_t rows,
   bench.Report(
       std::string(name) + " " + Name(dtype) + " T=" + std::to_string(tokens),
       seconds, moved, 2.0 * tokens * rows * columns);
+}
+
+// q_proj and kv_a, which a layer has in one call.
+void QueryAndLatent(Bench& bench, WeightDtype dtype, int64_t tokens) {
+  constexpr int64_t kQuery = 3072;
+  constexpr int64_t kLatent = 576;
+  const int64_t size = WeightElementBytes(dtype);
+  const int64_t bytes = (kQuery + kLatent) * kHidden * size;
+  const int copies = static_cast<int>(std::min(kRotatedBytes / bytes, 40L));
+  const auto data = RandomCodes(bytes * copies);
+  const auto x_data = RandomCodes(tokens * kHidden * size);
+  const auto query = *DeviceBuffer<float>::Allocate(tokens * kQuery, "q");
+  const auto latent = *DeviceBuffer<float>::Allocate(tokens * kLatent, "kv_a");
+  GemmInput x;
+  MakeGemmInput(dtype, x_data.data(), tokens, kHidden, &x);
+  std::vector<GemmWeight> q(copies);
+  std::vector<GemmWeight> kv_a(copies);
+  for (int i = 0; i < copies; ++i) {
+    const std::byte* const at = data.data() + i * bytes;
+    MakeGemmWeight(dtype, at, kQuery, kHidden, &q[i]);
+    MakeGemmWeight(dtype, at + kQuery * kHidden * size, kLatent, kHidden,
+                   &kv_a[i]);
+  }
+  const double seconds = bench.Seconds(copies, [&](int i) {
+    GemmPair({&q[i], ColumnParallelLeaf(q[i]), &x, query.data()},
+             {&kv_a[i], ColumnParallelLeaf(kv_a[i]), &x, latent.data()}, tokens,
+             GemmOutput::kFp32, {bench.stream(), /*overlap=*/true});
+  });
+  bench.Report(std::string("q_proj and kv_a 3648x2048 ") + Name(dtype) +
+                   " T=" + std::to_string(tokens),
+               seconds,
+               bytes + tokens * (kHidden * size + (kQuery + kLatent) * 4.0),
+               2.0 * tokens * (kQuery + kLatent) * kHidden);
 }
 
 void Experts(Bench& bench, WeightDtype dtype, int64_t tokens) {
@@ -191,16 +232,18 @@ void Norm(Bench& bench, int64_t tokens) {
 void Run(Bench& bench) {
   for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
     for (const int64_t t : {1, 8, 32, 128, 256, 8192}) {
-      Dense(bench, "q_proj 3072x2048", dtype, 3072, 2048,
-            ColumnParallelLeaf(3072, 2048), false, t);
-      Dense(bench, "o_proj 2048x2048", dtype, 2048, 2048, RowParallelLeaf(2048),
-            false, t, GemmOutput::kBf16);
-      Dense(bench, "shared gate+up 5632x2048", dtype, 5632, 2048, 0, true, t);
+      Dense(bench, "q_proj 3072x2048", dtype, 3072, 2048, Kind::kColumnParallel,
+            t);
+      QueryAndLatent(bench, dtype, t);
+      Dense(bench, "o_proj 2048x2048", dtype, 2048, 2048, Kind::kRowParallel,
+            t);
+      Dense(bench, "shared gate+up 5632x2048", dtype, 5632, 2048, Kind::kSwiGlu,
+            t);
       Dense(bench, "shared down 2048x2816", dtype, 2048, 2816,
-            RowParallelLeaf(2816), false, t, GemmOutput::kBf16);
+            Kind::kRowParallel, t);
       if (t <= 256) {
         Dense(bench, "lm_head 102400x2048", dtype, 102400, 2048,
-              ColumnParallelLeaf(102400, 2048), false, t);
+              Kind::kColumnParallel, t);
       }
       Experts(bench, dtype, t);
     }
@@ -212,22 +255,31 @@ void RunPrefill(Bench& bench) {
   constexpr int64_t kTokens = 8192;
   for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
     const auto dense = [&](const char* name, int64_t rows, int64_t columns,
-                           int64_t leaf, GemmOutput type = GemmOutput::kFp32) {
-      Dense(bench, name, dtype, rows, columns, leaf, leaf == 0, kTokens, type);
+                           Kind kind) {
+      Dense(bench, name, dtype, rows, columns, kind, kTokens);
     };
-    dense("q_proj 3072x2048", 3072, 2048, ColumnParallelLeaf(3072, 2048));
-    dense("kv_a 576x2048", 576, 2048, ColumnParallelLeaf(576, 2048));
-    dense("o_proj 2048x2048", 2048, 2048, RowParallelLeaf(2048),
-          GemmOutput::kBf16);
-    dense("shared gate+up 5632x2048", 5632, 2048, 0);
-    dense("shared down 2048x2816", 2048, 2816, RowParallelLeaf(2816),
-          GemmOutput::kBf16);
+    dense("q_proj 3072x2048", 3072, 2048, Kind::kColumnParallel);
+    dense("kv_a 576x2048", 576, 2048, Kind::kColumnParallel);
+    QueryAndLatent(bench, dtype, kTokens);
+    dense("o_proj 2048x2048", 2048, 2048, Kind::kRowParallel);
+    dense("shared gate+up 5632x2048", 5632, 2048, Kind::kSwiGlu);
+    dense("shared down 2048x2816", 2048, 2816, Kind::kRowParallel);
     Experts(bench, dtype, kTokens);
   }
   Norm(bench, kTokens);
 }
 
+void RunQueryAndLatent(Bench& bench) {
+  for (const WeightDtype dtype : {WeightDtype::kFp8E4m3, WeightDtype::kBf16}) {
+    for (const int64_t t :
+         {1, 8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192}) {
+      QueryAndLatent(bench, dtype, t);
+    }
+  }
+}
+
 const BenchEntry entry("linear", Run);
+const BenchEntry pair_entry("query", RunQueryAndLatent);
 const BenchEntry prefill_entry("prefill", RunPrefill);
 
 }  // namespace

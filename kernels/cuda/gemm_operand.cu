@@ -60,6 +60,7 @@ bool MakeGemmInput(WeightDtype dtype, const void* data, int64_t rows,
   return IsProductDtype(dtype) &&
          EncodeRows(data, rows, row_bytes, 8, &input->map) &&
          EncodeRows(data, rows, row_bytes, 1, &input->row_map) &&
+         EncodeRows(data, rows, row_bytes, 32, &input->middle_map) &&
          EncodeRows(data, rows, row_bytes, kProductRows, &input->wide_map);
 }
 

@@ -10,7 +10,22 @@ struct Shape {
   bool narrow;  // leaves as row-parallel weights have them
 };
 
+// Rows of inputs. Where sums are promoted, the parts of K differ in magnitude:
+// those of FP8 have so few bits that, alike, they would add up exactly, in
+// whatever order.
+Codes Inputs(WeightDtype dtype, int64_t rows, int64_t columns, uint64_t seed) {
+  std::vector<float> values = SpreadValues(rows * columns, seed);
+  if (dtype == WeightDtype::kFp8E4m3) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      const int part = static_cast<int>(i % columns / 128);
+      values[i] = std::ldexp(values[i], 5 * part % 14 - 7);
+    }
+  }
+  return Encode(dtype, values);
+}
+
 class GemmTest : public GpuTestWithParam<std::tuple<WeightDtype, Shape>> {};
+class GemmPairTest : public GpuTestWithParam<WeightDtype> {};
 
 std::vector<float> Product(const GemmWeight& weight, int64_t leaf,
                            const GemmInput& x, int64_t tokens, GemmTile tile,
@@ -26,7 +41,7 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 150;
   const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
-  const Codes x = Encode(dtype, SpreadValues(kTokens * shape.columns, 2));
+  const Codes x = Inputs(dtype, kTokens, shape.columns, 2);
   const auto w_data = Upload(w.bytes);
   const auto x_data = Upload(x.bytes);
   GemmWeight weight;
@@ -58,17 +73,31 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   EXPECT_LT(RelativeError(all, expected), ProductTolerance(dtype));
 
   // Tiles, then numbers of tokens; a row is the same bits in all of them.
-  for (const GemmTile tile :
-       {GemmTile{8, 1, true}, GemmTile{16}, GemmTile{16, 1, true}, GemmTile{32},
-        GemmTile{32, 2}, GemmTile{64}, GemmTile{64, 2}, GemmTile{64, 4},
-        GemmTile{64, 4, true}, GemmTile{64, 8}, GemmTile{128}, GemmTile{256},
-        GemmTile{.tokens = 64, .tall = true},
-        GemmTile{.tokens = 128, .tall = true},
-        GemmTile{.tokens = 256, .tall = true}}) {
+  for (const GemmTile tile : {GemmTile{8, 1, true},
+                              GemmTile{16},
+                              GemmTile{16, 1, true},
+                              GemmTile{32},
+                              GemmTile{32, 2},
+                              GemmTile{64},
+                              GemmTile{64, 2},
+                              GemmTile{64, 4},
+                              GemmTile{64, 4, true},
+                              GemmTile{64, 8},
+                              GemmTile{128},
+                              GemmTile{256},
+                              GemmTile{.tokens = 64, .tall = true},
+                              GemmTile{.tokens = 128, .tall = true},
+                              GemmTile{.tokens = 256, .tall = true},
+                              GemmTile{.tokens = 8, .chain = true},
+                              GemmTile{.tokens = 32, .chain = true},
+                              GemmTile{.tokens = 64, .chain = true},
+                              GemmTile{.tokens = 128, .chain = true},
+                              GemmTile{.tokens = 192, .chain = true},
+                              GemmTile{.tokens = 256, .chain = true}}) {
     const auto other = Product(weight, leaf, input, kTokens, tile, stream());
     EXPECT_TRUE(SameBits(all.data(), other.data(), all.size()))
         << "tile " << tile.tokens << " run " << tile.run << " deep "
-        << tile.deep << " tall " << tile.tall;
+        << tile.deep << " tall " << tile.tall << " chain " << tile.chain;
   }
   for (const int64_t tokens : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129}) {
     const auto other =
@@ -83,7 +112,7 @@ TEST_P(GemmTest, OutputsOfBf16AreTheNearest) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 530;
   const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
-  const Codes x = Encode(dtype, SpreadValues(kTokens * shape.columns, 2));
+  const Codes x = Inputs(dtype, kTokens, shape.columns, 2);
   const auto w_data = Upload(w.bytes);
   const auto x_data = Upload(x.bytes);
   GemmWeight weight;
@@ -161,8 +190,7 @@ TEST_P(GemmTest, APairIsBothProducts) {
   const auto operands = [&](WeightDtype type, int64_t rows, uint64_t seed) {
     Operands o;
     o.w = Upload(Encode(type, SpreadValues(rows * shape.columns, seed)).bytes);
-    o.x = Upload(
-        Encode(type, SpreadValues(kTokens * shape.columns, seed + 1)).bytes);
+    o.x = Upload(Inputs(type, kTokens, shape.columns, seed + 1).bytes);
     EXPECT_TRUE(
         MakeGemmWeight(type, o.w.data(), rows, shape.columns, &o.weight));
     EXPECT_TRUE(
@@ -192,6 +220,70 @@ TEST_P(GemmTest, APairIsBothProducts) {
   }
 }
 
+// With more tiles than multiprocessors, a block goes on from tile to tile, also
+// of the other product; with scales of rows and of tokens.
+TEST_P(GemmPairTest, BlocksGoOnFromTileToTile) {
+  const WeightDtype dtype = GetParam();
+  constexpr int64_t kColumns = 640;
+  struct Operands {
+    DeviceBuffer<std::byte> w, x;
+    DeviceBuffer<float> row_scales, token_scales;
+    GemmWeight weight;
+    GemmInput input;
+  };
+  constexpr int64_t kTokens = 2500;
+  const auto operands = [&](int64_t rows, uint64_t seed) {
+    Operands o;
+    o.w = Upload(Encode(dtype, SpreadValues(rows * kColumns, seed)).bytes);
+    o.x =
+        Upload(Encode(dtype, SpreadValues(kTokens * kColumns, seed + 1)).bytes);
+    EXPECT_TRUE(MakeGemmWeight(dtype, o.w.data(), rows, kColumns, &o.weight));
+    EXPECT_TRUE(MakeGemmInput(dtype, o.x.data(), kTokens, kColumns, &o.input));
+    o.row_scales = Upload(cpu::RandomValues(rows, seed + 2));
+    o.token_scales = Upload(cpu::RandomValues(kTokens, seed + 3));
+    o.weight.scale = 0.3f;
+    o.weight.row_scales = o.row_scales.data();
+    return o;
+  };
+  Operands first = operands(1552, 20);
+  Operands second = operands(336, 30);
+  const int64_t leaf = ColumnParallelLeaf(first.weight);
+  for (const bool token_scales : {false, true}) {
+    if (token_scales) {
+      first.input.scales = first.token_scales.data();
+      second.input.scales = second.token_scales.data();
+    }
+    // Whole tiles, parts of tiles, and what takes each kind of tile.
+    for (const int64_t tokens : {257, 512, 1024, 2304, 2500}) {
+      const auto a = Poisoned<float>(tokens * first.weight.rows);
+      const auto b = Poisoned<float>(tokens * second.weight.rows);
+      GemmPair({&first.weight, leaf, &first.input, a.data()},
+               {&second.weight, leaf, &second.input, b.data()}, tokens,
+               GemmOutput::kFp32, {.stream = stream().get(), .overlap = true});
+      stream().Synchronize();
+      EXPECT_TRUE(a.Download() == Product(first.weight, leaf, first.input,
+                                          tokens, {.tokens = 8}, stream()));
+      EXPECT_TRUE(b.Download() == Product(second.weight, leaf, second.input,
+                                          tokens, {.tokens = 8}, stream()))
+          << tokens << " tokens";
+    }
+  }
+  for (const GemmTile tile :
+       {GemmTile{.tokens = 128, .chain = true},
+        GemmTile{.tokens = 192, .chain = true},
+        GemmTile{.tokens = 256, .chain = true}, GemmTile{256}}) {
+    EXPECT_TRUE(Product(first.weight, leaf, first.input, kTokens, tile,
+                        stream()) == Product(first.weight, leaf, first.input,
+                                             kTokens, {.tokens = 8}, stream()))
+        << "tile " << tile.tokens << " chain " << tile.chain;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, GemmPairTest,
+                         ::testing::Values(WeightDtype::kBf16,
+                                           WeightDtype::kFp16,
+                                           WeightDtype::kFp8E4m3));
+
 INSTANTIATE_TEST_SUITE_P(
     Shapes, GemmTest,
     ::testing::Combine(
@@ -202,6 +294,15 @@ INSTANTIATE_TEST_SUITE_P(
                           Shape{77, 16, true}, Shape{200, 1104, false},
                           // the embedded model's
                           Shape{384, 512, true}, Shape{1088, 384, true})));
+
+// Only FP8's narrow weights are uncut: turns of all groups of a block, and
+// more.
+INSTANTIATE_TEST_SUITE_P(
+    Uncut, GemmTest,
+    ::testing::Combine(::testing::Values(WeightDtype::kFp8E4m3),
+                       ::testing::Values(Shape{320, 2048, false},
+                                         Shape{576, 4224, false},
+                                         Shape{129, 352, false})));
 
 }  // namespace
 }  // namespace invar::cuda::testing

@@ -277,12 +277,13 @@ struct FullStage {
 };
 template <typename RingType, int kStages>
 __device__ inline FullStage NextStage(const RingType& ring, Walk<kStages>& walk,
-                                      int row_block) {
+                                      int row_block, int first_token = 0) {
   const FullStage next = {
       walk.stage,
       UniformDescriptor(SharedAddress(ring.weights(walk.stage)) +
                         row_block * kProductRows * kTileRowBytes),
-      UniformDescriptor(SharedAddress(ring.inputs(walk.stage)))};
+      UniformDescriptor(SharedAddress(ring.inputs(walk.stage)) +
+                        first_token * kTileRowBytes)};
   BarrierWait(&ring.full[walk.stage], walk.phase);
   walk.Advance();
   return next;
@@ -297,14 +298,15 @@ __device__ inline void RunStep(const FullStage& stage, int k,
                                 stage.inputs[k * kStep], accumulate);
 }
 
-// Multiply of one row block, e4m3 without scales: two stages, product by
+// Multiply of one row block and of the tile's tokens from first_token, a
+// multiple of 8; e4m3 without scales: two stages, product by
 // product in turn. A product waits for the one before it in its chain three
 // times as long as one of 64 tokens takes, and each stage is a chain of its own
 // till it is promoted.
 template <int kTokens, typename RingType, int kStages>
 __device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
                               int row_block, int blocks,
-                              float (&sum)[kTokens / 2]) {
+                              float (&sum)[kTokens / 2], int first_token = 0) {
   using Format = E4m3Format;
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   const bool leader = threadIdx.x % 32 == 0;
@@ -317,8 +319,8 @@ __device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
 #pragma unroll 1
   for (int b = 0; b + 1 < blocks; b += 2) {
     float part[2][kTokens / 2];
-    const FullStage first = NextStage(ring, walk, row_block);
-    const FullStage second = NextStage(ring, walk, row_block);
+    const FullStage first = NextStage(ring, walk, row_block, first_token);
+    const FullStage second = NextStage(ring, walk, row_block, first_token);
     ProductFence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
@@ -336,7 +338,7 @@ __device__ void MultiplyPairs(const RingType& ring, Walk<kStages>& walk,
   }
   if (blocks % 2 != 0) {
     float part[kTokens / 2];
-    const FullStage last = NextStage(ring, walk, row_block);
+    const FullStage last = NextStage(ring, walk, row_block, first_token);
     ProductFence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {

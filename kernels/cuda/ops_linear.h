@@ -48,9 +48,10 @@ struct GemmInput {
   WeightDtype dtype = WeightDtype::kBf16;
   int64_t rows = 0;
   int64_t columns = 0;
-  CUtensorMap map = {};       // boxes of 8 rows by 128 bytes
-  CUtensorMap row_map = {};   // boxes of 1 row, for gathering tokens
-  CUtensorMap wide_map = {};  // boxes of 64 rows, for many tokens
+  CUtensorMap map = {};         // boxes of 8 rows by 128 bytes
+  CUtensorMap row_map = {};     // boxes of 1 row, for gathering tokens
+  CUtensorMap middle_map = {};  // boxes of 32 rows
+  CUtensorMap wide_map = {};    // boxes of 64 rows, for many tokens
   // What InputSink::scales wrote: kToken, which multiply the sums, or kGroup,
   // which do so every kScaleBlock of K. Null: GemmWeight::scale has it all.
   const float* scales = nullptr;
@@ -100,22 +101,30 @@ struct LaunchOptions {
 
 // K is summed in leaves of this many, at most kMaxLeaves of them; each leaf is
 // one ascending chain, leaves fold as the binary tree of kernels/types.h.
-// A function of the unsharded weight's shape alone: narrow weights are cut as
+// A function of the unsharded weight's dtype and shape alone. FP8 is uncut: its
+// chain is of sums that are promoted every 128 of K, which whoever multiplied
+// them can add, so that few tokens share K and many need no registers for
+// leaves. Other narrow weights, and FP8 of block scales, are cut as
 // row-parallel ones are, so that a single token fills the GPU; wide ones need
 // no cut. For o_proj and down_proj use RowParallelLeaf.
 inline constexpr int64_t kNarrowRows = 4096;
-constexpr int64_t ColumnParallelLeaf(int64_t rows, int64_t columns) {
-  return rows <= kNarrowRows ? RowParallelLeaf(columns)
-                             : (columns + 127) / 128 * 128;
+inline int64_t ColumnParallelLeaf(const GemmWeight& weight) {
+  const bool uncut = (weight.dtype == WeightDtype::kFp8E4m3 &&
+                      weight.block_scales == nullptr) ||
+                     weight.rows > kNarrowRows;
+  return uncut ? (weight.columns + 127) / 128 * 128
+               : RowParallelLeaf(weight.columns);
 }
 
 // The tile of a product. Which one runs is free (bits do not depend on it).
 struct GemmTile {
-  int tokens = 0;     // 8, 16, 32, 64, 128 or 256; 0: all chosen from T
-  int run = 1;        // leaves that a block walks: 1, from 32 tokens on also 2,
-                      // of 64 tokens also 4 or 8
-  bool deep = false;  // a longer ring of stages
-  bool tall = false;  // blocks go on from tile to tile (tall_gemm.h)
+  int tokens = 0;      // 8, 16, 32, 64, 128, 192 or 256; 0: all chosen from T
+  int run = 1;         // leaves that a block walks: 1, from 32 tokens on also
+                       // 2, of 64 tokens also 4 or 8
+  bool deep = false;   // a longer ring of stages
+  bool tall = false;   // blocks go on from tile to tile (tall_gemm.h)
+  bool chain = false;  // of FP8 uncut: chain_gemm.h up to 128 tokens, then
+                       // wide_chain.h
 };
 
 // Sums are fp32 till they leave; kBf16 is their nearest.
@@ -136,7 +145,8 @@ struct GemmTask {
 };
 
 // Both products of the same tokens, in one launch where they are of one dtype
-// and have as many leaves, so that one fills what the other leaves idle.
+// and of as many columns and leaves, so that one fills what the other leaves
+// idle.
 void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
               GemmOutput type, const LaunchOptions& options);
 

@@ -1,5 +1,5 @@
 // The tile of products with many tokens: two warpgroups multiply 256 or 128
-// rows of weights by 128 or 96 tokens, with nearly all of a multiprocessor's
+// rows of weights by 96 to 192 tokens, with nearly all of a multiprocessor's
 // registers. Two thread blocks of a cluster, with neighbouring tokens, can be a
 // pair: each loads a half of their common weights into both, so that L2 is
 // asked for less. The chains of K are gemm_tile.h's.
@@ -33,10 +33,6 @@ struct WideTile {
 // Named barriers of a wide tile; 0 is the block's own.
 inline constexpr int kGroupBarrier = 1;  // and the next: of each group
 inline constexpr int kTurnBarrier = 3;   // and the next: each group's turn
-
-__device__ inline void BarrierSync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
 
 // FP8's groups begin their products in turn: then one's run while the other
 // promotes. Side by side both would end, and both promote, at the same time.
@@ -130,10 +126,10 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
   }
 }
 
-// part = one stage's products of 64 rows, in the group's turn.
+// Begins part = one stage's products of 64 rows, in the group's turn.
 template <typename Format, int kTokens>
-__device__ void MultiplyInTurn(int group, uint64_t weights, uint64_t inputs,
-                               float (&part)[kTokens / 2]) {
+__device__ void BeginInTurn(int group, uint64_t weights, uint64_t inputs,
+                            float (&part)[kTokens / 2]) {
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   TakeTurn(group);
@@ -145,7 +141,6 @@ __device__ void MultiplyInTurn(int group, uint64_t weights, uint64_t inputs,
   }
   ProductCommit();
   PassTurn(group);
-  ProductWait<0>();
 }
 
 // sum[m] = the products of the next `blocks` stages, one chain, for the
@@ -179,8 +174,9 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        MultiplyInTurn<Format, TileType::kTokens>(
-            group, weights + m * kBlockStep, inputs, part);
+        BeginInTurn<Format, TileType::kTokens>(group, weights + m * kBlockStep,
+                                               inputs, part);
+        ProductWait<0>();
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
         for (int i = 0; i < kValues; ++i) sum[m][i] += part[i];

@@ -253,7 +253,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
   const auto leaf = [](const DeviceLinear& linear) {
-    return ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns);
+    return ColumnParallelLeaf(linear.gemm);
   };
   // With kv_a beside it.
   const auto q_product = [&](const DeviceLinear& q, float* out) {
@@ -563,8 +563,8 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
              .row_ids = step_.device.row_ids + row,
              .inputs = {step_.inputs[0].Sink(head.input)}},
             main_.Next());
-    Product(main_, head, ColumnParallelLeaf(head.gemm.rows, head.gemm.columns),
-            step_.inputs[0], rows, step_.logits.data());
+    Product(main_, head, ColumnParallelLeaf(head.gemm), step_.inputs[0], rows,
+            step_.logits.data());
     sink(row, rows);
   }
 }

@@ -197,7 +197,7 @@ absl::StatusOr<std::unique_ptr<FastProducts>> FastProducts::Make(
     if (at.linears[0] != &linear) at.linears.push_back(&linear);
   };
   const auto column_leaf = [](const DeviceLinear& linear) {
-    return ColumnParallelLeaf(linear.gemm.rows, linear.gemm.columns);
+    return ColumnParallelLeaf(linear.gemm);
   };
   const int64_t tokens = step.limits.tokens;
   for (const DeviceLayer& layer : weights.layers) {
