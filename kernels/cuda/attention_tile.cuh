@@ -27,16 +27,10 @@ __device__ inline int Group() { return threadIdx.x / kThreads; }
 __device__ inline int GroupThread() { return threadIdx.x % kThreads; }
 __device__ inline int GroupWarp() { return threadIdx.x / 32 % kWarps; }
 
-__device__ inline void NamedBarrierSync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ inline void NamedBarrierArrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
 // Named barriers; 0 is the block's own.
 inline constexpr int kGroupBarrier = 1;  // and the next: of each group
 __device__ inline void GroupSync() {
-  NamedBarrierSync(kGroupBarrier + Group(), kThreads);
+  BarrierSync(kGroupBarrier + Group(), kThreads);
 }
 
 // Where 16-byte chunk `chunk` of a tile's row lies: moved within its group so

@@ -250,17 +250,17 @@ __global__ void __launch_bounds__(kGroups* kThreads,
     }
     if constexpr (kGroups == 2) {
       if (Group() == 1) {
-        if (split > 1) NamedBarrierSync(kEmptied, kAll);
+        if (split > 1) BarrierSync(kEmptied, kAll);
         LeaveSplit(sums, shared);
-        NamedBarrierArrive(kFilled, kAll);
+        BarrierArrive(kFilled, kAll);
       } else if (split < last_split) {
-        NamedBarrierSync(kFilled, kAll);
+        BarrierSync(kFilled, kAll);
         const float* at = shared.split + GroupThread();
         const float* ends = at + kSums * kThreads;
         merged.Add(false, {ends[0], ends[kThreads]},
                    {ends[2 * kThreads], ends[3 * kThreads]},
                    [&](int k) { return at[k * kThreads]; });
-        if (split + 3 <= last_split) NamedBarrierArrive(kEmptied, kAll);
+        if (split + 3 <= last_split) BarrierArrive(kEmptied, kAll);
       }
     }
     sums.Clear();

@@ -191,7 +191,7 @@ struct Values {
       if (lane % 4 == 0) largest[group][16 * warp + lane / 4 + 8 * h] = most[h];
     }
     // The warps of both groups that have the token.
-    asm volatile("bar.sync %0, 64;" ::"r"(1 + warp) : "memory");
+    BarrierSync(1 + warp, 64);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int head = first_head + 8 * h;
