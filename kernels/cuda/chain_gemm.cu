@@ -217,6 +217,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
   }
   const int warp = threadIdx.x / 32 % 4;
   float4* const units = sums + (group * 4 + warp) * TileType::kWarpSums;
+  __syncwarp();  // the sum that came there has been read
 #pragma unroll
   for (int j = 0; j < TileType::kQuads; ++j) {
     units[j * 32 + QuadPlace(threadIdx.x % 32)] = {
