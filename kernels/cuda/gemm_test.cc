@@ -24,6 +24,29 @@ Codes Inputs(WeightDtype dtype, int64_t rows, int64_t columns, uint64_t seed) {
   return Encode(dtype, values);
 }
 
+// A product's weights and inputs, here and on the device.
+struct Operands {
+  Codes w, x;
+  DeviceBuffer<std::byte> w_data, x_data;
+  GemmWeight weight;
+  GemmInput input;
+
+  Operands(WeightDtype dtype, int64_t rows, int64_t columns, int64_t tokens,
+           uint64_t seed)
+      : w(Encode(dtype, SpreadValues(rows * columns, seed))),
+        x(Inputs(dtype, tokens, columns, seed + 1)),
+        w_data(Upload(w.bytes)),
+        x_data(Upload(x.bytes)) {
+    EXPECT_TRUE(MakeGemmWeight(dtype, w_data.data(), rows, columns, &weight));
+    EXPECT_TRUE(MakeGemmInput(dtype, x_data.data(), tokens, columns, &input));
+  }
+};
+
+int64_t LeafOf(const Shape& shape) {
+  return shape.narrow ? RowParallelLeaf(shape.columns)
+                      : (shape.columns + 127) / 128 * 128;
+}
+
 class GemmTest : public GpuTestWithParam<std::tuple<WeightDtype, Shape>> {};
 class GemmPairTest : public GpuTestWithParam<WeightDtype> {};
 
@@ -40,22 +63,13 @@ std::vector<float> Product(const GemmWeight& weight, int64_t leaf,
 TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 150;
-  const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
-  const Codes x = Inputs(dtype, kTokens, shape.columns, 2);
-  const auto w_data = Upload(w.bytes);
-  const auto x_data = Upload(x.bytes);
-  GemmWeight weight;
-  GemmInput input;
-  ASSERT_TRUE(
-      MakeGemmWeight(dtype, w_data.data(), shape.rows, shape.columns, &weight));
-  ASSERT_TRUE(
-      MakeGemmInput(dtype, x_data.data(), kTokens, shape.columns, &input));
+  Operands operands(dtype, shape.rows, shape.columns, kTokens, 1);
+  auto& [w, x, w_data, x_data, weight, input] = operands;
   weight.scale = 0.25f;
   const std::vector<float> row_scales = cpu::RandomValues(shape.rows, 3);
   const auto scales = Upload(row_scales);
   weight.row_scales = scales.data();
-  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
-                                    : (shape.columns + 127) / 128 * 128;
+  const int64_t leaf = LeafOf(shape);
 
   const std::vector<float> all =
       Product(weight, leaf, input, kTokens, {.tokens = 8}, stream());
@@ -111,24 +125,15 @@ TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
 TEST_P(GemmTest, OutputsOfBf16AreTheNearest) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 530;
-  const Codes w = Encode(dtype, SpreadValues(shape.rows * shape.columns, 1));
-  const Codes x = Inputs(dtype, kTokens, shape.columns, 2);
-  const auto w_data = Upload(w.bytes);
-  const auto x_data = Upload(x.bytes);
-  GemmWeight weight;
-  GemmInput input;
-  ASSERT_TRUE(
-      MakeGemmWeight(dtype, w_data.data(), shape.rows, shape.columns, &weight));
-  ASSERT_TRUE(
-      MakeGemmInput(dtype, x_data.data(), kTokens, shape.columns, &input));
+  Operands operands(dtype, shape.rows, shape.columns, kTokens, 1);
+  auto& [w, x, w_data, x_data, weight, input] = operands;
   std::vector<float> row_scales = cpu::RandomValues(shape.rows, 3);
   row_scales[1] = HUGE_VALF;
   row_scales[18] = std::nanf("");
   row_scales[35] = 0x1.ffp127f;  // past the largest there is no number
   const auto scales = Upload(row_scales);
   weight.row_scales = scales.data();
-  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
-                                    : (shape.columns + 127) / 128 * 128;
+  const int64_t leaf = LeafOf(shape);
   const Codes nearest =
       Encode(WeightDtype::kBf16,
              Product(weight, leaf, input, kTokens, {.tokens = 8}, stream()));
@@ -180,21 +185,9 @@ TEST_P(GemmTest, ARowDoesNotDependOnItsPlace) {
 TEST_P(GemmTest, APairIsBothProducts) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 150;
-  const int64_t leaf = shape.narrow ? RowParallelLeaf(shape.columns)
-                                    : (shape.columns + 127) / 128 * 128;
-  struct Operands {
-    DeviceBuffer<std::byte> w, x;
-    GemmWeight weight;
-    GemmInput input;
-  };
+  const int64_t leaf = LeafOf(shape);
   const auto operands = [&](WeightDtype type, int64_t rows, uint64_t seed) {
-    Operands o;
-    o.w = Upload(Encode(type, SpreadValues(rows * shape.columns, seed)).bytes);
-    o.x = Upload(Inputs(type, kTokens, shape.columns, seed + 1).bytes);
-    EXPECT_TRUE(
-        MakeGemmWeight(type, o.w.data(), rows, shape.columns, &o.weight));
-    EXPECT_TRUE(
-        MakeGemmInput(type, o.x.data(), kTokens, shape.columns, &o.input));
+    Operands o(type, rows, shape.columns, kTokens, seed);
     o.weight.scale = 0.25f * static_cast<float>(seed);
     return o;
   };
@@ -225,28 +218,19 @@ TEST_P(GemmTest, APairIsBothProducts) {
 TEST_P(GemmPairTest, BlocksGoOnFromTileToTile) {
   const WeightDtype dtype = GetParam();
   constexpr int64_t kColumns = 640;
-  struct Operands {
-    DeviceBuffer<std::byte> w, x;
-    DeviceBuffer<float> row_scales, token_scales;
-    GemmWeight weight;
-    GemmInput input;
-  };
   constexpr int64_t kTokens = 2500;
-  const auto operands = [&](int64_t rows, uint64_t seed) {
-    Operands o;
-    o.w = Upload(Encode(dtype, SpreadValues(rows * kColumns, seed)).bytes);
-    o.x =
-        Upload(Encode(dtype, SpreadValues(kTokens * kColumns, seed + 1)).bytes);
-    EXPECT_TRUE(MakeGemmWeight(dtype, o.w.data(), rows, kColumns, &o.weight));
-    EXPECT_TRUE(MakeGemmInput(dtype, o.x.data(), kTokens, kColumns, &o.input));
-    o.row_scales = Upload(cpu::RandomValues(rows, seed + 2));
-    o.token_scales = Upload(cpu::RandomValues(kTokens, seed + 3));
-    o.weight.scale = 0.3f;
-    o.weight.row_scales = o.row_scales.data();
-    return o;
+  struct Scaled : Operands {
+    DeviceBuffer<float> row_scales, token_scales;
+    Scaled(WeightDtype dtype, int64_t rows, uint64_t seed)
+        : Operands(dtype, rows, kColumns, kTokens, seed),
+          row_scales(Upload(cpu::RandomValues(rows, seed + 2))),
+          token_scales(Upload(cpu::RandomValues(kTokens, seed + 3))) {
+      weight.scale = 0.3f;
+      weight.row_scales = row_scales.data();
+    }
   };
-  Operands first = operands(1552, 20);
-  Operands second = operands(336, 30);
+  Scaled first(dtype, 1552, 20);
+  Scaled second(dtype, 336, 30);
   const int64_t leaf = ColumnParallelLeaf(first.weight);
   for (const bool token_scales : {false, true}) {
     if (token_scales) {

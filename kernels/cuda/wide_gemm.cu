@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/gemm_launch.h"
+#include "kernels/cuda/gemm_problem.h"
 #include "kernels/cuda/wide_gemm.h"
 #include "kernels/cuda/wide_store.cuh"
 
@@ -19,18 +20,6 @@ using TileType = WideTile<kTokens<Format>, 1, kPromoted<Format> ? 6 : 5>;
 constexpr int kGroups = TileType<Bf16Format>::kGroups;
 constexpr int kThreads = TileType<Bf16Format>::kThreads;
 constexpr int kRows = kGroups * kProductRows;
-
-struct Arguments {
-  int rows;
-  int tokens;
-  int k_blocks;     // stages of 128 bytes that K takes
-  int leaf_blocks;  // of one leaf
-  int leaves;
-  float scale;
-  const float* row_scales;    // (rows), or null
-  const float* token_scales;  // (tokens), or null
-  GemmOutput type;
-};
 
 // Sums of four leaves wait in shared memory, each thread's in a column. In
 // their turn, outputs leave from there: the copy engine takes them while the
@@ -77,7 +66,7 @@ static_assert(kMaxLeaves == 8);
 template <typename Format>
 __device__ void MultiplyLeaves(const WideRing<TileType<Format>>& ring,
                                Walk<TileType<Format>::kStages>& walk,
-                               const Arguments& a, int group,
+                               const GemmArguments& a, int group,
                                Waiting<Format>& waiting,
                                float (&sum)[1][kValues<Format>]) {
   int left = a.k_blocks;
@@ -152,7 +141,7 @@ __device__ void StoreBoxes(const CUtensorMap* map, int first_row, int token,
 }
 
 template <typename Format>
-__device__ void StoreOutput(const Arguments& a, const CUtensorMap* map,
+__device__ void StoreOutput(const GemmArguments& a, const CUtensorMap* map,
                             int first_row, int token, int group,
                             Waiting<Format>& waiting,
                             float (&sum)[kValues<Format>]) {
@@ -190,7 +179,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     WideGemmKernel(const __grid_constant__ CUtensorMap weights,
                    const __grid_constant__ CUtensorMap x,
                    const __grid_constant__ CUtensorMap x_rest,
-                   const __grid_constant__ CUtensorMap out, const Arguments a) {
+                   const __grid_constant__ CUtensorMap out,
+                   const GemmArguments a) {
   extern __shared__ std::byte shared[];
   AllowNextKernel();
   const int rank = blockIdx.x % 2;
@@ -246,11 +236,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename Format>
-void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
-         GemmOutput type, void* out, const LaunchOptions& options) {
-  const int64_t size = type == GemmOutput::kFp32 ? 4 : 2;
-  CUtensorMap out_map;
-  Check(MakeWideOutput(out, a.tokens, a.rows * size, kTokens<Format>, &out_map)
+void Run(const GemmProblem& p, const CUtensorMap& x_rest,
+         const LaunchOptions& options) {
+  const GemmArguments& a = p.a;
+  const int64_t size = a.type == GemmOutput::kFp32 ? 4 : 2;
+  CUtensorMap out;
+  Check(MakeWideOutput(a.out, a.tokens, a.rows * size, kTokens<Format>, &out)
             ? cudaSuccess
             : cudaErrorInvalidValue,
         "describing a product's outputs");
@@ -262,8 +253,8 @@ void Run(const GemmWeight& weight, const GemmInput& x, const Arguments& a,
       .threads = kThreads,
       .shared_bytes = kSharedBytes<Format>,
       .cluster = 2};
-  Launch(WideGemmKernel<Format>, shape, options, "Gemm", weight.map, x.wide_map,
-         x.map, out_map, a);
+  Launch(WideGemmKernel<Format>, shape, options, "Gemm", p.weights, p.x, x_rest,
+         out, a);
 }
 
 }  // namespace
@@ -276,24 +267,17 @@ bool WideGemmTakes(const GemmWeight& weight) {
 void WideGemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
               int64_t tokens, GemmOutput type, void* out,
               const LaunchOptions& options) {
-  const int64_t block = kTileRowBytes / WeightElementBytes(weight.dtype);
-  const Arguments a = {
-      .rows = static_cast<int>(weight.rows),
-      .tokens = static_cast<int>(tokens),
-      .k_blocks = static_cast<int>((weight.columns + block - 1) / block),
-      .leaf_blocks = static_cast<int>(leaf / block),
-      .leaves = static_cast<int>((weight.columns + leaf - 1) / leaf),
-      .scale = weight.scale,
-      .row_scales = weight.row_scales,
-      .token_scales = x.scales,
-      .type = type};
+  const GemmTask task = {&weight, leaf, &x, out};
+  const GemmProblem problem =
+      MakeProblem(task, {{task}, 1, static_cast<int>(tokens), type},
+                  /*box_rows=*/kProductRows);
   switch (weight.dtype) {
     case WeightDtype::kFp8E4m3:
-      return Run<E4m3Format>(weight, x, a, type, out, options);
+      return Run<E4m3Format>(problem, x.map, options);
     case WeightDtype::kFp16:
-      return Run<Fp16Format>(weight, x, a, type, out, options);
+      return Run<Fp16Format>(problem, x.map, options);
     default:
-      return Run<Bf16Format>(weight, x, a, type, out, options);
+      return Run<Bf16Format>(problem, x.map, options);
   }
 }
 
