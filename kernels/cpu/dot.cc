@@ -106,7 +106,8 @@ QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
   } else if (weight.dynamic_inputs == DynamicInputs::kToken) {
     input.scales.resize(tokens);
   }
-  const bool packs = pool.isa() == Isa::kAvx512Bf16 && tokens >= kPairTokens &&
+  const bool packs = pool.isa() == Isa::kAvx512Bf16 && PairsAreFaster() &&
+                     tokens >= kPairTokens &&
                      weight.dtype == WeightDtype::kFp8E4m3 &&
                      weight.block_scales == nullptr &&
                      weight.dynamic_inputs != DynamicInputs::kGroup;
