@@ -74,30 +74,44 @@ void AbsorbQuery(ThreadPool& pool, const KvUpProjection& kv_b, const float* q,
 void AbsorbValue(ThreadPool& pool, const KvUpProjection& kv_b,
                  const float* attended, int64_t tokens, float* out) {
   const int64_t latent = kv_b.weight.columns;
-  pool.ParallelFor(kv_b.heads, 1, [&](int64_t begin, int64_t end) {
+  // A claim: one head's rows, or some of them where heads do not come out even.
+  const int64_t height = kv_b.heads % pool.threads() == 0
+                             ? kv_b.value
+                             : DotGrain(kv_b.weight, tokens);
+  const int64_t chunks = (kv_b.value + height - 1) / height;
+  const auto head = [&](int64_t h) {
+    return kv_b.weight.Slice(h * (kv_b.nope + kv_b.value) + kv_b.nope,
+                             kv_b.value);
+  };
+  const auto absorb = [&](int64_t begin, int64_t end) {
     std::vector<const float*> from(tokens);
     std::vector<float*> to(tokens);
-    for (int64_t h = begin; h < end; ++h) {
-      const Weight v = kv_b.weight.Slice(
-          h * (kv_b.nope + kv_b.value) + kv_b.nope, kv_b.value);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t h = unit / chunks;
+      const int64_t row = unit % chunks * height;
+      const Weight v = head(h);
       for (int64_t t = 0; t < tokens; ++t) {
         from[t] = attended + (t * kv_b.heads + h) * latent;
         to[t] = out + (t * kv_b.heads + h) * kv_b.value;
       }
-      Dot(pool.isa(),
-          {.weight = &v,
-           .row_begin = 0,
-           .row_end = kv_b.value,
-           .leaf = 0,
-           .input_scale = kv_b.latent_scale,
-           .x = from.data(),
-           .out = to.data(),
-           .tokens = tokens,
-           .next = h + 1 < end ? v.data + (kv_b.nope + kv_b.value) * latent *
-                                              WeightElementBytes(v.dtype)
-                               : nullptr});
+      const std::byte* next = nullptr;
+      if (unit + 1 < end) {
+        next = head((unit + 1) / chunks).data + (unit + 1) % chunks * height *
+                                                    latent *
+                                                    WeightElementBytes(v.dtype);
+      }
+      Dot(pool.isa(), {.weight = &v,
+                       .row_begin = row,
+                       .row_end = std::min(row + height, kv_b.value),
+                       .leaf = 0,
+                       .input_scale = kv_b.latent_scale,
+                       .x = from.data(),
+                       .out = to.data(),
+                       .tokens = tokens,
+                       .next = next});
     }
-  });
+  };
+  pool.ParallelFor(kv_b.heads * chunks, 1, absorb);
 }
 
 }  // namespace invar::cpu

@@ -1,7 +1,9 @@
 // Compiled for any x86-64, unlike the rest of the folder: it runs first.
+#include <algorithm>
 #include <string>
 
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/multiply_adds.h"
 #include "kernels/ops.h"
 
 namespace invar::cpu {
@@ -50,6 +52,23 @@ Isa FindBestIsa() {
 }
 
 }  // namespace
+
+bool PairsAreFaster() {
+  // The best of some: the first ones find the processor's vector units asleep,
+  // and any may be interrupted.
+  constexpr int kTrials = 16;
+  constexpr int64_t kRounds = 1024;
+  static const bool faster = [] {
+    double fp32 = 0.0;
+    double pairs = 0.0;
+    for (int trial = 0; trial < kTrials; ++trial) {
+      fp32 = std::max(fp32, RateOf(kFp32MultiplyAdds512, kRounds));
+      pairs = std::max(pairs, RateOf(kPairMultiplyAdds512, kRounds));
+    }
+    return pairs > fp32;
+  }();
+  return faster;
+}
 
 Isa BestIsa() {
   static const Isa best = FindBestIsa();

@@ -21,15 +21,33 @@ const IsaKernels& KernelsOf(Isa isa) {
 
 void Dot(Isa isa, const DotProducts& products) { KernelsOf(isa).dot(products); }
 
+namespace {
+
+constexpr int64_t kRowsMost = 128;
+// Whole cache lines of outputs, so that no two threads write to one.
+constexpr int64_t kLineRows = 16;
+
+}  // namespace
+
 int64_t DotGrain(const Weight& weight, int64_t tokens) {
-  constexpr int64_t kRowsMost = 128;
   constexpr int64_t kProductsWorthAClaim = 1 << 15;
-  // Whole cache lines of outputs, so that no two threads write to one.
-  constexpr int64_t kLineRows = 16;
   const int64_t rows =
       kProductsWorthAClaim / std::max<int64_t>(1, weight.columns * tokens);
   return std::clamp((rows + kLineRows - 1) / kLineRows * kLineRows,
                     2 * kLineRows, kRowsMost);
+}
+
+int64_t EvenDotGrain(const Weight& weight, int64_t tokens, int threads) {
+  // The rows of the thread that takes the most.
+  const auto longest = [&](int64_t grain) {
+    const int64_t claims = (weight.rows + grain - 1) / grain;
+    return (claims + threads - 1) / threads * grain;
+  };
+  int64_t best = DotGrain(weight, tokens);
+  for (int64_t grain = best; grain <= kRowsMost; grain += kLineRows) {
+    if (longest(grain) < longest(best)) best = grain;
+  }
+  return best;
 }
 
 namespace {
@@ -106,13 +124,13 @@ QuantizedInput QuantizeInput(ThreadPool& pool, const Weight& weight,
   } else if (weight.dynamic_inputs == DynamicInputs::kToken) {
     input.scales.resize(tokens);
   }
-  const bool packs = pool.isa() == Isa::kAvx512Bf16 && tokens >= kPairTokens &&
+  const bool packs = pool.isa() == Isa::kAvx512Bf16 && PairsAreFaster() &&
+                     tokens >= kPairTokens &&
                      weight.dtype == WeightDtype::kFp8E4m3 &&
                      weight.block_scales == nullptr &&
                      weight.dynamic_inputs != DynamicInputs::kGroup;
   if (packs) input.pairs.resize(tokens * PairsOf(columns));
-  const int64_t grain = std::max<int64_t>(1, 8192 / columns);
-  pool.ParallelFor(tokens, grain, [&](int64_t begin, int64_t end) {
+  pool.ParallelForRows(tokens, 2 * columns, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = x + t * columns;
       float* out = input.storage.data() + t * columns;

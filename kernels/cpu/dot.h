@@ -17,6 +17,9 @@ void Dot(Isa isa, const DotProducts& products);
 // Rows a thread takes at once: enough work to be worth a claim.
 int64_t DotGrain(const Weight& weight, int64_t tokens);
 
+// The same of a whole weight, more where that shares its rows out more evenly.
+int64_t EvenDotGrain(const Weight& weight, int64_t tokens, int threads);
+
 // What a layer's weight multiplies: its input, or what it quantises that to.
 struct QuantizedInput {
   const float* values = nullptr;  // (tokens, columns)

@@ -39,12 +39,12 @@ struct Unit {
   float* out;  // (slots, rows)
 };
 
-void AddUnits(const ThreadPool& pool, const Group& group, const Weight& weight,
-              float* out, std::vector<Unit>& units) {
+// whole: not in pieces, for all groups' weights are enough units.
+void AddUnits(const Group& group, const Weight& weight, bool whole, float* out,
+              std::vector<Unit>& units) {
   const int64_t grain =
-      pool.threads() == 1
-          ? weight.rows
-          : DotGrain(weight, static_cast<int64_t>(group.slots.size()));
+      whole ? weight.rows
+            : DotGrain(weight, static_cast<int64_t>(group.slots.size()));
   for (int64_t row = 0; row < weight.rows; row += grain) {
     units.push_back(
         {&group, &weight, row, std::min(row + grain, weight.rows), out});
@@ -121,18 +121,25 @@ void Experts(ThreadPool& pool, std::span<const Expert> experts, const float* x,
   const QuantizedInput input = QuantizeInput(pool, experts[0].gate, x, tokens);
   AlignedVector<float> gate(count * inner);
   AlignedVector<float> up(count * inner);
+  // Groups differ in size, so a thread takes some units.
+  const auto are_enough = [&pool](size_t units) {
+    constexpr size_t kUnitsAThread = 8;
+    return pool.threads() == 1 || units >= kUnitsAThread * pool.threads();
+  };
   std::vector<Unit> units;
+  bool whole = are_enough(2 * groups.size());
   for (const Group& group : groups) {
-    AddUnits(pool, group, group.expert->gate, gate.data(), units);
-    AddUnits(pool, group, group.expert->up, up.data(), units);
+    AddUnits(group, group.expert->gate, whole, gate.data(), units);
+    AddUnits(group, group.expert->up, whole, up.data(), units);
   }
   RunUnits(pool, units, input, top_k);
   SiluMul(pool, gate.data(), up.data(), count * inner, gate.data());
   const QuantizedInput product =
       QuantizeInput(pool, experts[0].down, gate.data(), count);
   units.clear();
+  whole = are_enough(groups.size());
   for (const Group& group : groups) {
-    AddUnits(pool, group, group.expert->down, slots, units);
+    AddUnits(group, group.expert->down, whole, slots, units);
   }
   RunUnits(pool, units, product, 1);
 }

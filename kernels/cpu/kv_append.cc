@@ -39,7 +39,8 @@ void KvAppend(ThreadPool& pool, std::span<const TokenPlace> places,
         if (!latent_finite || !k_pe_finite) finite[t] = 0;
       }
     };
-    pool.ParallelFor(static_cast<int64_t>(places.size()), 32, append);
+    pool.ParallelForRows(static_cast<int64_t>(places.size()),
+                         2 * cache.row_elements(), append);
   });
 }
 

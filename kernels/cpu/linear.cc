@@ -20,19 +20,20 @@ void Run(ThreadPool& pool, const Weight& weight, int64_t leaf, const float* x,
       pairs[t] = input.pairs.data() + t * PairsOf(weight.columns);
     }
   }
-  pool.ParallelFor(
-      weight.rows, DotGrain(weight, tokens), [&](int64_t begin, int64_t end) {
-        Dot(pool.isa(), {.weight = &weight,
-                         .row_begin = begin,
-                         .row_end = end,
-                         .leaf = leaf,
-                         .input_scales = input.token_scales(),
-                         .input_scale = input.scale,
-                         .x = inputs.data(),
-                         .pairs = pairs.empty() ? nullptr : pairs.data(),
-                         .out = outputs.data(),
-                         .tokens = tokens});
-      });
+  pool.ParallelFor(weight.rows, EvenDotGrain(weight, tokens, pool.threads()),
+                   [&](int64_t begin, int64_t end) {
+                     Dot(pool.isa(),
+                         {.weight = &weight,
+                          .row_begin = begin,
+                          .row_end = end,
+                          .leaf = leaf,
+                          .input_scales = input.token_scales(),
+                          .input_scale = input.scale,
+                          .x = inputs.data(),
+                          .pairs = pairs.empty() ? nullptr : pairs.data(),
+                          .out = outputs.data(),
+                          .tokens = tokens});
+                   });
 }
 
 }  // namespace

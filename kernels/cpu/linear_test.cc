@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cpu/codes.h"
+#include "kernels/cpu/dot.h"
 #include "kernels/cpu/test_values.h"
 #include "kernels/ops.h"
 
@@ -120,6 +121,18 @@ TEST(LinearTest, LeavesAreAtMostEightAndWholeBlocksOf128) {
     EXPECT_EQ(leaf % 128, 0);
     EXPECT_LE((columns + leaf - 1) / leaf, kMaxLeaves);
   }
+}
+
+TEST(LinearTest, FewClaimsComeOutEven) {
+  const Weight few = {.rows = 192, .columns = 384};
+  const Weight more = {.rows = 576, .columns = 384};
+  const Weight even = {.rows = 768, .columns = 384};
+  constexpr int64_t kTokens = 16;
+  EXPECT_EQ(DotGrain(few, kTokens), 32);
+  EXPECT_EQ(EvenDotGrain(few, kTokens, 4), 48);   // 4 claims instead of 6
+  EXPECT_EQ(EvenDotGrain(more, kTokens, 4), 48);  // 12 instead of 18
+  EXPECT_EQ(EvenDotGrain(even, kTokens, 4), 32);
+  EXPECT_EQ(EvenDotGrain(few, kTokens, 1), 32);
 }
 
 TEST(LinearTest, Fp8WeightsWithStaticFp8Inputs) {

@@ -7,7 +7,7 @@ void RmsNorm(ThreadPool& pool, const float* x, int64_t x_stride,
              const float* gain, float eps, int64_t rows, int64_t size,
              float* out, int64_t out_stride) {
   const float count = static_cast<float>(size);
-  pool.ParallelFor(rows, 16, [&](int64_t begin, int64_t end) {
+  pool.ParallelForRows(rows, size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* in = x + row * x_stride;
       Lanes squares = Zero();

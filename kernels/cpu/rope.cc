@@ -69,21 +69,23 @@ void RopeApply(ThreadPool& pool, const float* cosines, const float* sines,
                int64_t tokens, int64_t heads, int64_t rope_dim, float* x,
                int64_t token_stride, int64_t head_stride) {
   const int64_t pairs = rope_dim / 2;
-  pool.ParallelFor(tokens, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* c = cosines + t * pairs;
-      const float* s = sines + t * pairs;
-      for (int64_t h = 0; h < heads; ++h) {
-        float* v = x + t * token_stride + h * head_stride;
-        for (int64_t i = 0; i < pairs; ++i) {
-          const float a = v[2 * i];
-          const float b = v[2 * i + 1];
-          v[2 * i] = a * c[i] - b * s[i];
-          v[2 * i + 1] = a * s[i] + b * c[i];
-        }
-      }
-    }
-  });
+  // Pairs are turned one by one.
+  pool.ParallelForRows(tokens, 8 * heads * pairs,
+                       [&](int64_t begin, int64_t end) {
+                         for (int64_t t = begin; t < end; ++t) {
+                           const float* c = cosines + t * pairs;
+                           const float* s = sines + t * pairs;
+                           for (int64_t h = 0; h < heads; ++h) {
+                             float* v = x + t * token_stride + h * head_stride;
+                             for (int64_t i = 0; i < pairs; ++i) {
+                               const float a = v[2 * i];
+                               const float b = v[2 * i + 1];
+                               v[2 * i] = a * c[i] - b * s[i];
+                               v[2 * i + 1] = a * s[i] + b * c[i];
+                             }
+                           }
+                         }
+                       });
 }
 
 }  // namespace invar::cpu

@@ -102,7 +102,8 @@ void Router(ThreadPool& pool, const RouterOptions& options,
   const int64_t experts = options.experts;
   std::vector<float> logits(tokens * experts);
   Linear(pool, weight, x, tokens, logits.data());
-  pool.ParallelFor(tokens, 16, [&](int64_t begin, int64_t end) {
+  // Sorting takes most of it.
+  pool.ParallelForRows(tokens, 128 * experts, [&](int64_t begin, int64_t end) {
     const int64_t padded = (experts + kLanes - 1) / kLanes * kLanes;
     std::vector<float> scores;
     std::vector<float> choice;

@@ -38,5 +38,37 @@ TEST(ThreadPoolTest, ManyShortLoopsAndPoolsNeverHang) {
   }
 }
 
+// Each team's loops run whole, at once with the other teams' and again and
+// again: whoever helps, no iteration is lost, run twice or run by a loop's
+// successor.
+TEST(ThreadPoolTest, TeamsRunTheirLoopsAtOnce) {
+  for (const int threads : {1, 2, 6}) {
+    ThreadPool pool(threads);
+    for (const int teams : {1, 2, 3, 6}) {
+      if (threads % teams != 0) continue;
+      for (int step = 0; step < 100; ++step) {
+        std::vector<std::vector<int>> runs(teams);
+        pool.ForTeams(teams, [&](int64_t i, ThreadPool& team) {
+          EXPECT_EQ(team.threads(), threads / teams);
+          EXPECT_EQ(team.isa(), pool.isa());
+          runs[i].assign(40, 0);
+          for (int loop = 0; loop < 20; ++loop) {
+            team.ParallelFor(40, 3, [&](int64_t begin, int64_t end) {
+              for (int64_t k = begin; k < end; ++k) ++runs[i][k];
+            });
+          }
+        });
+        ASSERT_EQ(runs, std::vector(teams, std::vector<int>(40, 20)));
+        // And the threads are the pool's again.
+        std::vector<int> all(50, 0);
+        pool.ParallelFor(50, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t k = begin; k < end; ++k) ++all[k];
+        });
+        ASSERT_EQ(all, std::vector<int>(50, 1));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace invar::cpu

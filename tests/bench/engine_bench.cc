@@ -1,9 +1,10 @@
 // Speed of one model through the engine, as a worker runs it: batching,
 // sampling and reports included, sockets not.
 //
-//   build/bin/engine_bench MODEL_FOLDER [JSON_FILE]
+//   build/bin/engine_bench MODEL_FOLDER [--decode] [JSON_FILE]
 //
 // Prints a table of medians of five and, if asked to, the same as JSON.
+// --decode: leaves out prefill and the prefix cache, most of the time.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -126,8 +127,11 @@ double DecodeCeiling(const ModelConfig& config, const PeakRates& peak) {
 }
 
 int Main(int argc, char** argv) {
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: engine_bench MODEL_FOLDER [JSON_FILE]\n");
+  const bool decode_only = argc > 2 && std::string(argv[2]) == "--decode";
+  const int json_file = decode_only ? 3 : 2;
+  if (argc < 2 || argc > json_file + 1) {
+    std::fprintf(stderr,
+                 "usage: engine_bench MODEL_FOLDER [--decode] [JSON_FILE]\n");
     return 2;
   }
   auto model = Model::Load({.path = argv[1]});
@@ -139,7 +143,7 @@ int Main(int argc, char** argv) {
   const Engine::Options options = Bench::Options(config);
   cpu::ThreadPool pool(0);
   Bench bench(options, *std::move(model));
-  const std::vector<std::pair<std::string, std::function<double()>>> lines = {
+  std::vector<std::pair<std::string, std::function<double()>>> lines = {
       {"decode tokens/s, batch 1", [&] { return bench.Decode(1); }},
       {"decode tokens/s, batch 8", [&] { return bench.Decode(8); }},
       {"decode tokens/s, batch 64", [&] { return bench.Decode(64); }},
@@ -152,6 +156,7 @@ int Main(int argc, char** argv) {
       {"first token, 1024 shared tokens cached / not",
        [&] { return bench.PrefixRatio(); }},
   };
+  if (decode_only) lines.resize(3);
   std::vector<double> fp32, pairs, ceiling;
   // Interleaved, so that a busy moment of the machine meets all of them.
   std::map<std::string, std::vector<double>> values;
@@ -178,12 +183,12 @@ int Main(int argc, char** argv) {
   print("peak of bf16 pairs, GMAC/s", Median(pairs));
   print("decode tokens/s if these were all, any batch", most);
   print("the same over batch 1", most / one);
-  if (argc == 3) {
-    std::ofstream file(argv[2]);
+  if (argc > json_file) {
+    std::ofstream file(argv[json_file]);
     file << json.dump(2) << "\n";
     file.close();
     if (!file) {
-      std::fprintf(stderr, "cannot write %s\n", argv[2]);
+      std::fprintf(stderr, "cannot write %s\n", argv[json_file]);
       return 1;
     }
   }

@@ -1,96 +1,29 @@
 #include "worker/model/arithmetic.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
+#include "kernels/cpu/multiply_adds.h"
+
 namespace invar {
 namespace {
 
-// Independent sums that hide the latency of their additions.
-constexpr int kChains = 16;
-constexpr int64_t kRounds = 1 << 16;
-
-// Each loops over kRounds rounds of kChains multiply-adds and returns what
-// keeps them from being left out. What they start from and `factor` are made
-// opaque, so that no two are found to be the same.
-
-__attribute__((target("avx2,fma"))) float FusedMultiplyAdds256() {
-  __m256 factor = _mm256_set1_ps(1.0f);
-  __m256 sum[kChains];
-#pragma GCC unroll 16
-  for (__m256& chain : sum) {
-    chain = factor;
-    asm volatile("" : "+x"(chain));
-  }
-  for (int64_t i = 0; i < kRounds; ++i) {
-    asm volatile("" : "+x"(factor));
-#pragma GCC unroll 16
-    for (__m256& chain : sum) chain = _mm256_fmadd_ps(factor, factor, chain);
-  }
-  __m256 total = sum[0];
-#pragma GCC unroll 16
-  for (const __m256 chain : sum) total = _mm256_add_ps(total, chain);
-  return _mm256_cvtss_f32(total);
-}
-
-__attribute__((target("avx512f"))) float FusedMultiplyAdds512() {
-  __m512 factor = _mm512_set1_ps(1.0f);
-  __m512 sum[kChains];
-#pragma GCC unroll 16
-  for (__m512& chain : sum) {
-    chain = factor;
-    asm volatile("" : "+v"(chain));
-  }
-  for (int64_t i = 0; i < kRounds; ++i) {
-    asm volatile("" : "+v"(factor));
-#pragma GCC unroll 16
-    for (__m512& chain : sum) chain = _mm512_fmadd_ps(factor, factor, chain);
-  }
-  __m512 total = sum[0];
-#pragma GCC unroll 16
-  for (const __m512 chain : sum) total = _mm512_add_ps(total, chain);
-  return _mm512_cvtss_f32(total);
-}
-
-__attribute__((target("avx512f,avx512bf16"))) float PairMultiplyAdds512() {
-  __m512 factor = _mm512_set1_ps(1.0f);
-  __m512 sum[kChains];
-#pragma GCC unroll 16
-  for (__m512& chain : sum) {
-    chain = factor;
-    asm volatile("" : "+v"(chain));
-  }
-  for (int64_t i = 0; i < kRounds; ++i) {
-    asm volatile("" : "+v"(factor));
-    const auto pairs = reinterpret_cast<__m512bh>(factor);
-#pragma GCC unroll 16
-    for (__m512& chain : sum) chain = _mm512_dpbf16_ps(chain, pairs, pairs);
-  }
-  __m512 total = sum[0];
-#pragma GCC unroll 16
-  for (const __m512 chain : sum) total = _mm512_add_ps(total, chain);
-  return _mm512_cvtss_f32(total);
-}
-
-// Multiply-adds a millisecond of `loop`, which makes `width` of them a chain
-// and round, on every thread at once.
-double Rate(cpu::ThreadPool& pool, float (*loop)(), int width) {
+// Multiply-adds a millisecond of `loop` on every thread at once.
+double Rate(cpu::ThreadPool& pool, const cpu::MultiplyAdds& loop) {
   using Clock = std::chrono::steady_clock;
   constexpr int64_t kLoops = 64;
+  constexpr int64_t kRounds = 1 << 16;
   std::vector<float> results(kLoops);
   double best = 0.0;
   for (int repeat = 0; repeat < 5; ++repeat) {
     const auto start = Clock::now();
     pool.ParallelFor(kLoops, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) results[i] = loop();
+      for (int64_t i = begin; i < end; ++i) results[i] = loop.run(kRounds);
     });
     const std::chrono::duration<double, std::milli> time = Clock::now() - start;
-    best =
-        std::max(best, static_cast<double>(kLoops * kRounds * kChains * width) /
-                           time.count());
+    best = std::max(best, static_cast<double>(kLoops * kRounds * loop.a_round) /
+                              time.count());
   }
   return best;
 }
@@ -100,10 +33,10 @@ double Rate(cpu::ThreadPool& pool, float (*loop)(), int width) {
 PeakRates MeasurePeakRates(cpu::ThreadPool& pool) {
   PeakRates rates;
   rates.fp32 = pool.isa() == cpu::Isa::kAvx2
-                   ? Rate(pool, FusedMultiplyAdds256, 8)
-                   : Rate(pool, FusedMultiplyAdds512, 16);
+                   ? Rate(pool, cpu::kFp32MultiplyAdds256)
+                   : Rate(pool, cpu::kFp32MultiplyAdds512);
   rates.pairs = pool.isa() == cpu::Isa::kAvx512Bf16
-                    ? Rate(pool, PairMultiplyAdds512, 32)
+                    ? Rate(pool, cpu::kPairMultiplyAdds512)
                     : rates.fp32;
   return rates;
 }

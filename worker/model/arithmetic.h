@@ -3,6 +3,7 @@
 #ifndef INVAR_WORKER_MODEL_ARITHMETIC_H_
 #define INVAR_WORKER_MODEL_ARITHMETIC_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -33,11 +34,11 @@ std::map<std::string, Work> WorkOf(const ModelConfig& config, int64_t context);
 struct PeakRates {
   double fp32 = 0.0;
   // Of pairs of bf16, which FP8 by FP8 goes through where the processor has
-  // such an instruction; fp32's elsewhere.
+  // such an instruction and is faster so; fp32's where it has none.
   double pairs = 0.0;
 
   double Milliseconds(const Work& work) const {
-    return work.fp32 / fp32 + work.fp8 / pairs;
+    return work.fp32 / fp32 + work.fp8 / std::max(fp32, pairs);
   }
 };
 

@@ -203,6 +203,35 @@ TEST_P(ContractTest, StrangersInTheBatchDoNotMoveABit) {
   }
 }
 
+// Forty sequences decode: alone, in shares of a thread each, in shares of teams
+// of threads, and on all threads at once.
+TEST_P(ContractTest, TeamsOfThreadsDoNotMoveABit) {
+  constexpr int64_t kSequences = 40;
+  constexpr int64_t kPrompt = 12;
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<int32_t> blocks(kSequences);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  for (int64_t i = 0; i < kSequences; ++i) ids.push_back(Ids(kPrompt, i + 1));
+  std::vector<float> alone;
+  for (const int threads : {1, 2, 4, 6, 7}) {
+    const auto model = Load(threads);
+    const auto cache = model->NewKvCache(kSequences);
+    std::vector<float> logits(kSequences * model->config().vocab_size);
+    for (int64_t p = 0; p < kPrompt; ++p) {
+      std::vector<SequenceSlice> slices;
+      for (int64_t i = 0; i < kSequences; ++i) {
+        slices.push_back({.token_ids = std::span(ids[i]).subspan(p, 1),
+                          .first_position = p,
+                          .block_ids = {&blocks[i], 1},
+                          .logit_rows = 1});
+      }
+      model->Forward(slices, *cache, logits);
+    }
+    if (threads == 1) alone = logits;
+    ExpectSameBits(logits, alone);
+  }
+}
+
 std::string SettingName(const ::testing::TestParamInfo<Setting>& info) {
   const std::map<KvDtype, std::string> names = {{KvDtype::kFp8E5m2, "e5m2"},
                                                 {KvDtype::kFp8E4m3, "e4m3"},

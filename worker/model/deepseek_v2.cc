@@ -172,7 +172,14 @@ std::vector<SliceHealth> DeepseekV2::Compute(
     std::span<const SequenceSlice> slices, KvCache& cache, Step& s,
     std::span<float> logits) {
   BeginStep(slices, s);
-  cpu::RopeAngles(rope_, s.positions, s.cosines.data(), s.sines.data());
+  const int64_t pairs = config_.qk_rope_head_dim / 2;
+  // A pair's sine and cosine are computed in double.
+  s.pool->ParallelForRows(
+      s.tokens(), 128 * pairs, [&](int64_t begin, int64_t end) {
+        cpu::RopeAngles(
+            rope_, std::span(s.positions).subspan(begin, end - begin),
+            s.cosines.data() + begin * pairs, s.sines.data() + begin * pairs);
+      });
   cpu::Embedding(weights_.embedding, s.ids, s.hidden.data());
   if (observer_) shown_layer_ = -1;
   Show("embedding", s.tokens(), config_.hidden_size, s.hidden.data());
@@ -196,8 +203,8 @@ std::vector<SliceHealth> DeepseekV2::Compute(
 
 std::vector<std::span<const SequenceSlice>> DeepseekV2::Shares(
     std::span<const SequenceSlice> slices) const {
-  // Each share decodes all weights for its tokens: worth it for so many, and
-  // where weights are read from a cache.
+  // Each share's team decodes all weights for its tokens: worth it for so many,
+  // and where weights are read from a cache.
   constexpr int64_t kTokensLeast = 16;
   constexpr int64_t kWeightBytesMost = int64_t{24} << 20;
   // A token's products with weights over those with one position's row, as
@@ -211,8 +218,14 @@ std::vector<std::span<const SequenceSlice>> DeepseekV2::Shares(
   for (const SequenceSlice& slice : slices) {
     tokens += static_cast<int64_t>(slice.token_ids.size());
   }
-  if (tokens < kTokensLeast * pool_.threads()) return {};
-  return CutEvenly(slices, pool_.threads(), kTokenCost);
+  const int64_t threads = pool_.threads();
+  for (int64_t shares = std::min(tokens / kTokensLeast, threads); shares >= 2;
+       --shares) {
+    if (threads % shares != 0) continue;
+    auto runs = CutEvenly(slices, shares, kTokenCost);
+    if (!runs.empty()) return runs;
+  }
+  return {};
 }
 
 std::vector<SliceHealth> DeepseekV2::Forward(
@@ -232,12 +245,10 @@ std::vector<SliceHealth> DeepseekV2::Forward(
     logits = logits.subspan(rows * config_.vocab_size);
   }
   std::vector<std::vector<SliceHealth>> parts(shares.size());
-  pool_.ParallelFor(
-      static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          parts[i] =
-              Compute(shares[i], cache, share_steps_[i], share_logits[i]);
-        }
+  pool_.ForTeams(
+      static_cast<int>(shares.size()), [&](int64_t i, cpu::ThreadPool& team) {
+        share_steps_[i].pool = &team;
+        parts[i] = Compute(shares[i], cache, share_steps_[i], share_logits[i]);
       });
   std::vector<SliceHealth> health;
   for (const std::vector<SliceHealth>& part : parts) {

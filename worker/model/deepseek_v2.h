@@ -68,8 +68,8 @@ class DeepseekV2 final : public Model {
     int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
   };
 
-  // One share of the slices a thread, where that is faster than all threads
-  // on each operation; else none.
+  // The slices in shares that a team of threads each computes, where that is
+  // faster than all threads on each operation; else none.
   std::vector<std::span<const SequenceSlice>> Shares(
       std::span<const SequenceSlice> slices) const;
   // Forward on s.pool alone.
@@ -99,9 +99,8 @@ class DeepseekV2 final : public Model {
   float attention_scale_;
   ModelWeights weights_;
   cpu::ThreadPool pool_;
-  cpu::ThreadPool alone_;  // without helpers: what computes a share
   Step step_;
-  std::vector<Step> share_steps_;  // one a thread of pool_
+  std::vector<Step> share_steps_;  // of as many shares as pool_ has threads
   OpObserver observer_;
   int64_t shown_layer_ = -1;
 };

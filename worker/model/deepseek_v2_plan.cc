@@ -15,10 +15,8 @@ DeepseekV2::DeepseekV2(ModelConfig config, Checkpoint checkpoint,
       attention_scale_(AttentionScale(config_, rope_)),
       weights_(ReadWeights(config_, checkpoint_, kv_dtype_)),
       pool_(threads, isa),
-      alone_(1, isa),
       share_steps_(pool_.threads()) {
   step_.pool = &pool_;
-  for (Step& step : share_steps_) step.pool = &alone_;
 }
 
 std::unique_ptr<KvCache> DeepseekV2::NewKvCache(int64_t blocks) const {
