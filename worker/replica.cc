@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -41,10 +42,16 @@ int64_t BlockBytes(const WorkerConfig& config, const Model& model) {
 }
 
 absl::Status NoRoom(const WorkerConfig& config, const Model& model) {
+  const int64_t block_bytes = BlockBytes(config, model);
+  // Where nothing is known of the device's memory, any number of blocks.
+  const bool is_known =
+      model.MaxKvBlocks() <= std::numeric_limits<int64_t>::max() / block_bytes;
+  const std::string room =
+      is_known ? absl::StrCat("room for ", model.MaxKvBlocks() * block_bytes)
+               : "less room";
   return absl::ResourceExhaustedError(absl::StrCat(
       "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
-      ", but the device has room for ",
-      model.MaxKvBlocks() * BlockBytes(config, model),
+      ", but the device has ", room,
       " beside the model; workers that share a device share its memory"));
 }
 
