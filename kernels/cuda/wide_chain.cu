@@ -180,12 +180,7 @@ __device__ void MultiplyTiles(const WideRing<TileType>& ring, int group,
   // Of the stage that the walk is at; `meanwhile` runs beside the products of
   // the first row block.
   const auto multiply = [&](const auto& meanwhile) {
-    BarrierWait(&ring.full[walk.stage], walk.phase);
-    const uint64_t weights =
-        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
-                       group * kBlocks * TileType::kBlockBytes);
-    const uint64_t inputs =
-        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    const auto [weights, inputs] = WaitForStage<TileType>(ring, walk, group);
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
       BeginInTurn<E4m3Format, TileType::kTokens>(

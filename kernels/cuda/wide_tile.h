@@ -143,6 +143,24 @@ __device__ void BeginInTurn(int group, uint64_t weights, uint64_t inputs,
   PassTurn(group);
 }
 
+// Where the operands of a stage lie, of a warpgroup's first row block and of
+// the tokens: descriptors.
+struct StageOperands {
+  uint64_t weights;
+  uint64_t inputs;
+};
+
+// Of the stage that the walk is at, once it is full.
+template <typename TileType>
+__device__ StageOperands WaitForStage(const WideRing<TileType>& ring,
+                                      const Walk<TileType::kStages>& walk,
+                                      int group) {
+  BarrierWait(&ring.full[walk.stage], walk.phase);
+  return {TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
+                         group * TileType::kBlocks * TileType::kBlockBytes),
+          TileDescriptor(SharedAddress(ring.inputs(walk.stage)))};
+}
+
 // sum[m] = the products of the next `blocks` stages, one chain, for the
 // warpgroup's row blocks. By all threads of the warpgroup.
 template <typename Format, typename TileType>
@@ -164,12 +182,7 @@ __device__ void MultiplyChain(
     }
   }
   for (int b = 0; b < blocks; ++b) {
-    BarrierWait(&ring.full[walk.stage], walk.phase);
-    const uint64_t weights =
-        TileDescriptor(SharedAddress(ring.weights(walk.stage)) +
-                       group * kBlocks * TileType::kBlockBytes);
-    const uint64_t inputs =
-        TileDescriptor(SharedAddress(ring.inputs(walk.stage)));
+    const auto [weights, inputs] = WaitForStage<TileType>(ring, walk, group);
     if constexpr (kPromoted<Format>) {
       float part[kValues];
 #pragma unroll
