@@ -60,6 +60,23 @@ std::vector<float> Product(const GemmWeight& weight, int64_t leaf,
   return out.Download();
 }
 
+// A launch of two products is what each is alone.
+void ExpectBothProducts(const Operands& first, const Operands& second,
+                        int64_t leaf, int64_t tokens, Stream& stream) {
+  const auto a = Poisoned<float>(tokens * first.weight.rows);
+  const auto b = Poisoned<float>(tokens * second.weight.rows);
+  GemmPair({&first.weight, leaf, &first.input, a.data()},
+           {&second.weight, leaf, &second.input, b.data()}, tokens,
+           GemmOutput::kFp32, {.stream = stream.get(), .overlap = true});
+  stream.Synchronize();
+  const auto alone = [&](const Operands& o) {
+    return Product(o.weight, leaf, o.input, tokens, {.tokens = 8}, stream);
+  };
+  EXPECT_TRUE(a.Download() == alone(first)) << tokens << " tokens";
+  EXPECT_TRUE(b.Download() == alone(second))
+      << second.weight.rows << " rows, " << tokens << " tokens";
+}
+
 TEST_P(GemmTest, IsCloseAndItsRowsKeepTheirBits) {
   const auto [dtype, shape] = GetParam();
   constexpr int64_t kTokens = 150;
@@ -198,17 +215,7 @@ TEST_P(GemmTest, APairIsBothProducts) {
        {operands(dtype, 84, 9), operands(dtype, 1030, 11),
         operands(other_dtype, 84, 13)}) {
     for (const int64_t tokens : {1, 9, 64, 65, 150}) {
-      const auto a = Poisoned<float>(tokens * first.weight.rows);
-      const auto b = Poisoned<float>(tokens * second.weight.rows);
-      GemmPair({&first.weight, leaf, &first.input, a.data()},
-               {&second.weight, leaf, &second.input, b.data()}, tokens,
-               GemmOutput::kFp32, {.stream = stream().get(), .overlap = true});
-      stream().Synchronize();
-      EXPECT_TRUE(a.Download() == Product(first.weight, leaf, first.input,
-                                          tokens, {.tokens = 8}, stream()));
-      EXPECT_TRUE(b.Download() == Product(second.weight, leaf, second.input,
-                                          tokens, {.tokens = 8}, stream()))
-          << second.weight.rows << " rows, " << tokens << " tokens";
+      ExpectBothProducts(first, second, leaf, tokens, stream());
     }
   }
 }
@@ -239,17 +246,7 @@ TEST_P(GemmPairTest, BlocksGoOnFromTileToTile) {
     }
     // Whole tiles, parts of tiles, and what takes each kind of tile.
     for (const int64_t tokens : {257, 512, 1024, 2304, 2500}) {
-      const auto a = Poisoned<float>(tokens * first.weight.rows);
-      const auto b = Poisoned<float>(tokens * second.weight.rows);
-      GemmPair({&first.weight, leaf, &first.input, a.data()},
-               {&second.weight, leaf, &second.input, b.data()}, tokens,
-               GemmOutput::kFp32, {.stream = stream().get(), .overlap = true});
-      stream().Synchronize();
-      EXPECT_TRUE(a.Download() == Product(first.weight, leaf, first.input,
-                                          tokens, {.tokens = 8}, stream()));
-      EXPECT_TRUE(b.Download() == Product(second.weight, leaf, second.input,
-                                          tokens, {.tokens = 8}, stream()))
-          << tokens << " tokens";
+      ExpectBothProducts(first, second, leaf, tokens, stream());
     }
   }
   for (const GemmTile tile :
