@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/free_split.h"
 #include "kernels/cuda/support.h"
 #include "kernels/ops.h"
 #include "worker/model/slices.h"
@@ -17,13 +16,6 @@ namespace {
 
 // Rows of logits that are computed at once.
 constexpr int64_t kLogitRows = 256;
-// From this many tokens on neighbours share the cache's tiles: fewer leave most
-// of the GPU without a block of four. Free, since the bits are the same.
-constexpr int64_t kPromptTokens = 512;
-
-// Up to so many, mode FAST leaves q and kv_a to the launch that they share: the
-// fastest way of each alone had lost 3 to 6% of a step.
-constexpr int64_t kPairedTokens = 64;
 // Left free for the runtime's own needs: code, stacks, graphs.
 constexpr int64_t kReservedBytes = int64_t{256} << 20;
 
@@ -241,165 +233,6 @@ void CudaModel::Produce(Lane& lane, const InputBuffer& to,
       to, kind, &lane == &main_ ? step_.unquantised : step_.side_unquantised);
   produce(values);
   Quantise(lane, to, kind, rows, columns, values);
-}
-
-void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
-                          const KvLayer& cache) {
-  const ModelConfig& c = config_;
-  const int64_t tokens = pass.launched_tokens;
-  const TokenPlaces places = {.tokens = tokens,
-                              .positions = step_.device.positions,
-                              .tables = step_.device.tables,
-                              .block_ids = step_.device.block_ids};
-  const RopeAngles angles = {cosines_.data(), sines_.data()};
-  const bool low_rank = layer.q_norm.size() > 0;
-  const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
-  Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
-       step_.inputs[1].Sink(layer.kv_a.input));
-  const auto leaf = [](const DeviceLinear& linear) {
-    return ColumnParallelLeaf(linear.gemm);
-  };
-  // With kv_a beside it.
-  const auto q_product = [&](const DeviceLinear& q, float* out) {
-    const DeviceLinear& kv_a = layer.kv_a;
-    const auto task = [&](const DeviceLinear& linear, const InputBuffer& x,
-                          float* to) {
-      return GemmTask{&linear.gemm, leaf(linear), &x.As(linear.input), to};
-    };
-    const auto is_ours = [&](const DeviceLinear& linear) {
-      return Fast()->products->IsOurs(linear, tokens, GemmOutput::kFp32);
-    };
-    if (Fast() != nullptr && tokens > kPairedTokens &&
-        !(is_ours(q) && is_ours(kv_a))) {
-      Product(main_, q, leaf(q), step_.inputs[0], tokens, out);
-      return Product(main_, kv_a, leaf(kv_a), step_.inputs[1], tokens,
-                     step_.kv_a.data());
-    }
-    GemmPair(task(q, step_.inputs[0], out),
-             task(kv_a, step_.inputs[1], step_.kv_a.data()), tokens,
-             GemmOutput::kFp32, main_.Next());
-  };
-  if (low_rank) {
-    q_product(layer.q_a, step_.q_a.data());
-    RmsNorm({.hidden = step_.q_a.data(),
-             .hidden_stride = c.q_lora_rank,
-             .gain = layer.q_norm.data(),
-             .eps = c.rms_norm_eps,
-             .rows = tokens,
-             .size = c.q_lora_rank,
-             .inputs = {step_.q_inputs.Sink(layer.q.input)}},
-            main_.Next());
-    Product(main_, layer.q, leaf(layer.q), step_.q_inputs, tokens,
-            step_.q.data());
-  } else {
-    q_product(layer.q, step_.q.data());
-  }
-  Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
-  Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  const CacheRows rows = {step_.kv_a.data(), layer.latent_norm.data(),
-                          c.rms_norm_eps, cache, step_.results.finite};
-  if (fast_pass_.has_prompts()) {
-    KvAppend(main_.Next(), places, rows, angles);
-    AttendToPrompts(layer, pass, places, angles, cache);
-    return ProjectAttended(layer, tokens);
-  }
-  const float scale = attention_scale_ * cache.scale;
-  // What an observer is shown lies packed between the kernels of prompts: it
-  // sees the same bits by those of few tokens.
-  if (tokens >= kPromptTokens && !observer_ &&
-      PromptAttentionBytes(pass.block_ids) <= step_.prompt_tiles.bytes()) {
-    const HeadProjection& v = layer.v_up.projection;
-    const PackedQueries query =
-        PackedQueriesIn(step_.query.data(), tokens, c.heads);
-    const PackedAttended attended =
-        PackedAttendedIn(step_.attended.data(), tokens, c.heads);
-    std::byte* const workspace = step_.prompt_tiles.data();
-    KvAppend(main_.Next(), places, rows, angles);
-    // Before the queries, whose blocks leave it few multiprocessors.
-    StagePrompts(main_.Next(), places, pass.block_ids, cache, workspace);
-    PromptAbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
-                      step_.q.data(), cache.dtype, query);
-    PromptAttention(
-        main_.Next(), places, pass.block_ids, query, v, scale, cache, workspace,
-        attended,
-        Fast() ? EqualSplits(pass.max_position + 1) : kAttentionSplits);
-    Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
-            [&](const InputSink& sink) {
-              PromptAbsorbValue(main_.Next(), v, tokens, attended, sink);
-            });
-    return ProjectAttended(layer, tokens);
-  }
-  AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
-                       step_.q.data(), step_.query.data(), rows);
-  Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
-  // A graph begins when the steps before it have ended.
-  LaunchOptions options = main_.Next();
-  options.early = pass.decodes;
-  AttentionParts parts;
-  AttentionParts* const left = observer_ ? nullptr : &parts;
-  if (const FastMode* fast = Fast()) {
-    MlaAttention(options, places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache, fast->attention_parts.data(),
-                 step_.attended.data(),
-                 FastAttentionSplits(tokens, c.heads, pass.max_position), left);
-  } else {
-    MlaAttention(options, places, pass.max_position, step_.query.data(),
-                 c.heads, scale, cache, step_.attention_parts.data(),
-                 step_.attended.data(), left);
-  }
-  Show("mla_attention", tokens, c.heads * kLatent, step_.attended.data());
-  Produce(main_, step_.value_inputs, layer.o.input, tokens, c.heads * kValue,
-          [&](const InputSink& sink) {
-            AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
-                        step_.attended.data(), sink, parts);
-          });
-  if (observer_) {
-    AbsorbValue(main_.Next(), layer.v_up.projection, tokens,
-                step_.attended.data(), step_.unquantised.data());
-    Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
-  }
-  ProjectAttended(layer, tokens);
-}
-
-void CudaModel::ProjectAttended(const DeviceLayer& layer, int64_t tokens) {
-  Product(main_, layer.o, RowParallelLeaf(layer.o.gemm.columns),
-          step_.value_inputs, tokens, step_.projected.data());
-  Show("o", tokens, config_.hidden_size, step_.projected.data());
-  addend_ = {.shared = step_.projected.data()};
-}
-
-void CudaModel::AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
-                                const TokenPlaces& places,
-                                const RopeAngles& angles,
-                                const KvLayer& cache) {
-  const int64_t heads = config_.heads;
-  const float scale = attention_scale_ * cache.scale;
-  const auto attend = [&](const InputSink& sink) {
-    fast_->prompts->Attend(fast_pass_, &layer - weights_.layers.data(), places,
-                           angles, step_.q.data(), scale, cache,
-                           *fast_->products, sink, main_);
-    for (const FastPass::Run& run : fast_pass_.rest) {
-      const TokenPlaces some = {.tokens = run.tokens,
-                                .positions = places.positions + run.first,
-                                .tables = places.tables + run.first,
-                                .block_ids = places.block_ids};
-      const int64_t first = run.first * heads;
-      InputSink rows = sink;
-      rows.data = static_cast<std::byte*>(sink.data) +
-                  first * kValue * WeightElementBytes(sink.dtype);
-      AbsorbQuery(main_.Next(), layer.k_up.projection, some, angles,
-                  step_.q.data() + first * config_.qk_head_dim(),
-                  step_.query.data());
-      MlaAttention(
-          main_.Next(), some, pass.max_position, step_.query.data(), heads,
-          scale, cache, fast_->attention_parts.data(), step_.attended.data(),
-          FastAttentionSplits(run.tokens, heads, pass.max_position), nullptr);
-      AbsorbValue(main_.Next(), layer.v_up.projection, run.tokens,
-                  step_.attended.data(), rows);
-    }
-  };
-  Produce(main_, step_.value_inputs, layer.o.input, pass.launched_tokens,
-          heads * kValue, attend);
 }
 
 void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
