@@ -8,39 +8,63 @@
 
 namespace invar::cuda {
 
-// A split's result of 16 heads: (16, L) weighted sums, then 16 maxima (of
+// A split's result of 16 heads: (16, L) weighted sums, then 16 references (of
 // scores times log2 e) and 16 sums of the weights.
 inline constexpr int kPartialHeads = 16;
 inline constexpr int kPartialFloats = kPartialHeads * (kLatent + 2);
 
-// A head's splits so far. Add the next one's maximum and sum of weights, then
-// Merge each of its weighted sums. The first is taken as it is.
+// A head's splits so far. Add the next one's reference and sum of weights, then
+// Merge each of its weighted sums. The first is taken as it is, and all become
+// relative to its reference: as long as none is larger by 2^kHeadroom, what has
+// been merged is not touched again but for the addition, which memory can do.
 struct MergedSplits {
-  float max;
+  static constexpr float kHeadroom = 32.0f;
+
+  float reference;
   float sum;
   float old_factor;
   float new_factor;
 
-  __device__ void Add(bool is_first, float split_max, float split_sum) {
-    old_factor = 0.0f;
+  __device__ void Add(bool is_first, float split, float split_sum) {
+    old_factor = 1.0f;
     new_factor = 1.0f;
     if (is_first) {
-      max = split_max;
+      reference = split;
       sum = split_sum;
       return;
     }
-    const float new_max = fmaxf(max, split_max);
-    old_factor = Exp2(max - new_max);
-    new_factor = Exp2(split_max - new_max);
-    max = new_max;
+    if (split > reference + kHeadroom) {
+      old_factor = Exp2(reference - split);
+      reference = split;
+    } else {
+      new_factor = Exp2(split - reference);
+    }
     sum = fmaf(split_sum, new_factor, sum * old_factor);
   }
+  // What is added to what has been merged, times old_factor.
+  __device__ float Share(float split) const { return split * new_factor; }
   __device__ float Merge(bool is_first, float split, float total) const {
-    return is_first ? split : fmaf(split, new_factor, total * old_factor);
+    return is_first ? split : AddFlushed(total * old_factor, Share(split));
   }
   // What each total is multiplied with at the end.
   __device__ float Inverse() const { return 1.0f / sum; }
+
+  // As memory adds: subnormal numbers are zeros.
+  __device__ static float AddFlushed(float x, float y) {
+    float sum;
+    asm("add.ftz.f32 %0, %1, %2;" : "=f"(sum) : "f"(x), "f"(y));
+    return sum;
+  }
 };
+
+// *to += x, four additions by memory itself. Those of a thread to one place are
+// made in its order.
+__device__ inline void AddInMemory(float4* to, const float4& x) {
+  asm volatile(
+      "red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+      : "memory");
+}
 
 // Token t's head h of what MlaAttention has left, merged, as a warp's row.
 __device__ inline void MergeRow(const AttentionParts& parts, int64_t t, int h,

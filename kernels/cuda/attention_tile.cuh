@@ -3,6 +3,7 @@
 #ifndef INVAR_KERNELS_CUDA_ATTENTION_TILE_CUH_
 #define INVAR_KERNELS_CUDA_ATTENTION_TILE_CUH_
 
+#include "kernels/cuda/attention_weights.cuh"
 #include "kernels/cuda/codes.cuh"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/mma.cuh"
@@ -123,18 +124,16 @@ __device__ inline void MaskScores(const float* score_factor, int first,
   }
 }
 
-// The exponentials of scores as the left operand of a step of P V. Weights in
-// fp16 are 2^14 times as large, clear of its subnormals.
+// The exponentials of scores as the left operand of a step of P V.
 template <typename Operand>
 __device__ inline uint4 Weights(const float (&scores)[2][4],
-                                const float (&max)[2]) {
-  constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
+                                const float (&reference)[2]) {
   uint32_t weights[4];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float offset = max[i] - kShift;
+      const float offset = reference[i] - kWeightShift<Operand>;
       weights[2 * n + i] = Pack<Operand>(Exp2(scores[n][2 * i] - offset),
                                          Exp2(scores[n][2 * i + 1] - offset));
     }

@@ -99,9 +99,9 @@ struct SplitAttention {
   int rank;
   int own;        // of a round's tiles, this group's; none: kRoundTiles
   int count = 0;  // rounds so far
-  // A warp's part of the split: of heads g and g + 8 the maximum (of scores
-  // times log2 e), the row sums in sum[0] and sum[2], and the weighted sums.
-  float max[2] = {-INFINITY, -INFINITY};
+  // A warp's part of the split: of heads g and g + 8 the reference, the row
+  // sums in sum[0] and sum[2], and the weighted sums.
+  float reference[2] = {-INFINITY, -INFINITY};
   float sum[4] = {};
   float out[kSums][4] = {};
 
@@ -206,18 +206,18 @@ struct SplitAttention {
   // What has been scored becomes weights, for all blocks.
   __device__ void SendWeights(const float (&scores)[2][4]) {
     const int lane = threadIdx.x % 32;
-    float largest[2];  // of the tiles up to this one
+    float of_own[2];  // the reference of this group's tile
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float* maxima = Exchanged().tile_max[lane / 4 + 8 * i];
-      largest[i] = max[i];
+      of_own[i] = reference[i];
 #pragma unroll
       for (int tile = 0; tile < TeamType::kRoundTiles; ++tile) {
-        const float of_tile = maxima[tile];
-        if (tile <= own) largest[i] = fmaxf(largest[i], of_tile);
+        const float tile_max = maxima[tile];
+        if (tile <= own) of_own[i] = NextReference(of_own[i], tile_max);
       }
     }
-    const uint4 weights = Weights<Operand>(scores, largest);
+    const uint4 weights = Weights<Operand>(scores, of_own);
     uint4* const at = &Exchanged().weights[own][GroupWarp()][lane];
     if constexpr (TeamType::kSliced) {
       const float4 bits = {
@@ -284,10 +284,10 @@ struct SplitAttention {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float new_max =
-          fmaxf(max[i], Exchanged().tile_max[lane / 4 + 8 * i][tile]);
-      o.rescale[i] = Exp2(max[i] - new_max);
-      max[i] = new_max;
+      const float next = NextReference(
+          reference[i], Exchanged().tile_max[lane / 4 + 8 * i][tile]);
+      o.rescale[i] = RescaleFactor(reference[i], next);
+      reference[i] = next;
     }
   }
   __device__ void AddOperands(const Operands& o) {
@@ -422,7 +422,13 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
       if (more) split.LoadOwn(next, split.count + 1);
     }
     float scores[2][4];
-    if (split.own < round.tiles) split.Score(round, scores);
+    if (split.own < round.tiles) {
+      split.Score(round, scores);
+    } else {
+      // As often as the other group: racecheck counts a warp's barriers, and
+      // holds those with fewer for not yet here.
+      GroupSync();
+    }
     if constexpr (kSliced) {
       if (more) split.LoadOwn(next, split.count + 1);
       BarrierWaitCluster(split.MaximaHere(), split.Parity());
@@ -472,7 +478,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
     float* row = partial + kHeads * kLatent;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      row[lane / 4 + 8 * i] = split.max[i];
+      row[lane / 4 + 8 * i] = split.reference[i];
       row[kHeads + lane / 4 + 8 * i] = split.sum[2 * i];
     }
   }

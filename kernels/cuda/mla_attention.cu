@@ -45,8 +45,8 @@ struct Shared {
   GroupShared<Code> groups[kGroups];
   uint4 query[kSteps][32];  // operands as the mma wants them, a lane each
   float score_factor[kHeads];
-  // The second group's last split: as in global memory, but max and sum are
-  // every thread's own.
+  // The second group's last split: as in global memory, but reference and sum
+  // are every thread's own.
   float split[kGroups == 1 ? 1 : (kSums + 4) * kThreads];
 };
 
@@ -61,16 +61,16 @@ __device__ void LoadQuery(const float* query, int heads, float scale_log2,
   }
 }
 
-// A thread's part of an online softmax: of heads g and g + 8 the maximum (of
-// scores times log2 e), the row sums in sum[0] and sum[2], and the weighted
-// sums of 128 / 4 latents each.
+// A thread's part of an online softmax: of heads g and g + 8 the
+// reference (attention_weights.cuh), the row sums in sum[0] and sum[2], and the
+// weighted sums of 128 / 4 latents each.
 struct Softmax {
-  float max[2];
+  float reference[2];
   float sum[4];
   float out[kSumTiles][4];
 
   __device__ void Clear() {
-    max[0] = max[1] = -INFINITY;
+    reference[0] = reference[1] = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] = 0.0f;
 #pragma unroll
@@ -128,21 +128,24 @@ __device__ void AddTile(Shared<Code, kGroups>& shared, const std::byte* rows,
   float rescale[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float new_max = softmax.max[i];
+    float tile_max = -INFINITY;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      new_max = fmaxf(new_max, group.warp_max[w][lane / 4 + 8 * i]);
+      tile_max = fmaxf(tile_max, group.warp_max[w][lane / 4 + 8 * i]);
     }
-    rescale[i] = Exp2(softmax.max[i] - new_max);
-    softmax.max[i] = new_max;
+    const float next = NextReference(softmax.reference[i], tile_max);
+    rescale[i] = RescaleFactor(softmax.reference[i], next);
+    softmax.reference[i] = next;
   }
-  group.weights[warp][lane] = Weights<Operand>(scores, softmax.max);
+  group.weights[warp][lane] = Weights<Operand>(scores, softmax.reference);
+  if (!__all_sync(0xffffffff, rescale[0] == 1.0f && rescale[1] == 1.0f)) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) softmax.sum[i] *= rescale[i / 2];
+    for (int i = 0; i < 4; ++i) softmax.sum[i] *= rescale[i / 2];
 #pragma unroll
-  for (int n = 0; n < kSumTiles; ++n) {
+    for (int n = 0; n < kSumTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) softmax.out[n][i] *= rescale[i / 2];
+      for (int i = 0; i < 4; ++i) softmax.out[n][i] *= rescale[i / 2];
+    }
   }
   GroupSync();
   AddValues<Code>(group, rows, softmax);
@@ -154,11 +157,11 @@ struct Merged {
   float total[kSumTiles][4];
 
   template <typename SplitSum>
-  __device__ void Add(bool is_first, const float (&split_max)[2],
+  __device__ void Add(bool is_first, const float (&reference)[2],
                       const float (&split_sum)[2], SplitSum split_out) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      heads[i].Add(is_first, split_max[i], split_sum[i]);
+      heads[i].Add(is_first, reference[i], split_sum[i]);
     }
 #pragma unroll
     for (int k = 0; k < kSums; ++k) {
@@ -189,7 +192,7 @@ __device__ void LeaveSplit(const Softmax& split,
   for (int k = 0; k < kSums; ++k) at[k * kThreads] = split.out[k / 4][k % 4];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    at[(kSums + i) * kThreads] = split.max[i];
+    at[(kSums + i) * kThreads] = split.reference[i];
     at[(kSums + 2 + i) * kThreads] = split.sum[2 * i];
   }
 }
@@ -246,7 +249,8 @@ __global__ void __launch_bounds__(kGroups* kThreads,
       AddTile<Code>(shared, rows[added % 2], tile * kTile, position, sums);
     }
     if (Group() == 0) {
-      merged.Add(split == 0, sums.max, {sums.sum[0], sums.sum[2]}, own_sum);
+      merged.Add(split == 0, sums.reference, {sums.sum[0], sums.sum[2]},
+                 own_sum);
     }
     if constexpr (kGroups == 2) {
       if (Group() == 1) {

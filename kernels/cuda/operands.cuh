@@ -21,6 +21,11 @@ __device__ inline float RowScale(float max) {
   return __int_as_float((127 + min(14 - exponent, 100)) << 23);
 }
 
+// What undoes it: 1 / scale, which is a power of two as well.
+__device__ inline float ScaleInverse(float scale) {
+  return __int_as_float((254 << 23) - __float_as_int(scale));
+}
+
 // A warp's row of kColumns values: elements 64 i + 2 lane and the next.
 template <int kColumns>
 using WarpRow = float2[kColumns / 64];

@@ -77,7 +77,7 @@ struct Scores {
   Shared& shared;
   int position;     // of the warp's token, or -1
   float factor[2];  // of its scores
-  float max[2];
+  float reference[2];
   float even[kValues];
   float odd[kValues];
 
@@ -105,8 +105,6 @@ struct Scores {
   // The scores of tile `tile` become its weights, once those of the tile before
   // it, of which there are `before`, have been taken.
   __device__ void Exponentials(int tile, int before, const Step& step) {
-    // Weights in fp16 are 2^14 times as large, clear of its subnormals.
-    constexpr float kShift = std::is_same_v<Operand, __half> ? 14.0f : 0.0f;
     const int lane = threadIdx.x % 32;
     const int warp = GroupWarp();
     float largest[2] = {-INFINITY, -INFINITY};
@@ -126,10 +124,10 @@ struct Scores {
           fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 1));
       largest[h] =
           fmaxf(largest[h], __shfl_xor_sync(0xffffffff, largest[h], 2));
-      const float new_max = fmaxf(max[h], largest[h]);
+      const float next = NextReference(reference[h], largest[h]);
       // A tile past the token leaves all as it was.
-      rescale[h] = has_rows ? Exp2(max[h] - new_max) : 1.0f;
-      max[h] = new_max;
+      rescale[h] = has_rows ? RescaleFactor(reference[h], next) : 1.0f;
+      reference[h] = next;
     }
     const uint32_t keep = has_rows ? 0xffffffff : 0;
     uint32_t parts[kTile / 16][4];
@@ -137,7 +135,7 @@ struct Scores {
     for (int s = 0; s < kTile / 16; ++s) {
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const float offset = max[p % 2] - kShift;
+        const float offset = reference[p % 2] - kWeightShift<Operand>;
         parts[s][p] =
             keep & Pack<Operand>(Exp2(even[8 * s + 2 * p] - offset),
                                  Exp2(even[8 * s + 2 * p + 1] - offset));
@@ -154,7 +152,7 @@ struct Scores {
       for (int h = 0; h < 2; ++h) {
         const int row = 16 * warp + lane / 4 + 8 * h;
         shared.rescale[row] = rescale[h];
-        shared.max[row] = max[h];
+        shared.reference[row] = reference[h];
       }
     }
     Publish(step);
@@ -180,7 +178,7 @@ struct Scores {
       for (int tile = 0; tile < tiles; ++tile, ++place.tile) {
         if (tile == end) {
           end = a.cut.Begin(++split + 1);
-          max[0] = max[1] = -INFINITY;
+          reference[0] = reference[1] = -INFINITY;
         }
         Step step = {unit, 0};
         if (tile + 1 == end || tile + 1 == tiles) {

@@ -94,7 +94,6 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
   const auto [weights, kv] = GetParam();
   constexpr int64_t kWidth = kNope + kRope;
   constexpr int64_t kPositions = 3200;
-  constexpr float kScale = 1e-3f;
   const auto cosines = Upload(SpreadValues(kPositions * kRope / 2, 2, -3, 0));
   const auto sines = Upload(SpreadValues(kPositions * kRope / 2, 3, -3, 0));
   const RopeAngles angles = {cosines.data(), sines.data()};
@@ -118,6 +117,8 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
           Poisoned<std::byte>(PromptAttentionBytes(step.blocks()));
       for (const bool scaled : {false, true}) {
         const float* const f = scaled ? factors.data() : nullptr;
+        // With large scores a split's maximum can be far above those before.
+        const float score_scale = scaled ? 3e3f : 1e-3f;
         const HeadProjection k = {
             weights, reinterpret_cast<const std::byte*>(up.data()),
             0.0125f, heads,
@@ -133,7 +134,7 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
             AttentionWorkspaceFloats(tokens, heads, step.max_position()));
         AbsorbQuery(options, k, step.places(), angles, q.data(), query.data());
         MlaAttention(options, step.places(), step.max_position(), query.data(),
-                     heads, kScale, step.layer(), parts.data(),
+                     heads, score_scale, step.layer(), parts.data(),
                      attended.data());
         AbsorbValue(options, v, tokens, attended.data(), expected.data());
 
@@ -150,8 +151,8 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
                           q_in);
         StagePrompts(options, step.places(), step.blocks(), step.layer(),
                      workspace.data());
-        PromptAttention(options, step.places(), step.blocks(), q_in, v, kScale,
-                        step.layer(), workspace.data(), x);
+        PromptAttention(options, step.places(), step.blocks(), q_in, v,
+                        score_scale, step.layer(), workspace.data(), x);
         PromptAbsorbValue(
             options, v, tokens, x,
             InputSink{.data = out.data(), .dtype = WeightDtype::kFp32});
@@ -160,6 +161,25 @@ TEST_P(PromptAttentionTest, ATokenHasTheSameBitsBesideItsNeighbours) {
         for (const float value : values) ASSERT_TRUE(std::isfinite(value));
         EXPECT_TRUE(
             SameBits(out.Download().data(), values.data(), values.size()))
+            << tokens << " tokens, " << heads << " heads"
+            << (scaled ? ", scaled" : "");
+        // And as inputs of an FP8 o_proj; some are clamped, some become zero.
+        float largest = 0.0f;
+        for (const float value : values) {
+          largest = std::max(largest, std::fabs(value));
+        }
+        const float scale = largest / 900.0f;
+        const auto codes = Poisoned<uint8_t>(tokens * heads * kValue);
+        const auto expected_codes = Poisoned<uint8_t>(tokens * heads * kValue);
+        const auto sink = [&](const DeviceBuffer<uint8_t>& to) {
+          return InputSink{.data = to.data(),
+                           .dtype = WeightDtype::kFp8E4m3,
+                           .scale = scale};
+        };
+        AbsorbValue(options, v, tokens, attended.data(), sink(expected_codes));
+        PromptAbsorbValue(options, v, tokens, x, sink(codes));
+        stream().Synchronize();
+        EXPECT_EQ(codes.Download(), expected_codes.Download())
             << tokens << " tokens, " << heads << " heads"
             << (scaled ? ", scaled" : "");
       }

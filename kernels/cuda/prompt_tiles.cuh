@@ -61,13 +61,24 @@ __device__ inline void StoreOperands(const uint4 (&codes)[4], int row,
   }
 }
 
-// Where columns k and k + 1 (k even) of row `row` of 64 lie.
+// The way back: the column that lies at `place`.
 template <typename Code>
+__device__ inline int OperandColumn(int place) {
+  constexpr int kElements = 16 / Code::kBytes;
+  constexpr int kRunSteps = kElements / 4;
+  const int step = place / 16;
+  return step / kRunSteps * (4 * kElements) + place % 8 / 2 * kElements +
+         step % kRunSteps * 4 + place % 16 / 8 * 2 + place % 2;
+}
+
+// Where columns k and k + 1 (k even) of row `row` lie in an operand of kRows.
+template <typename Code, int kRows>
 __device__ inline uint32_t* OperandPair(std::byte* tile, int row, int k) {
   const int at = OperandPlace<Code>(k);
   const int byte = at % kBlockColumns * 2;
-  return reinterpret_cast<uint32_t*>(tile + at / kBlockColumns * kBlockBytes +
-                                     SwizzledChunk(row, byte / 16) + byte % 16);
+  return reinterpret_cast<uint32_t*>(
+      tile + at / kBlockColumns * (kRows * kTileRowBytes) +
+      SwizzledChunk(row, byte / 16) + byte % 16);
 }
 
 // What a row whose largest magnitude is `largest` is multiplied with before it
@@ -75,31 +86,6 @@ __device__ inline uint32_t* OperandPair(std::byte* tile, int row, int k) {
 template <typename Operand>
 __device__ inline float OperandScale(float largest) {
   return std::is_same_v<Operand, __half> ? RowScale(largest) : 1.0f;
-}
-
-// A warp rounds a row, 64 i + 2 lane being a lane's pair i, to row `row` of a
-// tile of 64. Returns its scale.
-template <typename Code, int kPairs>
-__device__ inline float StoreOperandRow(const float2 (&x)[kPairs], int row,
-                                        std::byte* tile) {
-  using Operand = typename Code::Operand;
-  const int lane = threadIdx.x % 32;
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
-  }
-#pragma unroll
-  for (int step = 16; step >= 1; step /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-  }
-  const float scale = OperandScale<Operand>(largest);
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    *OperandPair<Code>(tile, row, 64 * i + 2 * lane) =
-        Pack<Operand>(x[i].x * scale, x[i].y * scale);
-  }
-  return scale;
 }
 
 // ---- Tiles as operands ------------------------------------------------------

@@ -4,6 +4,7 @@
 #define INVAR_KERNELS_CUDA_PROMPT_UNITS_CUH_
 
 #include "kernels/cuda/attention_merge.cuh"
+#include "kernels/cuda/attention_weights.cuh"
 #include "kernels/cuda/prompt_tiles.cuh"
 
 namespace invar::cuda::prompt {
@@ -77,7 +78,7 @@ struct Shared {
   // the sums before it are, and the maximum so far.
   uint4 weights[kTokens][kTile / 16][32];
   float rescale[kRows];
-  float max[kRows];
+  float reference[kRows];
   Step steps[kTokens];
   float largest[2][kValueGroups][kRows];  // of a unit's rows, and the next's
   Unit unit;

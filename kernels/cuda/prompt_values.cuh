@@ -19,7 +19,7 @@ struct Values {
   int group;  // of those that sum
   Step step;
   uint4 weights[kTile / 16];
-  float max[2];
+  float reference[2];
   float rescale[2];
   float sum[4];
   float out[2][64];
@@ -41,7 +41,7 @@ struct Values {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       rescale[h] = shared.rescale[16 * warp + lane / 4 + 8 * h];
-      max[h] = shared.max[16 * warp + lane / 4 + 8 * h];
+      reference[h] = shared.reference[16 * warp + lane / 4 + 8 * h];
     }
     __syncwarp();
     if (lane == 0) BarrierArrive(&shared.taken);
@@ -99,12 +99,23 @@ struct Values {
     const bool is_first = step.flags & kIsFirstSplit;
     const bool is_last = step.flags & kIsLastSplit;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) heads[h].Add(is_first, max[h], sum[2 * h]);
+    for (int h = 0; h < 2; ++h)
+      heads[h].Add(is_first, reference[h], sum[2 * h]);
     if (is_first && !is_last) {
 #pragma unroll
       for (int j = 0; j < 2 * kFours; ++j) __stcg(Merged(j), Four(j));
     } else if (!is_first && !is_last) {
-      ForEachMerged([&](int j, const float4& x) { __stcg(Merged(j), x); });
+      if (!__all_sync(0xffffffff, heads[0].old_factor == 1.0f &&
+                                      heads[1].old_factor == 1.0f)) {
+        RescaleMerged();
+      }
+#pragma unroll
+      for (int j = 0; j < 2 * kFours; ++j) {
+        const MergedSplits& head = heads[j / kFours];
+        const float4 x = Four(j);
+        AddInMemory(Merged(j), {head.Share(x.x), head.Share(x.y),
+                                head.Share(x.z), head.Share(x.w)});
+      }
     } else if (!is_first) {
       ForEachMerged([&](int j, const float4& x) {
         Sum(j / kFours, j % kFours, 0) = x.x;
@@ -112,6 +123,17 @@ struct Values {
         Sum(j / kFours, j % kFours, 2) = x.z;
         Sum(j / kFours, j % kFours, 3) = x.w;
       });
+    }
+  }
+  // By their old factors, which nearly always are one.
+  __device__ void RescaleMerged() {
+#pragma unroll 1
+    for (int j = 0; j < 2 * kFours; ++j) {
+      const float factor =
+          j < kFours ? heads[0].old_factor : heads[1].old_factor;
+      const float4 old = __ldcg(Merged(j));
+      __stcg(Merged(j),
+             {old.x * factor, old.y * factor, old.z * factor, old.w * factor});
     }
   }
   // f(j, what Four(j) and Merged(j) come to together).

@@ -38,6 +38,30 @@ __device__ inline float SwiGlu(float gate, float up) {
   return gate * inverse * up;
 }
 
+// x / scale as e4m3, as StoreInput rounds it. A division's own checks cost as
+// much as it: `inverse` is the nearest of 1 / scale, one correction makes the
+// nearest quotient, and what is too large for that stays as it is.
+struct E4m3Input {
+  float scale;
+  float inverse;
+
+  __device__ explicit E4m3Input(float scale)
+      : scale(scale), inverse(1.0f / scale) {}
+  __device__ float Quotient(float x) const {
+    const float nearly = x * inverse;
+    const float quotient = fmaf(fmaf(-scale, nearly, x), inverse, nearly);
+    return fabsf(nearly) < 0x1p100f ? quotient : nearly;
+  }
+  __device__ __nv_fp8_storage_t operator()(float x) const {
+    return __nv_cvt_float_to_fp8(Quotient(x), __NV_SATFINITE, __NV_E4M3);
+  }
+  // Of x the low byte.
+  __device__ uint32_t Pair(float x, float y) const {
+    return __nv_cvt_float2_to_fp8x2({Quotient(x), Quotient(y)}, __NV_SATFINITE,
+                                    __NV_E4M3);
+  }
+};
+
 // sink[at] = x as an input.
 __device__ inline void StoreInput(const InputSink& sink, int64_t at, float x) {
   switch (sink.dtype) {

@@ -121,19 +121,10 @@ __device__ void FindEnds(const Tiles<kGateUp>& tiles, int tile, int rank,
   }
 }
 
-// StoreInput's roundings, as those of wide_store.cuh. A division's own checks
-// cost as much as it: `inverse` is the nearest of 1 / scale, one correction
-// makes the nearest quotient, and what is too large for that stays as it is.
-struct ToE4m3 {
+// As those of wide_store.cuh.
+struct ToE4m3 : E4m3Input {
   using Element = __nv_fp8_storage_t;
-  float scale;
-  float inverse;
-  __device__ Element operator()(float x) const {
-    const float nearly = x * inverse;
-    const float quotient = fmaf(fmaf(-scale, nearly, x), inverse, nearly);
-    return __nv_cvt_float_to_fp8(fabsf(nearly) < 0x1p100f ? quotient : nearly,
-                                 __NV_SATFINITE, __NV_E4M3);
-  }
+  using E4m3Input::E4m3Input;
 };
 
 // Both row blocks' sums, times their scales, in place; of gate and up the first
@@ -191,7 +182,7 @@ __device__ void StoreSums(const ExpertArguments& a, const Ends& ends, int group,
     const InputSink& sink = a.activated;
     switch (sink.dtype) {
       case WeightDtype::kFp8E4m3:
-        return store(ToE4m3{sink.scale, 1.0f / sink.scale}, sink.data, 0);
+        return store(ToE4m3(sink.scale), sink.data, 0);
       case WeightDtype::kFp16:
         return store(ToFp16(), sink.data, 0);
       case WeightDtype::kBf16:

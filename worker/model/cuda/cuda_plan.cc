@@ -36,7 +36,7 @@ std::vector<std::pair<std::string, std::string>> CudaModel::NumericsPlan()
       {"attention.tile_tokens", absl::StrCat(kAttentionTile)},
       {"attention.split_tokens",
        absl::StrCat(kAttentionSplits.tiles * kAttentionTile)},
-      {"attention.split_merge", "ascending"},
+      {"attention.split_merge", "ascending, relative to the first's maximum"},
       {"attention.exp", "ex2.approx"},
       {"kv.dtype", Name(kv_dtype_)},
       {"kv.scale", config_.quantization.kv_scales && fp8_cache
