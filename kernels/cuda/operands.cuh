@@ -16,9 +16,10 @@ namespace invar::cuda {
 // 2^e such that the largest of a row comes to [2^14, 2^15): fp16 then has the
 // range of what is far smaller, too.
 __device__ inline float RowScale(float max) {
-  if (!(max > 0.0f) || isinf(max)) return 1.0f;
   const int exponent = (__float_as_int(max) >> 23) - 127;
-  return __int_as_float((127 + min(14 - exponent, 100)) << 23);
+  const float scale = __int_as_float((127 + min(14 - exponent, 100)) << 23);
+  // Neither of zeros, nor of what is no number.
+  return max > 0.0f && max < INFINITY ? scale : 1.0f;
 }
 
 // What undoes it: 1 / scale, which is a power of two as well.

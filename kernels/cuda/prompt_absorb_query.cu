@@ -19,7 +19,7 @@ constexpr int kWarps = kWorkerThreads / 32;
 constexpr int kWarpTokens = kTokens / kWarps;
 constexpr int kGroupBlocks = kLatent / kProductRows / kGroups;
 constexpr int kSums = kTokens / 2;  // a thread has of a row block
-constexpr int kStagedBytes = kTokens * kTileRowBytes;  // a block of columns
+constexpr int kTokenBlockBytes = kTokens * kTileRowBytes;  // of columns
 static_assert(kTokens == 32, "a lane finds the scale of one of them");
 
 constexpr int kPackedTokens = 4;  // of a tile of packed queries
@@ -54,88 +54,116 @@ __host__ __device__ int64_t PackedHeadsOf(int64_t heads) {
   return (heads + kPackedHeads - 1) / kPackedHeads * kPackedHeads;
 }
 
-// A warp's largest of x.
-__device__ float WarpMax(float x) {
+// A warp's largest of each x: their shuffles side by side.
+__device__ void WarpMaxima(float (&x)[kWarpTokens]) {
 #pragma unroll
   for (int step = 16; step >= 1; step /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, step));
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      x[i] = fmaxf(x[i], __shfl_xor_sync(0xffffffff, x[i], step));
+    }
   }
-  return x;
 }
 
 // What comes of a warp's tokens of a tile: a lane's pairs of each.
 struct WarpQueries {
   static constexpr int kPairs = kNope / 64;
   const QueryArguments& a;
+  const float2* row;  // of the head's first token, the lane's first pair
+  uint32_t row_pairs;
   float2 nope[kWarpTokens][kPairs];
   float2 rope[kWarpTokens];
-  int position[kWarpTokens];
+  float2 turn[kWarpTokens];  // cos and sin
+  int position;              // of token lane % kWarpTokens
+
+  __device__ explicit WarpQueries(const QueryArguments& a)
+      : a(a),
+        row(reinterpret_cast<const float2*>(a.q +
+                                            blockIdx.x * (kNope + kRope)) +
+            Lane()),
+        row_pairs(static_cast<uint32_t>(a.k.heads) * ((kNope + kRope) / 2)) {}
 
   // Past the last token, that one again: nobody reads what comes of it.
-  __device__ int Token(int tile, int i) const {
+  __device__ uint32_t Token(int tile, int i) const {
     return min(tile * kTokens + Warp() * kWarpTokens + i,
                static_cast<int>(a.places.tokens) - 1);
   }
   __device__ const float2* Row(int tile, int i) const {
-    return reinterpret_cast<const float2*>(
-               a.q +
-               (Token(tile, i) * a.k.heads + blockIdx.x) * (kNope + kRope)) +
-           Lane();
+    return row + static_cast<uint64_t>(Token(tile, i)) * row_pairs;
   }
-  __device__ void LoadNope(int tile, int i) {
-    const float2* const row = Row(tile, i);
+  __device__ void LoadNope(int tile) {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) nope[i][p] = row[32 * p];
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const float2* const from = Row(tile, i);
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) nope[i][p] = from[32 * p];
+    }
   }
+  __device__ void LoadPositions(int tile) {
+    position = a.places.positions[Token(tile, Lane() % kWarpTokens)];
+  }
+  // Of which the positions are here.
   __device__ void LoadRope(int tile) {
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       rope[i] = Row(tile, i)[kNope / 2];
-      position[i] = a.places.positions[Token(tile, i)];
+      const int at =
+          __shfl_sync(0xffffffff, position, i) * (kRope / 2) + Lane();
+      turn[i] = {a.angles.cosines[at], a.angles.sines[at]};
     }
   }
 
-  // Row i as a row of the operand, times `factors` if there are any, and what
-  // undoes its scale.
+  // As rows of the operand, times `factors` if there are any, and what undoes
+  // their scales.
   template <typename Code>
-  __device__ void StoreNope(int i, const float* factors, std::byte* inputs,
+  __device__ void StoreNope(const float* factors, std::byte* inputs,
                             float* undo) {
     using Operand = typename Code::Operand;
-    float largest = 0.0f;
+    float largest[kWarpTokens] = {};
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
+      float2 f = {1.0f, 1.0f};
       if (factors != nullptr) {
-        const float2 f =
-            reinterpret_cast<const float2*>(factors)[32 * p + Lane()];
-        nope[i][p] = {nope[i][p].x * f.x, nope[i][p].y * f.y};
+        f = reinterpret_cast<const float2*>(factors)[32 * p + Lane()];
       }
-      largest = fmaxf(largest, fmaxf(fabsf(nope[i][p].x), fabsf(nope[i][p].y)));
-    }
-    const float scale = OperandScale<Operand>(WarpMax(largest));
-    const int row = Warp() * kWarpTokens + i;
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      *OperandPair<Code, kTokens>(inputs, row, 64 * p + 2 * Lane()) =
-          Pack<Operand>(nope[i][p].x * scale, nope[i][p].y * scale);
+      for (int i = 0; i < kWarpTokens; ++i) {
+        float2& x = nope[i][p];
+        x = {x.x * f.x, x.y * f.y};
+        largest[i] = fmaxf(largest[i], fmaxf(fabsf(x.x), fabsf(x.y)));
+      }
     }
-    if (Lane() == 0) undo[row] = a.k.scale * ScaleInverse(scale);
+    WarpMaxima(largest);
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const float scale = OperandScale<Operand>(largest[i]);
+      const int row = Warp() * kWarpTokens + i;
+      uint32_t* const to = OperandPair<Code, kTokens>(inputs, row, 2 * Lane());
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {  // each in a block of columns
+        to[p * (kTokenBlockBytes / 4)] =
+            Pack<Operand>(nope[i][p].x * scale, nope[i][p].y * scale);
+      }
+      if (Lane() == 0) undo[row] = a.k.scale * ScaleInverse(scale);
+    }
   }
 
   // (a, b) -> (a cos - b sin, a sin + b cos); the tokens' largest to `largest`.
   __device__ void Rotate(float* largest) {
-    float2 turn[kWarpTokens];
-#pragma unroll
-    for (int i = 0; i < kWarpTokens; ++i) {
-      const int at = position[i] * (kRope / 2) + Lane();
-      turn[i] = {a.angles.cosines[at], a.angles.sines[at]};
-    }
+    float most[kWarpTokens];
 #pragma unroll
     for (int i = 0; i < kWarpTokens; ++i) {
       const float2 v = rope[i];
       rope[i] = {v.x * turn[i].x - v.y * turn[i].y,
                  v.x * turn[i].y + v.y * turn[i].x};
-      const float most = WarpMax(fmaxf(fabsf(rope[i].x), fabsf(rope[i].y)));
-      if (Lane() == 0) largest[Warp() * kWarpTokens + i] = most;
+      most[i] = fmaxf(fabsf(rope[i].x), fabsf(rope[i].y));
+    }
+    WarpMaxima(most);
+    if (Lane() == 0) {
+#pragma unroll
+      for (int i = 0; i < kWarpTokens; ++i) {
+        largest[Warp() * kWarpTokens + i] = most[i];
+      }
     }
   }
 };
@@ -154,7 +182,7 @@ __device__ void BeginProducts(const std::byte* weights, const std::byte* inputs,
 #pragma unroll
   for (int s = 0; s < kNope / 16; ++s) {
     const int step = s % 4 * kProductBytes / 16;
-    const uint64_t b = right[s / 4 * (kStagedBytes / 16) + step];
+    const uint64_t b = right[s / 4 * (kTokenBlockBytes / 16) + step];
 #pragma unroll
     for (int m = 0; m < kGroupBlocks; ++m) {
       const int block = s / 4 * (kLatent * kTileRowBytes) + m * kBlockBytes;
@@ -229,7 +257,8 @@ __device__ void StageLatents(float scale, int group, std::byte* staged,
   }
 #pragma unroll
   for (int m = 0; m < kGroupBlocks; ++m) {
-    std::byte* const block = staged + (group * kGroupBlocks + m) * kStagedBytes;
+    std::byte* const block =
+        staged + (group * kGroupBlocks + m) * kTokenBlockBytes;
 #pragma unroll
     for (int first = 0; first < kTokens; first += 16) {
       PlaceSixteenTokens<Operand>(
@@ -260,7 +289,7 @@ __device__ void StoreQueries(const PackedQueries& query, int first, int tokens,
 #pragma unroll
   for (int block = 0; block < kRow / kBlockColumns; ++block) {
     *reinterpret_cast<uint4*>(to + block * kBlockBytes) =
-        *reinterpret_cast<const uint4*>(from + block * kStagedBytes);
+        *reinterpret_cast<const uint4*>(from + block * kTokenBlockBytes);
   }
 }
 
@@ -297,18 +326,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float* const factors =
       a.k.input_scales == nullptr ? nullptr : a.k.input_scales + h * kNope;
   const auto meet = [worker] { BarrierSync(1 + worker, kWorkerThreads); };
-  WarpQueries x = {.a = a};
+  WarpQueries x(a);
   int tile = blockIdx.y * kWorkers + worker;
-#pragma unroll
-  for (int i = 0; i < kWarpTokens; ++i) x.LoadNope(tile, i);
+  x.LoadNope(tile);
+  x.LoadPositions(tile);
   x.LoadRope(tile);
   for (int next; tile < tiles; tile = next) {
     next = tile + gridDim.y * kWorkers;
-#pragma unroll
-    for (int i = 0; i < kWarpTokens; ++i) {
-      x.StoreNope<Code>(i, factors, inputs, shared.undo[worker]);
-      x.LoadNope(next, i);
-    }
+    x.StoreNope<Code>(factors, inputs, shared.undo[worker]);
+    x.LoadNope(next);
+    x.LoadPositions(next);
     OperandFence();
     meet();
     Sums sum;
@@ -332,8 +359,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kWarpTokens; ++i) {
       const int row = Warp() * kWarpTokens + i;
       const float of = __shfl_sync(0xffffffff, scale, row);
-      *OperandPair<Cached, kTokens>(staged, row, kLatent + 2 * Lane()) =
-          Pack<Rounded>(x.rope[i].x * of, x.rope[i].y * of);
+      *OperandPair<Cached, kTokens>(
+          staged + kLatent / kBlockColumns * kTokenBlockBytes, row,
+          2 * Lane()) = Pack<Rounded>(x.rope[i].x * of, x.rope[i].y * of);
     }
     x.LoadRope(next);
     meet();
