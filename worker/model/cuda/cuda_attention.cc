@@ -1,4 +1,5 @@
 // A layer's attention: from its norm to what it adds to the residual stream.
+#include "kernels/cuda/check.h"
 #include "kernels/cuda/free_split.h"
 #include "worker/model/cuda/cuda_model.h"
 #include "worker/model/cuda/fast_mode.h"
@@ -27,7 +28,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const RopeAngles angles = {cosines_.data(), sines_.data()};
   const bool low_rank = layer.q_norm.size() > 0;
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
-  Norm(layer.input_norm, pass, nullptr, step_.inputs[0].Sink(q_in.input),
+  Norm(layer.input_norm, tokens, nullptr, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
   const auto leaf = [](const DeviceLinear& linear) {
     return ColumnParallelLeaf(linear.gemm);
@@ -54,16 +55,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   };
   if (low_rank) {
     q_product(layer.q_a, step_.q_a.data());
-    RmsNorm({.hidden = step_.q_a.data(),
-             .hidden_stride = c.q_lora_rank,
-             .gain = layer.q_norm.data(),
-             .eps = c.rms_norm_eps,
-             .rows = tokens,
-             .size = c.q_lora_rank,
-             .inputs = {step_.q_inputs.Sink(layer.q.input)}},
-            main_.Next());
-    Product(main_, layer.q, leaf(layer.q), step_.q_inputs, tokens,
-            step_.q.data());
+    ProjectLowRank(layer, tokens);
   } else {
     q_product(layer.q, step_.q.data());
   }
@@ -105,6 +97,28 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   AbsorbQueryAndAppend(main_.Next(), layer.k_up.projection, places, angles,
                        step_.q.data(), step_.query.data(), rows);
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
+  AttendAbsorbed(layer, places, pass, cache);
+}
+
+void CudaModel::ProjectLowRank(const DeviceLayer& layer, int64_t tokens) {
+  RmsNorm({.hidden = step_.q_a.data(),
+           .hidden_stride = config_.q_lora_rank,
+           .gain = layer.q_norm.data(),
+           .eps = config_.rms_norm_eps,
+           .rows = tokens,
+           .size = config_.q_lora_rank,
+           .inputs = {step_.q_inputs.Sink(layer.q.input)}},
+          main_.Next());
+  Product(main_, layer.q, ColumnParallelLeaf(layer.q.gemm), step_.q_inputs,
+          tokens, step_.q.data());
+}
+
+void CudaModel::AttendAbsorbed(const DeviceLayer& layer,
+                               const TokenPlaces& places, const Pass& pass,
+                               const KvLayer& cache) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = places.tokens;
+  const float scale = attention_scale_ * cache.scale;
   // A graph begins when the steps before it have ended.
   LaunchOptions options = main_.Next();
   options.early = pass.decodes;
@@ -132,6 +146,58 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
     Show("absorb_value", tokens, c.heads * kValue, step_.unquantised.data());
   }
   ProjectAttended(layer, tokens);
+}
+
+void CudaModel::AttendToRows(const DeviceLayer& layer, const Pass& pass,
+                             const KvLayer& cache) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = pass.launched_tokens;
+  const int64_t rows = pass.launched_rows;
+  const StepMemory::Places& at = step_.device;
+  const RopeAngles angles = {cosines_.data(), sines_.data()};
+  Norm(layer.input_norm, tokens, nullptr,
+       step_.inputs[1].Sink(layer.kv_a.input), InputSink());
+  Product(main_, layer.kv_a, ColumnParallelLeaf(layer.kv_a.gemm),
+          step_.inputs[1], tokens, step_.kv_a.data());
+  KvAppend(main_.Next(),
+           {.tokens = tokens,
+            .positions = at.positions,
+            .tables = at.tables,
+            .block_ids = at.block_ids},
+           {step_.kv_a.data(), layer.latent_norm.data(), c.rms_norm_eps, cache,
+            step_.results.finite},
+           angles);
+  if (rows == 0) return;
+  const bool low_rank = layer.q_norm.size() > 0;
+  const DeviceLinear& q = low_rank ? layer.q_a : layer.q;
+  RmsNorm({.hidden = step_.hidden.data(),
+           .hidden_stride = c.hidden_size,
+           .gain = layer.input_norm.data(),
+           .eps = c.rms_norm_eps,
+           .rows = rows,
+           .size = c.hidden_size,
+           .row_ids = at.row_ids,
+           .inputs = {step_.inputs[0].Sink(q.input)}},
+          main_.Next());
+  Product(main_, q, ColumnParallelLeaf(q.gemm), step_.inputs[0], rows,
+          low_rank ? step_.q_a.data() : step_.q.data());
+  if (low_rank) ProjectLowRank(layer, rows);
+  const TokenPlaces places = {.tokens = rows,
+                              .positions = at.row_positions,
+                              .tables = at.row_tables,
+                              .block_ids = at.block_ids};
+  AbsorbQuery(main_.Next(), layer.k_up.projection, places, angles,
+              step_.q.data(), step_.query.data());
+  AttendAbsorbed(layer, places, pass, cache);
+  // The rows of the residual stream move to its front, by way of memory that
+  // is free: one's place can be another's.
+  Embedding(WeightDtype::kFp32, step_.hidden.data(),
+            StepTokens{.ids = at.row_ids}, rows, c.hidden_size,
+            step_.normed.data(), main_.Next());
+  Check(cudaMemcpyAsync(step_.hidden.data(), step_.normed.data(),
+                        rows * c.hidden_size * sizeof(float),
+                        cudaMemcpyDeviceToDevice, main_.stream()),
+        "moving rows of the residual stream");
 }
 
 void CudaModel::ProjectAttended(const DeviceLayer& layer, int64_t tokens) {

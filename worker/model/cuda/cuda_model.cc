@@ -167,7 +167,7 @@ void CudaModel::ShowChoices(int64_t tokens) {
   observer_({shown_layer_, "chosen", tokens, top_k, shown.data()});
 }
 
-void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
+void CudaModel::Norm(const DeviceBuffer<float>& gain, int64_t tokens,
                      float* normed, const InputSink& first,
                      const InputSink& second) {
   RmsNorm({.hidden = step_.hidden.data(),
@@ -175,14 +175,13 @@ void CudaModel::Norm(const DeviceBuffer<float>& gain, const Pass& pass,
            .addend = addend_,
            .gain = gain.data(),
            .eps = config_.rms_norm_eps,
-           .rows = pass.launched_tokens,
+           .rows = tokens,
            .size = config_.hidden_size,
            .normed = normed,
            .inputs = {first, second}},
           main_.Next());
   addend_ = {};
-  Show("hidden", pass.launched_tokens, config_.hidden_size,
-       step_.hidden.data());
+  Show("hidden", tokens, config_.hidden_size, step_.hidden.data());
 }
 
 Lane& CudaModel::Fork() {
@@ -235,13 +234,12 @@ void CudaModel::Produce(Lane& lane, const InputBuffer& to,
   Quantise(lane, to, kind, rows, columns, values);
 }
 
-void CudaModel::FeedForward(const DeviceLayer& layer, const Pass& pass) {
-  const int64_t tokens = pass.launched_tokens;
+void CudaModel::FeedForward(const DeviceLayer& layer, int64_t tokens) {
   const DeviceMlp& mlp = layer.mlp;
   const DeviceExperts& experts = layer.experts;
   const InputBuffer& inner =
       layer.has_experts ? step_.shared_inputs : step_.dense_inputs;
-  Norm(layer.attention_norm, pass,
+  Norm(layer.attention_norm, tokens,
        layer.has_experts ? step_.normed.data() : nullptr,
        step_.inputs[0].Sink(mlp.gate_up.input),
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
@@ -372,15 +370,23 @@ void CudaModel::RunLayers(const Pass& pass, KvCache& cache, int64_t first,
   for (int64_t i = first; i < last; ++i) {
     shown_layer_ = i;
     const DeviceLayer& layer = weights_.layers[i];
-    Attention(layer, pass, {kv_dtype_, cache.Block(i, 0), layer.kv_scale});
-    FeedForward(layer, pass);
+    const KvLayer kv = {kv_dtype_, cache.Block(i, 0), layer.kv_scale};
+    if (i + 1 == config_.layers && pass.ends_with_rows) {
+      AttendToRows(layer, pass, kv);
+      if (pass.launched_rows > 0) FeedForward(layer, pass.launched_rows);
+    } else {
+      Attention(layer, pass, kv);
+      FeedForward(layer, pass.launched_tokens);
+    }
   }
 }
 
 void CudaModel::EndLayers(const Pass& pass) {
   shown_layer_ = config_.layers;
-  Combine(addend_, pass.launched_tokens, config_.hidden_size,
-          step_.hidden.data(), main_.Next());
+  const int64_t tokens =
+      pass.ends_with_rows ? pass.launched_rows : pass.launched_tokens;
+  Combine(addend_, tokens, config_.hidden_size, step_.hidden.data(),
+          main_.Next());
   addend_ = {};
   Show("hidden", pass.launched_tokens, config_.hidden_size,
        step_.hidden.data());
@@ -392,13 +398,15 @@ void CudaModel::RunRows(const Pass& pass, const RowSink& sink) {
        row += step_.limits.logit_rows) {
     const int64_t rows =
         std::min(step_.limits.logit_rows, pass.launched_rows - row);
-    RmsNorm({.hidden = step_.hidden.data(),
+    const bool first_ones = pass.ends_with_rows;
+    RmsNorm({.hidden = step_.hidden.data() +
+                       (first_ones ? row * config_.hidden_size : 0),
              .hidden_stride = config_.hidden_size,
              .gain = weights_.final_norm.data(),
              .eps = config_.rms_norm_eps,
              .rows = rows,
              .size = config_.hidden_size,
-             .row_ids = step_.device.row_ids + row,
+             .row_ids = first_ones ? nullptr : step_.device.row_ids + row,
              .inputs = {step_.inputs[0].Sink(head.input)}},
             main_.Next());
     Product(main_, head, ColumnParallelLeaf(head.gemm), step_.inputs[0], rows,

@@ -87,6 +87,9 @@ class CudaModel final : public Model {
     int64_t max_position = 0;
     int64_t block_ids = 0;  // of all its tokens' tables together
     bool decodes = true;    // a row a token
+    // Whether the last layer computes, but for the cache's new rows, those
+    // tokens alone whose logits are wanted: nobody reads the others' outputs.
+    bool ends_with_rows = false;
   };
   // The next token of a step.
   struct Cursor {
@@ -139,9 +142,18 @@ class CudaModel final : public Model {
   void AttendToPrompts(const DeviceLayer& layer, const Pass& pass,
                        const TokenPlaces& places, const RopeAngles& angles,
                        const KvLayer& cache);
+  // The last layer's, of a pass that ends with rows: what it leaves, of the
+  // residual stream too, is theirs.
+  void AttendToRows(const DeviceLayer& layer, const Pass& pass,
+                    const KvLayer& cache);
+  // q_b_proj, where a layer has a low-rank q, of what q_a_proj has left.
+  void ProjectLowRank(const DeviceLayer& layer, int64_t tokens);
+  // From absorbed queries to o_proj, with the kernels of few tokens.
+  void AttendAbsorbed(const DeviceLayer& layer, const TokenPlaces& places,
+                      const Pass& pass, const KvLayer& cache);
   // What attention has left, through o_proj.
   void ProjectAttended(const DeviceLayer& layer, int64_t tokens);
-  void FeedForward(const DeviceLayer& layer, const Pass& pass);
+  void FeedForward(const DeviceLayer& layer, int64_t tokens);
   // Whether a step of so many tokens is launched in one lane alone, kernels
   // beside each other by LaunchOptions::early: joining lanes costs more than
   // few tokens take.
@@ -154,7 +166,7 @@ class CudaModel final : public Model {
   void ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
                   bool in_one_lane);
   // hidden += what the layer before left to add; its norm as inputs.
-  void Norm(const DeviceBuffer<float>& gain, const Pass& pass, float* normed,
+  void Norm(const DeviceBuffer<float>& gain, int64_t tokens, float* normed,
             const InputSink& first, const InputSink& second);
   // What the step under way uses of mode FAST; null: nothing.
   const FastMode* Fast() const {

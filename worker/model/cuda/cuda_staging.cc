@@ -46,6 +46,8 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
       to.positions[pass.tokens] = static_cast<int32_t>(first + i);
       to.tables[pass.tokens] = static_cast<int32_t>(block_ids);
       if (cursor->token + i >= size - slice.logit_rows) {
+        to.row_positions[pass.rows] = to.positions[pass.tokens];
+        to.row_tables[pass.rows] = to.tables[pass.tokens];
         to.row_ids[pass.rows++] = static_cast<int32_t>(pass.tokens);
       }
       ++pass.tokens;
@@ -63,6 +65,9 @@ CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,
   pass.block_ids = block_ids;
   pass.launched_tokens = pass.tokens;
   pass.launched_rows = pass.rows;
+  // A few launches more, which a few tokens less would not pay for.
+  constexpr int64_t kFewestLeftOut = 64;
+  pass.ends_with_rows = !observer_ && pass.tokens - pass.rows >= kFewestLeftOut;
   pass.max_position = LaunchPosition(pass.max_position);
   PadToGraph(&pass);
   return pass;

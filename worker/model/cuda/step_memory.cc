@@ -128,7 +128,7 @@ absl::Status StepMemory::ReserveBlockIds(int64_t count) {
 }
 
 int64_t StepMemory::StagedBytes(int64_t block_ids) const {
-  return stride * (sizeof(SampleRow) + 4 * sizeof(int32_t)) +
+  return stride * (sizeof(SampleRow) + 6 * sizeof(int32_t)) +
          block_ids * sizeof(int32_t);
 }
 
@@ -142,7 +142,9 @@ void StepMemory::Place(int64_t tokens, int64_t slot) {
                   words + stride,
                   words + 2 * stride,
                   words + 3 * stride,
-                  words + 4 * stride};
+                  words + 4 * stride,
+                  words + 5 * stride,
+                  words + 6 * stride};
   };
   host = places(staged_host[slot].data());
   device = places(staged.data());

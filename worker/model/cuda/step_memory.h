@@ -74,6 +74,9 @@ struct StepMemory {
     int32_t* positions = nullptr;  // (T)
     int32_t* tables = nullptr;     // (T)
     int32_t* row_ids = nullptr;    // (T) of the wanted logits
+    // (T) positions and tables of the tokens that those are of.
+    int32_t* row_positions = nullptr;
+    int32_t* row_tables = nullptr;
     int32_t* block_ids = nullptr;
   };
   // What a pass leaves to the host, in one copy, and the rows' ids to the next
