@@ -292,7 +292,8 @@ void StagePrompts(const LaunchOptions& options, const TokenPlaces& places,
   if (places.tokens == 0) return;
   DispatchKv(cache.dtype, [&]<typename Code>() {
     Launch(StageKernel<Code>,
-           {.grid = dim3(static_cast<unsigned>(blocks)), .threads = 128},
+           {.grid = dim3(static_cast<unsigned>(blocks), kStageParts),
+            .threads = kStageThreads},
            options, "StagePrompts", places,
            static_cast<const std::byte*>(cache.data), workspace,
            prompt::NextUnit(blocks, workspace));

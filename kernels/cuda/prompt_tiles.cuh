@@ -90,47 +90,58 @@ __device__ inline float OperandScale(float largest) {
 
 // ---- Tiles as operands ------------------------------------------------------
 
-// The last token of the step whose table is at most `block`: tables ascend.
+// The last token of the step whose table is at most `block`: tables ascend. By
+// whole warps.
 __device__ inline int LastToken(const TokenPlaces& places, int block) {
+  const int lane = threadIdx.x % 32;
   int low = 0;
   int high = static_cast<int>(places.tokens) - 1;
   while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (places.tables[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
+    // Of 32 tokens that far apart the last that will do, and those up to the
+    // next.
+    const int step = (high - low + 31) / 32;
+    const int probe = min(low + (lane + 1) * step, high);
+    const int count =
+        __popc(__ballot_sync(0xffffffff, places.tables[probe] <= block));
+    if (count < 32) high = min(low + (count + 1) * step, high) - 1;
+    low = min(low + count * step, high);
   }
   return low;
 }
 
+// Thread blocks a tile, and threads of each, that make operands of it.
+inline constexpr int kStageParts = 4;
+inline constexpr int kStageThreads = 160;
+
 // Tile i is the cache's block block_ids[i], rows past its sequence's last token
 // zeros. A thread takes 64 bytes of a row at a time. The attention's units
-// begin anew.
+// begin anew. grid (tiles, kStageParts)
 template <typename Code>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(kStageThreads)
     StageKernel(TokenPlaces places, const std::byte* cache, std::byte* tiles,
                 int* next_unit) {
   constexpr int kRowChunks = kRow * Code::kBytes / 64;
+  constexpr int kPartRows = kTile / kStageParts;
   AllowNextKernel();
   WaitForPriorKernel();
-  if (blockIdx.x == 0 && threadIdx.x == 0) *next_unit = 0;
   const int block = blockIdx.x;
+  const int first = blockIdx.y * kPartRows;
+  if (block == 0 && first == 0 && threadIdx.x == 0) *next_unit = 0;
   const int last = LastToken(places, block);
   const int rows =
       places.positions[last] + 1 - (block - places.tables[last]) * kTile;
   const std::byte* from =
       cache + int64_t{places.block_ids[block]} * kTile * kRow * Code::kBytes;
   std::byte* const to = tiles + int64_t{block} * kPromptTileBytes;
-  for (int i = threadIdx.x; i < kTile * kRowChunks; i += blockDim.x) {
-    const int row = i / kRowChunks;
+  for (int i = threadIdx.x; i < kPartRows * kRowChunks; i += kStageThreads) {
+    const int row = first + i / kRowChunks;
     const int chunk = i % kRowChunks;
     uint4 codes[4] = {};
     if (row < rows) {
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
-        codes[t] = reinterpret_cast<const uint4*>(from)[4 * i + t];
+        codes[t] = reinterpret_cast<const uint4*>(
+            from)[4 * (row * kRowChunks + chunk) + t];
       }
     }
     StoreOperands<Code>(codes, row, chunk, kBlockBytes, to);
