@@ -230,7 +230,8 @@ Written Write(Model& model, std::span<const int32_t> ids, bool ahead) {
     std::vector<SequenceSlice> slices;
     std::vector<RowRequest> requests(kSequences);
     for (int s = 0; s < kSequences; ++s) {
-      SequenceSlice slice = {.block_ids = blocks[s], .logit_rows = 1};
+      SequenceSlice slice = {
+          .token_ids = {}, .block_ids = blocks[s], .logit_rows = 1};
       if (step == 0) {
         slice.token_ids = ids.subspan(50 * s, sizes[s]);
       } else {
@@ -279,6 +280,51 @@ TEST_P(CudaModelTest, StepsInFlightMoveNoBit) {
   cuda_model.UseGraphs(true);
   EXPECT_EQ(Write(*model, ids_, /*ahead=*/true), expected);
   EXPECT_EQ(Write(*passes, ids_, /*ahead=*/true), expected);
+}
+
+// Of a step of prompts, whose last tokens alone are asked for, and of one that
+// decodes behind them: logits. With `all` the first asks for every token's.
+std::vector<float> LastLogits(Model& model, std::span<const int32_t> ids,
+                              bool all) {
+  const std::vector<std::vector<int32_t>> blocks = {
+      {4, 1}, {0, 5}, {3, 2}, {6}};
+  constexpr int64_t kSizes[] = {90, 100, 120, 1};
+  constexpr int64_t kWanted[] = {2, 0, 1, 1};
+  const int64_t vocab = model.config().vocab_size;
+  const auto cache = model.NewKvCache(7);
+  std::vector<SequenceSlice> slices;
+  int64_t rows = 0;
+  for (int s = 0; s < 4; ++s) {
+    slices.push_back({.token_ids = ids.subspan(30 * s, kSizes[s]),
+                      .block_ids = blocks[s],
+                      .logit_rows = all ? kSizes[s] : kWanted[s]});
+    rows += slices.back().logit_rows;
+  }
+  std::vector<float> logits(rows * vocab);
+  model.Forward(slices, *cache, logits);
+  std::vector<float> wanted;
+  auto end = logits.begin();
+  for (int s = 0; s < 4; ++s) {
+    end += slices[s].logit_rows * vocab;
+    wanted.insert(wanted.end(), end - kWanted[s] * vocab, end);
+    slices[s].token_ids = ids.subspan(s, 1);
+    slices[s].first_position = kSizes[s];
+    slices[s].logit_rows = 1;
+  }
+  logits.resize(4 * vocab);
+  model.Forward(slices, *cache, logits);
+  wanted.insert(wanted.end(), logits.begin(), logits.end());
+  return wanted;
+}
+
+TEST_P(CudaModelTest, WhatNobodyReadsIsLeftOutOfTheLastLayer) {
+  const auto model = Load(512);
+  const std::vector<float> expected = LastLogits(*model, ids_, /*all=*/true);
+  const std::vector<float> logits = LastLogits(*model, ids_, /*all=*/false);
+  ASSERT_EQ(logits.size(), expected.size());
+  EXPECT_EQ(std::memcmp(logits.data(), expected.data(),
+                        logits.size() * sizeof(float)),
+            0);
 }
 
 using Outputs = std::map<std::pair<int64_t, std::string>, std::vector<float>>;
