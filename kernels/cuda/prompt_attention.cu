@@ -159,10 +159,8 @@ struct Scores {
   }
 
   __device__ void Publish(const Step& step) {
-    const int lane = threadIdx.x % 32;
-    if (lane == 0) shared.steps[GroupWarp()] = step;
-    __syncwarp();
-    if (lane == 0) BarrierArrive(&shared.scored);
+    if (threadIdx.x % 32 == 0) shared.steps[GroupWarp()] = step;
+    WarpArrive(&shared.scored);
   }
 
   // All tiles of the unit's sequences, `place` on.
@@ -188,9 +186,7 @@ struct Scores {
                        (position < end * kTile ? kIsLastSplit : 0);
         }
         Multiply(place);
-        if (is_last && tile + 1 == tiles && threadIdx.x % 32 == 0) {
-          BarrierArrive(&shared.scored_all);
-        }
+        if (is_last && tile + 1 == tiles) WarpArrive(&shared.scored_all);
         Exponentials(tile, place.tile, step);
       }
     });
