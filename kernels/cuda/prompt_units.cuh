@@ -116,11 +116,9 @@ static_assert(kMergedFours % kValueThreads == 0);
 __device__ inline int Group() { return threadIdx.x / 128; }
 __device__ inline int GroupWarp() { return threadIdx.x / 32 % 4; }
 
-// Tells `barrier`, once for a warp, that its lanes have read and written. The
-// compiler, which knows where they are together, would leave out the meeting
-// with a mask that it knows, and compute-sanitizer looks for it.
+// Tells `barrier`, once for a warp, that its lanes have read and written.
 __device__ inline void WarpArrive(uint64_t* barrier) {
-  __syncwarp(Unknown(0xffffffff));
+  __syncwarp();
   if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
 }
 
