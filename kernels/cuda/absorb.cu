@@ -238,7 +238,8 @@ struct ManyShared {
 };
 
 // HeadProduct of the block's tokens, all rows, in fp32: grid (H, tokens / 64).
-// Values, and queries that PromptAttention reads, are prompt_absorb_query.cu's and prompt_absorb_value.cu's.
+// Values, and queries that PromptAttention reads, are prompt_absorb_query.cu's
+// and prompt_absorb_value.cu's.
 template <typename Code, int kRows, int kColumns>
 __device__ void ManyHeadProduct(const HeadProjection& w, int64_t tokens,
                                 const Rows& rows) {
