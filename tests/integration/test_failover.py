@@ -259,6 +259,9 @@ def test_numerics_that_are_gone_are_not_replaced(deploy):
     scheduler itself is a new one."""
     one = deploy().start()
     requests = [make_request(i) for i in range(8)]
+    for request in requests:
+        # None ends before the processes do, however slowly that is seen.
+        request.stopping.max_tokens = 2000
     run = StreamMany(one.folder, one.address, requests)
     assert await_running(one, run, at_least=8)
     for process in one.processes():
