@@ -15,6 +15,11 @@ __device__ inline uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// Where a swizzled tile may begin, at most 1,023 bytes behind `memory`.
+__device__ inline std::byte* TileAligned(std::byte* memory) {
+  return memory + (1024 - SharedAddress(memory) % 1024) % 1024;
+}
+
 // ---- Transaction barriers ---------------------------------------------------
 
 __device__ inline void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
@@ -39,6 +44,12 @@ __device__ inline void BarrierArrive(uint64_t* barrier) {
   asm volatile(
       "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
       : "memory");
+}
+
+// Once for a warp, whose lanes have read and written.
+__device__ inline void WarpArrive(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
 }
 
 // Returns once the phase of this parity is complete.
@@ -117,7 +128,7 @@ __device__ inline void CopyBoxToBlocks(void* to, const CUtensorMap* map,
 // The way back: the map's box from this block's shared memory; what lies
 // outside the matrix is left out. It is the first to leave L2: a kernel writes
 // once what only the next one reads. What other threads wrote needs a
-// CopyOutFence of theirs and a barrier first.
+// AsyncFence of theirs and a barrier first.
 __device__ inline void CopyBoxOut(const CUtensorMap* map, int32_t column,
                                   int32_t row, const void* from) {
   asm volatile(
@@ -130,7 +141,9 @@ __device__ inline void CopyBoxOut(const CUtensorMap* map, int32_t column,
       "r"(column), "r"(row), "r"(SharedAddress(from))
       : "memory");
 }
-__device__ inline void CopyOutFence() {
+// What this thread has stored in shared memory the copy engine and the matrix
+// units read, once all have met behind it.
+__device__ inline void AsyncFence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 // This thread's copies since the last batch become one.

@@ -322,8 +322,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                        const __grid_constant__ MhaSequences sequences,
                        const Arguments a) {
   extern __shared__ std::byte memory[];
-  auto& shared = *reinterpret_cast<Shared*>(
-      memory + (1024 - SharedAddress(memory) % 1024) % 1024);
+  auto& shared = *reinterpret_cast<Shared*>(TileAligned(memory));
   AllowNextKernel();
   const int tile = sequences.tiles - 1 - static_cast<int>(blockIdx.x);
   const MhaSequence& sequence = SequenceOf(

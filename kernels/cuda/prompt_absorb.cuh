@@ -22,10 +22,6 @@ template <int kRows, int kColumns>
 inline constexpr int kOperandBytes =
     kColumns / kBlockColumns* kRows* kTileRowBytes;
 
-__device__ inline std::byte* Aligned(std::byte* memory) {
-  return memory + (1024 - SharedAddress(memory) % 1024) % 1024;
-}
-
 // The weights of a head, (kRows, kColumns), by all threads; row r becomes row
 // place(r) of the operand.
 template <typename Code, int kRows, int kColumns, int kThreads, typename Place>
@@ -42,11 +38,6 @@ __device__ void StoreWeights(const std::byte* weights, std::byte* to,
     StoreOperands<Code>(codes, place(i / kRowChunks), i % kRowChunks,
                         kRows * kTileRowBytes, to);
   }
-}
-
-// What threads have stored can be multiplied once all have met.
-__device__ inline void OperandFence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // As many blocks a head as the GPU runs at once, whose workers take tiles of

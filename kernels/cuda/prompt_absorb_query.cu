@@ -22,9 +22,6 @@ constexpr int kSums = kTokens / 2;  // a thread has of a row block
 constexpr int kTokenBlockBytes = kTokens * kTileRowBytes;  // of columns
 static_assert(kTokens == 32, "a lane finds the scale of one of them");
 
-constexpr int kPackedTokens = 4;  // of a tile of packed queries
-constexpr int kPackedHeads = 16;
-
 struct QueryShared {
   std::byte weights[kOperandBytes<kLatent, kNope>];
   std::byte inputs[kWorkers][kOperandBytes<kTokens, kNope>];
@@ -299,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     PromptQueryKernel(const __grid_constant__ QueryArguments a) {
   using Rounded = typename Cached::Operand;
   extern __shared__ std::byte memory[];
-  auto& shared = *reinterpret_cast<QueryShared*>(Aligned(memory));
+  auto& shared = *reinterpret_cast<QueryShared*>(TileAligned(memory));
   const int h = blockIdx.x;
   const int tokens = static_cast<int>(a.places.tokens);
   const int packed_heads = static_cast<int>(PackedHeadsOf(a.k.heads));
@@ -316,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             ? 1.0f
             : a.k.row_scales[h * kLatent + OperandColumn<Cached>(i)];
   }
-  OperandFence();
+  AsyncFence();
   __syncthreads();
   WaitForPriorKernel();
 
@@ -336,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     x.StoreNope<Code>(factors, inputs, shared.undo[worker]);
     x.LoadNope(next);
     x.LoadPositions(next);
-    OperandFence();
+    AsyncFence();
     meet();
     Sums sum;
     BeginProducts<typename Code::Operand>(shared.weights, inputs, group, sum);

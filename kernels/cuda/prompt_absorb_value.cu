@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Operand = typename Code::Operand;
   constexpr int kBatch = AttendedTile::kBatch;
   extern __shared__ std::byte memory[];
-  auto& shared = *reinterpret_cast<ValueShared*>(Aligned(memory));
+  auto& shared = *reinterpret_cast<ValueShared*>(TileAligned(memory));
   const int64_t h = blockIdx.x;
   const int tiles = static_cast<int>((tokens + kTokens - 1) / kTokens);
   const int lane = threadIdx.x % 32;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     shared.row_scale[i] =
         v.row_scales == nullptr ? 1.0f : v.row_scales[h * kValue + i];
   }
-  OperandFence();
+  AsyncFence();
   __syncthreads();
   WaitForPriorKernel();
   const std::byte* const rows =

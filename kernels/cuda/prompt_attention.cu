@@ -198,6 +198,7 @@ template <typename Code>
 __global__ void __launch_bounds__(kThreads, 1)
     PromptAttentionKernel(const __grid_constant__ Arguments a) {
   extern __shared__ std::byte memory[];
+  // TileAligned, written out: by a call of it more registers spill.
   auto& shared = *reinterpret_cast<Shared*>(
       memory + (1024 - SharedAddress(memory) % 1024) % 1024);
   AllowNextKernel();

@@ -18,6 +18,10 @@ inline constexpr int kTile = static_cast<int>(kAttentionTile);
 inline constexpr int kBlockColumns = 64;
 inline constexpr int kBlockBytes = 64 * kTileRowBytes;
 inline constexpr int kPromptTileBytes = kRow / kBlockColumns * kBlockBytes;
+// Of packed queries a tile has so many neighbouring tokens, and heads of each.
+inline constexpr int kPackedTokens = 4;
+inline constexpr int kPackedHeads = 16;
+static_assert(kPackedTokens * kPackedHeads == kTile);
 
 // `x`, which the compiler cannot know any more: else it keeps the many
 // addresses or descriptors that are made of it in registers over a whole loop.

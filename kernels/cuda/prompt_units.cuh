@@ -9,8 +9,10 @@
 
 namespace invar::cuda::prompt {
 
-inline constexpr int kTokens = 4;  // of a unit
-inline constexpr int kHeads = kPartialHeads;
+// A unit is a tile of packed queries.
+inline constexpr int kTokens = kPackedTokens;
+inline constexpr int kHeads = kPackedHeads;
+static_assert(kHeads == kPartialHeads);
 inline constexpr int kRows = kTokens * kHeads;
 // Warpgroups: one scores, kValueGroups sum, one copies.
 inline constexpr int kValueGroups = 2;
@@ -115,12 +117,6 @@ static_assert(kMergedFours % kValueThreads == 0);
 
 __device__ inline int Group() { return threadIdx.x / 128; }
 __device__ inline int GroupWarp() { return threadIdx.x / 32 % 4; }
-
-// Tells `barrier`, once for a warp, that its lanes have read and written.
-__device__ inline void WarpArrive(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
-}
 
 // Units of the last tokens, which are the longest, come first.
 __device__ inline int FirstToken(const Arguments& a, int unit) {

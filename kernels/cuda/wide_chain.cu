@@ -117,7 +117,7 @@ struct Pieces {
                                   j / 4 * 8 * kTileRowBytes) =
             sum[first / 2 + j];
       }
-      CopyOutFence();
+      AsyncFence();
       BarrierSync(kPairBarrier + pair, 64);
       if (leader) {
         const int row = first_row + thread / 64 * TileType::kPieceRows;

@@ -262,8 +262,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
           a, shared.ends[ends.stage], group,
           tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
           shared.staging[group], sum);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) BarrierArrive(&shared.ends_empty[ends.stage]);
+      WarpArrive(&shared.ends_empty[ends.stage]);
       ends.Advance();
     }
   }

@@ -128,7 +128,7 @@ __device__ void StoreBoxes(const CUtensorMap* map, int first_row, int token,
           place(FragmentToken(thread, i), FragmentRow(thread, i))) = sum[i];
     }
   }
-  CopyOutFence();
+  AsyncFence();
   BarrierSync(kGroupBarrier + group, 128);
   if (thread == 0) {
 #pragma unroll

@@ -31,11 +31,11 @@ template <typename Format>
 __global__ void __launch_bounds__(kGroups * 128)
     RateKernel(bool fp8, float* out) {
   extern __shared__ std::byte shared[];
-  std::byte* operands = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
+  std::byte* operands = TileAligned(shared);
   for (int i = threadIdx.x; i < (kSharedBytes - 1024) / 4; i += blockDim.x) {
     reinterpret_cast<uint32_t*>(operands)[i] = RandomCodes(i, fp8);
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  AsyncFence();
   __syncthreads();
   const uint64_t weights = TileDescriptor(
       SharedAddress(operands) + threadIdx.x / 128 * kProductRows * 128);

@@ -21,11 +21,8 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                           const KvLayer& cache) {
   const ModelConfig& c = config_;
   const int64_t tokens = pass.launched_tokens;
-  const TokenPlaces places = {.tokens = tokens,
-                              .positions = step_.device.positions,
-                              .tables = step_.device.tables,
-                              .block_ids = step_.device.block_ids};
-  const RopeAngles angles = {cosines_.data(), sines_.data()};
+  const TokenPlaces places = Places(pass);
+  const RopeAngles angles = Angles();
   const bool low_rank = layer.q_norm.size() > 0;
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
   Norm(layer.input_norm, tokens, nullptr, step_.inputs[0].Sink(q_in.input),
@@ -61,8 +58,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   }
   Show("q", tokens, c.heads * c.qk_head_dim(), step_.q.data());
   Show("kv_a", tokens, c.kv_row_elements(), step_.kv_a.data());
-  const CacheRows rows = {step_.kv_a.data(), layer.latent_norm.data(),
-                          c.rms_norm_eps, cache, step_.results.finite};
+  const CacheRows rows = NewRows(layer, cache);
   if (fast_pass_.has_prompts()) {
     KvAppend(main_.Next(), places, rows, angles);
     AttendToPrompts(layer, pass, places, angles, cache);
@@ -98,6 +94,19 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
                        step_.q.data(), step_.query.data(), rows);
   Show("absorb_query", tokens, c.heads * kRow, step_.query.data());
   AttendAbsorbed(layer, places, pass, cache);
+}
+
+TokenPlaces CudaModel::Places(const Pass& pass) const {
+  return {.tokens = pass.launched_tokens,
+          .positions = step_.device.positions,
+          .tables = step_.device.tables,
+          .block_ids = step_.device.block_ids};
+}
+
+CacheRows CudaModel::NewRows(const DeviceLayer& layer,
+                             const KvLayer& cache) const {
+  return {step_.kv_a.data(), layer.latent_norm.data(), config_.rms_norm_eps,
+          cache, step_.results.finite};
 }
 
 void CudaModel::ProjectLowRank(const DeviceLayer& layer, int64_t tokens) {
@@ -154,19 +163,12 @@ void CudaModel::AttendToRows(const DeviceLayer& layer, const Pass& pass,
   const int64_t tokens = pass.launched_tokens;
   const int64_t rows = pass.launched_rows;
   const StepMemory::Places& at = step_.device;
-  const RopeAngles angles = {cosines_.data(), sines_.data()};
+  const RopeAngles angles = Angles();
   Norm(layer.input_norm, tokens, nullptr,
        step_.inputs[1].Sink(layer.kv_a.input), InputSink());
   Product(main_, layer.kv_a, ColumnParallelLeaf(layer.kv_a.gemm),
           step_.inputs[1], tokens, step_.kv_a.data());
-  KvAppend(main_.Next(),
-           {.tokens = tokens,
-            .positions = at.positions,
-            .tables = at.tables,
-            .block_ids = at.block_ids},
-           {step_.kv_a.data(), layer.latent_norm.data(), c.rms_norm_eps, cache,
-            step_.results.finite},
-           angles);
+  KvAppend(main_.Next(), Places(pass), NewRows(layer, cache), angles);
   if (rows == 0) return;
   const bool low_rank = layer.q_norm.size() > 0;
   const DeviceLinear& q = low_rank ? layer.q_a : layer.q;

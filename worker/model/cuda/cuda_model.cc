@@ -373,7 +373,7 @@ void CudaModel::RunLayers(const Pass& pass, KvCache& cache, int64_t first,
     const KvLayer kv = {kv_dtype_, cache.Block(i, 0), layer.kv_scale};
     if (i + 1 == config_.layers && pass.ends_with_rows) {
       AttendToRows(layer, pass, kv);
-      if (pass.launched_rows > 0) FeedForward(layer, pass.launched_rows);
+      if (pass.last_tokens() > 0) FeedForward(layer, pass.last_tokens());
     } else {
       Attention(layer, pass, kv);
       FeedForward(layer, pass.launched_tokens);
@@ -383,9 +383,7 @@ void CudaModel::RunLayers(const Pass& pass, KvCache& cache, int64_t first,
 
 void CudaModel::EndLayers(const Pass& pass) {
   shown_layer_ = config_.layers;
-  const int64_t tokens =
-      pass.ends_with_rows ? pass.launched_rows : pass.launched_tokens;
-  Combine(addend_, tokens, config_.hidden_size, step_.hidden.data(),
+  Combine(addend_, pass.last_tokens(), config_.hidden_size, step_.hidden.data(),
           main_.Next());
   addend_ = {};
   Show("hidden", pass.launched_tokens, config_.hidden_size,

@@ -90,6 +90,11 @@ class CudaModel final : public Model {
     // Whether the last layer computes, but for the cache's new rows, those
     // tokens alone whose logits are wanted: nobody reads the others' outputs.
     bool ends_with_rows = false;
+
+    // Tokens whose residual stream is left behind the last layer.
+    int64_t last_tokens() const {
+      return ends_with_rows ? launched_rows : launched_tokens;
+    }
   };
   // The next token of a step.
   struct Cursor {
@@ -146,6 +151,10 @@ class CudaModel final : public Model {
   // residual stream too, is theirs.
   void AttendToRows(const DeviceLayer& layer, const Pass& pass,
                     const KvLayer& cache);
+  // Where the pass's tokens are, and their new rows of a layer's cache.
+  TokenPlaces Places(const Pass& pass) const;
+  CacheRows NewRows(const DeviceLayer& layer, const KvLayer& cache) const;
+  RopeAngles Angles() const { return {cosines_.data(), sines_.data()}; }
   // q_b_proj, where a layer has a low-rank q, of what q_a_proj has left.
   void ProjectLowRank(const DeviceLayer& layer, int64_t tokens);
   // From absorbed queries to o_proj, with the kernels of few tokens.
