@@ -20,11 +20,17 @@ __device__ inline void AddFour(float weight, uint2 four, float4& sum) {
   sum.w = fmaf(weight, x.w, sum.w);
 }
 
-// Elements k to k + 3 of a token's sum. Eight ranks are loaded before the first
-// is added.
+__device__ inline float4 Added(float4 x, float4 y) {
+  return {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
+}
+
+// So many ranks are loaded before the first is added.
+inline constexpr int kRanksAhead = 8;
+
+// Elements k to k + 3 of a token's sum.
 __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
                                    int64_t k) {
-  constexpr int kAhead = 8;
+  constexpr int kAhead = kRanksAhead;
   float4 sum = ToFloat4(LoadFour(a.shared + token * size + k));
   if (a.slots == nullptr) return sum;
   for (int64_t first = 0; first < a.top_k; first += kAhead) {
@@ -46,50 +52,41 @@ __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
   return sum;
 }
 
-// The sum's kQuads fours that a thread of kThreads has of a row, at RowPlace,
-// zeros past its end: eight ranks of kAtOnce fours are loaded before the first
-// is added.
-template <int kQuads, int kThreads, int kAtOnce>
-__device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
-                                   float4 (&sum)[kQuads]) {
-  constexpr int kAhead = 8;
-  const int top_k = a.slots == nullptr ? 0 : static_cast<int>(a.top_k);
-  const auto load = [&](bool there, const __nv_bfloat16* row, int i) {
-    const int k = RowPlace<kThreads>(i);
-    return there && k < size ? LoadFour(row + k) : uint2{};
-  };
+// What a thread of kThreads needs of a row's sum, of at most kRanks slots: all
+// of it is asked for by Load and waited for by the first Sum.
+template <int kQuads, int kRanks, int kThreads>
+struct AddendRow {
+  uint2 shared[kQuads];
+  uint2 slot[kRanks + 1][kQuads];  // and one for which there is none
+  float weight[kRanks + 1];
+
+  __device__ void Load(const Addend& a, int64_t token, int size) {
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    sum[i] = ToFloat4(load(true, a.shared + token * size, i));
-  }
+    for (int i = 0; i < kQuads; ++i) {
+      const int k = RowPlace<kThreads>(i);
+      const bool there = k < size;
+      shared[i] = there ? LoadFour(a.shared + token * size + k) : uint2{};
 #pragma unroll
-  for (int quad = 0; quad < kQuads; quad += kAtOnce) {
-    for (int first = 0; first < top_k; first += kAhead) {
-      uint2 slot[kAhead][kAtOnce];
-      float weight[kAhead];
-#pragma unroll
-      for (int r = 0; r < kAhead; ++r) {
-        const bool there = first + r < top_k;
-        const int64_t at = token * top_k + first + r;
-        weight[r] = there ? a.weights[at] : 0.0f;
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (quad + i >= kQuads) break;
-          slot[r][i] = load(there, a.slots + at * size, quad + i);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kAhead; ++r) {
-        if (first + r >= top_k) break;
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (quad + i >= kQuads) break;
-          AddFour(weight[r], slot[r][i], sum[quad + i]);
-        }
+      for (int r = 0; r < kRanks; ++r) {
+        const int64_t at = (token * a.top_k + r) * size + k;
+        slot[r][i] = there && r < a.top_k ? LoadFour(a.slots + at) : uint2{};
       }
     }
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      weight[r] = r < a.top_k ? a.weights[token * a.top_k + r] : 0.0f;
+    }
   }
-}
+  // The thread's i-th four.
+  __device__ float4 Sum(const Addend& a, int i) const {
+    float4 sum = ToFloat4(shared[i]);
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      if (r < a.top_k) AddFour(weight[r], slot[r][i], sum);
+    }
+    return sum;
+  }
+};
 
 }  // namespace invar::cuda
 

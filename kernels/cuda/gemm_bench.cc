@@ -214,19 +214,27 @@ void Norm(Bench& bench, int64_t tokens) {
   for (const auto* b : {&shared, &slots}) {
     Check(FillOnDevice(b->data(), 0x3c, b->bytes()), "filling");
   }
-  const double seconds = bench.Seconds(20, [&](int) {
-    RmsNorm({.hidden = hidden.data(),
-             .hidden_stride = kHidden,
-             .addend = {shared.data(), slots.data(), weights.data(), kTopK},
-             .gain = gain.data(),
-             .rows = tokens,
-             .size = kHidden,
-             .normed = normed.data(),
-             .inputs = {{codes.data(), WeightDtype::kFp8E4m3, 1.0f}, {}}},
-            {bench.stream(), /*overlap=*/true});
-  });
-  bench.Report("combine + norm T=" + std::to_string(tokens), seconds,
-               tokens * kHidden * (4.0 * 3 + 2.0 * (1 + kTopK) + 1));
+  // Behind the experts; and before them, for the router too.
+  const auto norm = [&](const char* name, int64_t top_k) {
+    const bool as_fp32 = top_k == 0 && !RouterNorms(tokens, kHidden);
+    const double seconds = bench.Seconds(20, [&](int) {
+      RmsNorm({.hidden = hidden.data(),
+               .hidden_stride = kHidden,
+               .addend = {shared.data(), top_k == 0 ? nullptr : slots.data(),
+                          weights.data(), top_k},
+               .gain = gain.data(),
+               .rows = tokens,
+               .size = kHidden,
+               .normed = as_fp32 ? normed.data() : nullptr,
+               .inputs = {{codes.data(), WeightDtype::kFp8E4m3, 1.0f}, {}}},
+              {bench.stream(), /*overlap=*/true});
+    });
+    bench.Report(
+        std::string(name) + " T=" + std::to_string(tokens), seconds,
+        tokens * kHidden * (4.0 * (as_fp32 ? 3 : 2) + 2.0 * (1 + top_k) + 1));
+  };
+  norm("combine + norm", kTopK);
+  norm("add + norm", 0);
 }
 
 void Run(Bench& bench) {

@@ -31,6 +31,15 @@ class ExpertsTest : public GpuTest {
                int64_t hidden, const std::vector<float>& x, int64_t tokens,
                int tile, const std::vector<float>& correction = {},
                WeightDtype dtype = WeightDtype::kFp32) {
+    const auto x_data = Upload(x);
+    return Route(o, weight, hidden, x_data.data(), tokens, tile, correction,
+                 dtype);
+  }
+  // x: on the device.
+  Routed Route(const cpu::RouterOptions& o, const std::vector<float>& weight,
+               int64_t hidden, const RouterInput& x, int64_t tokens, int tile,
+               const std::vector<float>& correction = {},
+               WeightDtype dtype = WeightDtype::kFp32) {
     Routed r;
     const int64_t slots = tokens * o.top_k;
     r.order = Poisoned<int32_t>(slots);
@@ -43,13 +52,11 @@ class ExpertsTest : public GpuTest {
     const auto halves = Upload(Encode(WeightDtype::kBf16, weight).bytes);
     const void* w_data = w.data();
     if (dtype == WeightDtype::kBf16) w_data = halves.data();
-    const auto x_data = Upload(x);
     const auto correction_data = Upload(correction);
     // Twice: the ticket must be as it was.
     for (int i = 0; i < 2; ++i) {
-      Router(o, dtype, w_data, hidden, x_data.data(), tokens, ids.data(),
-             weights.data(), r.plan, {.stream = stream().get()}, tile,
-             correction_data.data());
+      Router(o, dtype, w_data, hidden, x, tokens, ids.data(), weights.data(),
+             r.plan, {.stream = stream().get()}, tile, correction_data.data());
     }
     stream().Synchronize();
     r.ids = ids.Download();
@@ -117,6 +124,39 @@ TEST_F(ExpertsTest, RouterChoosesAsTheCpuAndPlansEverySlotOnce) {
       }
       EXPECT_EQ(next, static_cast<int>(order.size()));
     }
+  }
+}
+
+// What RmsNorm leaves for the router to norm is, of many tokens, what it would
+// have normed itself.
+TEST_F(ExpertsTest, RouterNormsAsRmsNormDoes) {
+  constexpr int64_t kTokens = 530;
+  for (const auto& [experts, hidden] :
+       {std::pair{64, 2048}, {160, 416}, {61, 2176}}) {
+    ASSERT_TRUE(RouterNorms(kTokens, hidden));
+    const cpu::RouterOptions o = {.experts = experts, .top_k = 6};
+    const auto w = SpreadValues(experts * hidden, 1, -8, -2);
+    const auto rows = Upload(SpreadValues(kTokens * hidden, 2, -9, 6));
+    const auto gain = Upload(SpreadValues(hidden, 3, -2, 1));
+    const auto normed = Poisoned<float>(kTokens * hidden);
+    const auto roots = Poisoned<float>(kTokens);
+    RmsNorm({.hidden = rows.data(),
+             .hidden_stride = hidden,
+             .gain = gain.data(),
+             .rows = kTokens,
+             .size = hidden,
+             .normed = normed.data(),
+             .roots = roots.data(),
+             .inputs = {}},
+            {.stream = stream().get()});
+    stream().Synchronize();
+    const Routed expected = Route(o, w, hidden, normed.data(), kTokens, 8);
+    const Routed routed =
+        Route(o, w, hidden, RouterInput(rows.data(), roots.data(), gain.data()),
+              kTokens, 8);
+    EXPECT_EQ(routed.ids, expected.ids);
+    EXPECT_TRUE(SameBits(routed.weights.data(), expected.weights.data(),
+                         kTokens * o.top_k));
   }
 }
 

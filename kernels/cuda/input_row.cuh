@@ -42,18 +42,14 @@ __device__ inline int RowPlace(int i) {
 }
 
 // sink[at .. at + 4) = x as inputs; `at` is a multiple of four.
-__device__ inline void StoreInputs4(const InputSink& sink, int64_t at,
+__device__ inline void StoreInputs4(const InputSink& sink,
+                                    const E4m3Input& to_e4m3, int64_t at,
                                     float4 x) {
   switch (sink.dtype) {
-    case WeightDtype::kFp8E4m3: {
-      const auto low = __nv_cvt_float2_to_fp8x2(
-          {x.x / sink.scale, x.y / sink.scale}, __NV_SATFINITE, __NV_E4M3);
-      const auto high = __nv_cvt_float2_to_fp8x2(
-          {x.z / sink.scale, x.w / sink.scale}, __NV_SATFINITE, __NV_E4M3);
+    case WeightDtype::kFp8E4m3:
       static_cast<uint32_t*>(sink.data)[at / 4] =
-          low | static_cast<uint32_t>(high) << 16;
+          to_e4m3.Pair(x.x, x.y) | to_e4m3.Pair(x.z, x.w) << 16;
       return;
-    }
     case WeightDtype::kFp32:
       static_cast<float4*>(sink.data)[at / 4] = x;
       return;
@@ -102,17 +98,19 @@ __device__ void StoreInputRow(InputSink sink, int64_t row, int size,
     if (threadIdx.x == 0) sink.scales[row] = sink.scale;
   }
   const int64_t groups = ScaleBlocks(size);
+  E4m3Input to_e4m3(sink.scale);
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
     const int k = RowPlace<kThreads>(i);
     if (k >= size) continue;
     if (sink.dynamic == DynamicInputs::kGroup) {
-      sink.scale = DynamicScale(largest[i]);
+      const float scale = DynamicScale(largest[i]);
+      to_e4m3 = E4m3Input(scale);
       if (threadIdx.x % 32 == 0) {
-        sink.scales[row * groups + k / kScaleBlock] = sink.scale;
+        sink.scales[row * groups + k / kScaleBlock] = scale;
       }
     }
-    StoreInputs4(sink, row * size + k, value[i]);
+    StoreInputs4(sink, to_e4m3, row * size + k, value[i]);
   }
 }
 

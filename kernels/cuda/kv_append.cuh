@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace invar::cuda {
@@ -47,10 +48,10 @@ __device__ void AppendRow(const TokenPlaces& places, const CacheRows& rows,
   const float mean =
       BlockSum<kAppendThreads>(squares) / static_cast<float>(kLatent) +
       rows.eps;
-  const float root = __fsqrt_rn(mean);
+  const Divisor root(__fsqrt_rn(mean));
   const float4 g = reinterpret_cast<const float4*>(rows.gain)[thread];
-  const float4 latent = {x.x / root * g.x, x.y / root * g.y, x.z / root * g.z,
-                         x.w / root * g.w};
+  const float4 latent = {root(x.x) * g.x, root(x.y) * g.y, root(x.z) * g.z,
+                         root(x.w) * g.w};
   Code::Store4(Divided(latent, scale), out, thread);
   bool good = AllFinite(latent);
 

@@ -181,6 +181,7 @@ struct RmsNormArguments {
   // With an addend it must be null.
   const int32_t* row_ids = nullptr;
   float* normed = nullptr;  // (rows, size) fp32, or null
+  float* roots = nullptr;   // (rows) sqrt(mean(hidden[t]^2) + eps), or null
   InputSink inputs[2];      // (rows, size) each
 };
 
@@ -225,15 +226,30 @@ int ExpertTile(int64_t tokens, int64_t top_k, int64_t experts);
 // Upper limit of the entries of `work`, with the tile of that T.
 int64_t MaxExpertWork(int64_t tokens, int64_t top_k, int64_t experts);
 
+// What a router multiplies, (T, hidden): x, or its norm, x / roots[t] * gain as
+// RmsNorm makes it, which of many tokens need not go through memory.
+struct RouterInput {
+  const float* x;
+  const float* roots = nullptr;  // (T)
+  const float* gain = nullptr;   // (hidden)
+
+  RouterInput(const float* x) : x(x) {}  // NOLINT: a matrix is one
+  RouterInput(const float* x, const float* roots, const float* gain)
+      : x(x), roots(roots), gain(gain) {}
+};
+// Whether Router takes the latter of so many tokens.
+bool RouterNorms(int64_t tokens, int64_t hidden);
+
 // cpu::Router's equation in fp32: softmax or sigmoid, the best groups, the K
 // best of scores + correction. Also groups the slots by expert, for the grouped
 // products.
 // W (E, hidden) bf16 or fp32; correction (E) or null; x (T, hidden) -> ids,
-// weights (T, K), plan. E <= 512, groups <= 32, hidden a multiple of 4.
+// weights (T, K), plan. E <= 512, groups <= 32, hidden a multiple of 4, ids at
+// a multiple of 16 bytes.
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,
-            const void* weight, int64_t hidden, const float* x, int64_t tokens,
-            int32_t* ids, float* weights, const ExpertPlan& plan,
-            const LaunchOptions& options, int tile = 0,
+            const void* weight, int64_t hidden, const RouterInput& x,
+            int64_t tokens, int32_t* ids, float* weights,
+            const ExpertPlan& plan, const LaunchOptions& options, int tile = 0,
             const float* correction = nullptr);
 
 // The experts of a layer: gate over up, all experts stacked.

@@ -6,6 +6,7 @@
 // which counts all slots and places its own.
 #include <algorithm>
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/mma.cuh"
@@ -50,15 +51,20 @@ struct Copies {
   int hidden;
   int x_at;
   int weight_at;
+  const float* gain;  // null: inputs are multiplied as they come
+  Divisor root;       // of the row
 
+  __device__ static int64_t Token(const RouterArguments& a, int first_token) {
+    return min(first_token + static_cast<int>(threadIdx.x) / kRowChunks,
+               static_cast<int>(a.tokens) - 1);
+  }
   __device__ Copies(const RouterArguments& a, int first_token, int first)
       : hidden(static_cast<int>(a.hidden)),
         x_at(threadIdx.x % kRowChunks * 4),
-        weight_at(threadIdx.x % kWeightChunks * kChunk) {
-    const int64_t token =
-        min(first_token + static_cast<int>(threadIdx.x) / kRowChunks,
-            static_cast<int>(a.tokens) - 1);
-    x = a.x + token * a.hidden;
+        weight_at(threadIdx.x % kWeightChunks * kChunk),
+        gain(a.gain),
+        root(a.gain == nullptr ? 1.0f : a.roots[Token(a, first_token)]) {
+    x = a.x + Token(a, first_token) * a.hidden;
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
       const int64_t expert =
@@ -79,6 +85,17 @@ struct Copies {
       CopyAsync(SharedAddress(&stage.weights[Row(i)][weight_at]),
                 weights[i] + at, true);
     }
+  }
+  // What the thread multiplies its inputs of a step with, and does so once they
+  // have come. With a gain.
+  __device__ float4 Gain(int step) const {
+    return Load4(gain + min(step * kStep + x_at, hidden - 4));
+  }
+  __device__ void Norm(const float4& gain, Stage<Element>& stage) const {
+    auto& v =
+        *reinterpret_cast<float4*>(&stage.x[threadIdx.x / kRowChunks][x_at]);
+    v = {root(v.x) * gain.x, root(v.y) * gain.y, root(v.z) * gain.z,
+         root(v.w) * gain.w};
   }
 };
 
@@ -141,7 +158,10 @@ __device__ void Logits(const RouterArguments& a, int first_token, int first,
   }
 #pragma unroll 1
   for (int s = 0; s < steps; ++s) {
+    float4 gain;
+    if (copies.gain != nullptr) gain = copies.Gain(s);
     WaitForCopies<kStages - 2>();
+    if (copies.gain != nullptr) copies.Norm(gain, stages[s % kStages]);
     __syncthreads();  // step s has come, and s - 1 has been read
     const int next = s + kStages - 1;
     if (next < steps) copies.Start(next, stages[next % kStages]);
@@ -292,10 +312,13 @@ void Run(const RouterArguments& a, const LaunchOptions& options) {
 
 }  // namespace
 
+bool RouterNorms(int64_t tokens, int64_t hidden) {
+  // Rows come in pieces of 16 bytes.
+  return tokens >= kFewestTokens && hidden % 8 == 0;
+}
+
 bool PromptRouterTakes(const RouterArguments& a) {
-  // Rows come in pieces of 16 bytes; so do four slots' experts.
-  return a.tokens >= kFewestTokens && a.hidden % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(a.ids) % 16 == 0;
+  return RouterNorms(a.tokens, a.hidden);
 }
 
 void PromptRouter(const RouterArguments& a, WeightDtype dtype,

@@ -124,6 +124,70 @@ TEST_F(RmsNormTest, AddsNormsAndQuantises) {
   }
 }
 
+// With many rows a block goes on from one to the next: a row is the same as
+// among few.
+TEST_F(RmsNormTest, ARowIsTheSameAmongMany) {
+  constexpr int64_t kRows = 1100;
+  constexpr int64_t kFew = 5;
+  for (const int64_t size : {1040, 2048}) {
+    for (const int64_t top_k : {0, 2, 6, 7, 8, 9}) {
+      const auto hidden = SpreadValues(kRows * size, 1);
+      const auto shared = Upload(
+          Encode(WeightDtype::kBf16, SpreadValues(kRows * size, 2)).bytes);
+      const auto slots = Upload(
+          Encode(WeightDtype::kBf16,
+                 SpreadValues(std::max<int64_t>(1, kRows * top_k) * size, 3))
+              .bytes);
+      const auto weights = Upload(cpu::RandomValues(kRows * top_k + 1, 4));
+      const auto gain = Upload(SpreadValues(size, 5, -2, 2));
+      struct Outputs {
+        std::vector<float> hidden, normed, roots;
+        std::vector<uint8_t> codes;
+      };
+      const auto run = [&](int64_t first, int64_t rows) {
+        const auto d_hidden =
+            Upload(std::vector<float>(hidden.begin() + first * size,
+                                      hidden.begin() + (first + rows) * size));
+        const auto normed = Poisoned<float>(rows * size);
+        const auto roots = Poisoned<float>(rows);
+        const auto codes = Poisoned<uint8_t>(rows * size);
+        const auto halves = [&](const DeviceBuffer<std::byte>& bytes,
+                                int64_t of_row) {
+          return reinterpret_cast<const __nv_bfloat16*>(bytes.data()) +
+                 first * of_row;
+        };
+        RmsNorm({.hidden = d_hidden.data(),
+                 .hidden_stride = size,
+                 .addend = {halves(shared, size),
+                            top_k == 0 ? nullptr : halves(slots, top_k * size),
+                            weights.data() + first * top_k, top_k},
+                 .gain = gain.data(),
+                 .rows = rows,
+                 .size = size,
+                 .normed = normed.data(),
+                 .roots = roots.data(),
+                 .inputs = {{codes.data(), WeightDtype::kFp8E4m3, 0.02f}, {}}},
+                {.stream = stream().get(), .overlap = true});
+        stream().Synchronize();
+        return Outputs{d_hidden.Download(), normed.Download(), roots.Download(),
+                       codes.Download()};
+      };
+      const Outputs many = run(0, kRows);
+      for (const int64_t first : {int64_t{0}, int64_t{533}, kRows - kFew}) {
+        const Outputs few = run(first, kFew);
+        EXPECT_TRUE(SameBits(few.hidden.data(), &many.hidden[first * size],
+                             kFew * size));
+        EXPECT_TRUE(SameBits(few.normed.data(), &many.normed[first * size],
+                             kFew * size));
+        EXPECT_TRUE(SameBits(few.roots.data(), &many.roots[first], kFew));
+        EXPECT_TRUE(
+            SameBits(few.codes.data(), &many.codes[first * size], kFew * size))
+            << size << " values, " << top_k << " slots, from row " << first;
+      }
+    }
+  }
+}
+
 // Against float64: 2^x and 1 / x are the machine's.
 TEST_F(RmsNormTest, SiluMulIsNearTheEquation) {
   constexpr int64_t kTokens = 5;

@@ -445,15 +445,25 @@ void Run(const Arguments& a, const LaunchOptions& options) {
 }  // namespace
 
 void Router(const cpu::RouterOptions& router, WeightDtype dtype,
-            const void* weight, int64_t hidden, const float* x, int64_t tokens,
-            int32_t* ids, float* weights, const ExpertPlan& plan,
-            const LaunchOptions& options, int tile, const float* correction) {
+            const void* weight, int64_t hidden, const RouterInput& x,
+            int64_t tokens, int32_t* ids, float* weights,
+            const ExpertPlan& plan, const LaunchOptions& options, int tile,
+            const float* correction) {
   if (tokens == 0) return;
   if (tile == 0) tile = ExpertTile(tokens, router.top_k, router.experts);
-  const Arguments a = {
-      router,      weight,  hidden, x,    static_cast<int>(tokens),
-      ids,         weights, plan,   tile, correction,
-      options.gate};
+  const Arguments a = {.options = router,
+                       .weight = weight,
+                       .hidden = hidden,
+                       .x = x.x,
+                       .roots = x.roots,
+                       .gain = x.gain,
+                       .tokens = static_cast<int>(tokens),
+                       .ids = ids,
+                       .weights = weights,
+                       .plan = plan,
+                       .tile = tile,
+                       .correction = correction,
+                       .gate = options.gate};
   if (PromptRouterTakes(a)) {
     PromptRouter(a, dtype, options);
   } else if (dtype == WeightDtype::kBf16) {

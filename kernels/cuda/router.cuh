@@ -21,6 +21,8 @@ struct RouterArguments {
   const void* weight;
   int64_t hidden;
   const float* x;
+  const float* roots;  // RouterInput's, or null
+  const float* gain;
   int tokens;
   int32_t* ids;
   float* weights;

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/ops_linear.h"
 
 namespace invar::cuda {
@@ -38,18 +39,15 @@ __device__ inline float SwiGlu(float gate, float up) {
   return gate * inverse * up;
 }
 
-// x / scale as e4m3, as StoreInput rounds it. A division's own checks cost as
-// much as it: `inverse` is the nearest of 1 / scale, one correction makes the
-// nearest quotient, and what is too large for that stays as it is.
+// x / scale as e4m3, as StoreInput rounds it. What is too large to be corrected
+// stays as it is.
 struct E4m3Input {
-  float scale;
-  float inverse;
+  Divisor scale;
 
-  __device__ explicit E4m3Input(float scale)
-      : scale(scale), inverse(1.0f / scale) {}
+  __device__ explicit E4m3Input(float scale) : scale(scale) {}
   __device__ float Quotient(float x) const {
-    const float nearly = x * inverse;
-    const float quotient = fmaf(fmaf(-scale, nearly, x), inverse, nearly);
+    const float nearly = x * scale.inverse;
+    const float quotient = scale(x);
     return fabsf(nearly) < 0x1p100f ? quotient : nearly;
   }
   __device__ __nv_fp8_storage_t operator()(float x) const {

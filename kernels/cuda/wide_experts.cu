@@ -18,7 +18,6 @@ namespace {
 // Gate and up, or two neighbouring row blocks of down, by 128 tokens.
 using TileType = WideTile<kWideExpertTile, 2, 4>;
 constexpr int kTokens = TileType::kTokens;
-constexpr int kValues = TileType::kValues;
 constexpr int kRowBlocks = TileType::kRowBlocks;
 
 // What the end of a tile reads: made by a warp of its own, a tile ahead.
@@ -129,7 +128,7 @@ struct ToE4m3 : E4m3Input {
 
 // Both row blocks' sums, times their scales, in place; of gate and up the first
 // becomes their SwiGLU.
-template <bool kGateUp>
+template <bool kGateUp, int kValues>
 __device__ void FinishSums(bool token_scales, const Ends& ends, int group,
                            float (&sum)[2][kValues]) {
   const int thread = threadIdx.x % 128;
@@ -161,7 +160,7 @@ __device__ void FinishSums(bool token_scales, const Ends& ends, int group,
   }
 }
 
-template <bool kGateUp>
+template <bool kGateUp, int kValues>
 __device__ void StoreSums(const ExpertArguments& a, const Ends& ends, int group,
                           int first_row, std::byte* staging,
                           float (&sum)[2][kValues]) {
@@ -209,7 +208,7 @@ __device__ void Prepare(const Tiles<kGateUp>& tiles, int rank,
       ProduceWide<TileType>(
           ring, walk, rank, common, weights,
           [&](int i) { return tiles.WeightRow(work.expert, row, i); }, x,
-          /*x_rest=*/nullptr, work.first, tiles.a.k_blocks);
+          /*x_rest=*/nullptr, work.first, tiles.a.k_blocks, work.count);
     }
   } else if (warp == 1) {
     Walk<2> walk;
@@ -255,13 +254,38 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     Walk<TileType::kStages> walk;
     Walk<2> ends;
     for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
-      float sum[2][kValues];
-      MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
-      BarrierWait(&shared.ends_full[ends.stage], ends.phase);
-      StoreSums<kGateUp>(
-          a, shared.ends[ends.stage], group,
-          tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
-          shared.staging[group], sum);
+      const auto wait = [&] {
+        BarrierWait(&shared.ends_full[ends.stage], ends.phase);
+      };
+      const auto store = [&](auto& sum) {
+        StoreSums<kGateUp>(
+            a, shared.ends[ends.stage], group,
+            tiles.FirstRow(tile) + group * Tiles<kGateUp>::kGroupRows,
+            shared.staging[group], sum);
+      };
+      if constexpr (kPromoted<Format>) {
+        // The tile's first kFirst tokens, which are all that it has.
+        const auto multiply = [&]<int kFirst>() {
+          float sum[2][kFirst / 2];
+          MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
+          store(sum);
+        };
+        wait();
+        const int count = shared.ends[ends.stage].work.count;
+        if (count > kTokens / 2) {
+          multiply.template operator()<kTokens>();
+        } else if (count > kTokens / 4) {
+          multiply.template operator()<kTokens / 2>();
+        } else {
+          multiply.template operator()<kTokens / 4>();
+        }
+      } else {
+        // Of more sizes, or by a call, sums spill.
+        float sum[2][kTokens / 2];
+        MultiplyChain<Format, TileType>(ring, walk, group, a.k_blocks, sum);
+        wait();
+        store(sum);
+      }
       WarpArrive(&shared.ends_empty[ends.stage]);
       ends.Advance();
     }

@@ -91,15 +91,17 @@ __device__ void StoreBlock(const Convert& convert, RowOf row_of, int count,
       }
     }
     BarrierSync(barrier, 128);
-    const int end = min(kPart, count - first) * kChunks;
-#pragma unroll 4
-    for (int i = thread; i < end; i += 128) {
-      const int token = i / kChunks;
-      const int row = first_row + i % kChunks * (16 / kBytes);
-      if (row < rows) {
-        *reinterpret_cast<uint4*>(out + row_of(first + token) * rows + row) =
-            *reinterpret_cast<const uint4*>(staging + token * kPitch +
-                                            i % kChunks * 16);
+    constexpr int kStep = 128 / kChunks;  // tokens that leave at once
+    static_assert(kPart % kStep == 0);
+    const int row = first_row + thread % kChunks * (16 / kBytes);
+    const int token = first + thread / kChunks;
+    const std::byte* const from =
+        staging + thread / kChunks * kPitch + thread % kChunks * 16;
+#pragma unroll
+    for (int t = 0; t < kPart; t += kStep) {
+      if (token + t < count && row < rows) {
+        *reinterpret_cast<uint4*>(out + row_of(token + t) * rows + row) =
+            *reinterpret_cast<const uint4*>(from + t * kPitch);
       }
     }
   }

@@ -84,13 +84,15 @@ struct WideRing : Ring<TileType, TileType::kStages> {
 // `token`. The walk goes on from tile to tile: the next one's first stages are
 // asked for while this one is multiplied and stored. `common`: the other block
 // of the pair has the same weights now; it has as many stages in any case. `x`
-// has boxes of 64 tokens, `x_rest`, for those left over, of eight.
+// has boxes of 64 tokens, `x_rest`, for those left over, of eight; boxes past
+// the first `count` tokens are left out.
 template <typename TileType, typename RowOf>
 __device__ void ProduceWide(const WideRing<TileType>& ring,
                             Walk<TileType::kStages>& walk, int rank,
                             bool common, const CUtensorMap* weights,
                             RowOf row_of, const CUtensorMap* x,
-                            const CUtensorMap* x_rest, int token, int blocks) {
+                            const CUtensorMap* x_rest, int token, int blocks,
+                            int count = TileType::kTokens) {
   constexpr int kWhole = TileType::kTokens / kProductRows;
   constexpr int kRest = TileType::kTokens % kProductRows / 8;
   constexpr int kBoxes = TileType::kRowBlocks + kWhole + kRest;
@@ -99,12 +101,17 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
   // Blocks with common weights load each a half of the rows, for both.
   constexpr int kHalf = TileType::kRowBlocks / 2;
   const bool is_input = lane >= TileType::kRowBlocks;
-  const bool mine =
-      lane < kBoxes && (is_input || !common || lane / kHalf == rank);
   const int box = lane - TileType::kRowBlocks;  // of the inputs
   const bool whole = box < kWhole;
   const int offset =
       whole ? box * kProductRows : kWhole * kProductRows + (box - kWhole) * 8;
+  const bool mine =
+      lane < kBoxes &&
+      (is_input ? offset < count : !common || lane / kHalf == rank);
+  const uint32_t input_bytes =
+      is_input && mine ? (whole ? kProductRows : 8) * kTileRowBytes : 0;
+  const uint32_t bytes =
+      TileType::kWeightBytes + __reduce_add_sync(0xffffffff, input_bytes);
   const int row =
       is_input ? token + offset : row_of(min(lane, TileType::kRowBlocks - 1));
   const CUtensorMap* const map = !is_input ? weights : whole ? x : x_rest;
@@ -114,7 +121,7 @@ __device__ void ProduceWide(const WideRing<TileType>& ring,
     // Of a stage's first use there is nothing to wait for, and this does not.
     BarrierWait(&ring.empty[walk.stage], walk.phase ^ 1);
     uint64_t* const full = &ring.full[walk.stage];
-    if (lane == 0) BarrierExpect(full, TileType::kStageBytes);
+    if (lane == 0) BarrierExpect(full, bytes);
     __syncwarp();
     std::byte* const to = ring.weights(walk.stage) + place;
     if (mine && common && !is_input) {
@@ -162,13 +169,16 @@ __device__ StageOperands WaitForStage(const WideRing<TileType>& ring,
 }
 
 // sum[m] = the products of the next `blocks` stages, one chain, for the
-// warpgroup's row blocks. By all threads of the warpgroup.
-template <typename Format, typename TileType>
-__device__ void MultiplyChain(
-    const WideRing<TileType>& ring, Walk<TileType::kStages>& walk, int group,
-    int blocks, float (&sum)[TileType::kBlocks][TileType::kValues]) {
+// warpgroup's row blocks and as many of the tile's tokens as there are sums.
+// By all threads of the warpgroup.
+template <typename Format, typename TileType, int kValues>
+__device__ void MultiplyChain(const WideRing<TileType>& ring,
+                              Walk<TileType::kStages>& walk, int group,
+                              int blocks,
+                              float (&sum)[TileType::kBlocks][kValues]) {
   constexpr int kBlocks = TileType::kBlocks;
-  constexpr int kValues = TileType::kValues;
+  constexpr int kTokens = 2 * kValues;
+  static_assert(kTokens <= TileType::kTokens);
   constexpr int kSteps = kTileRowBytes / kProductBytes;
   constexpr int kStep = kProductBytes / 16;  // descriptors count in 16 bytes
   constexpr int kBlockStep = TileType::kBlockBytes / 16;
@@ -187,8 +197,8 @@ __device__ void MultiplyChain(
       float part[kValues];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        BeginInTurn<Format, TileType::kTokens>(group, weights + m * kBlockStep,
-                                               inputs, part);
+        BeginInTurn<Format, kTokens>(group, weights + m * kBlockStep, inputs,
+                                     part);
         ProductWait<0>();
         if (m == kBlocks - 1 && leader) ring.Release(walk.stage);
 #pragma unroll
@@ -200,9 +210,9 @@ __device__ void MultiplyChain(
       for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
-          Product<Format, TileType::kTokens>::Run(
-              sum[m], weights + m * kBlockStep + k * kStep, inputs + k * kStep,
-              b != 0 || k != 0);
+          Product<Format, kTokens>::Run(sum[m],
+                                        weights + m * kBlockStep + k * kStep,
+                                        inputs + k * kStep, b != 0 || k != 0);
         }
       }
       ProductCommit();

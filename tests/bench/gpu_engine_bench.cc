@@ -283,8 +283,8 @@ class Bench {
   // In turns with what the matrix units do: the clock of both falls as the GPU
   // becomes warm, by some 10% within a second.
   void Prefill(int64_t prompts, int64_t tokens) {
-    constexpr int kRounds = 3;
-    constexpr int kTimed = 3;
+    constexpr int kRounds = 5;
+    constexpr int kTimed = 5;
     std::vector<double> seconds, fp8_rates, half_rates;
     for (int round = 0; round < kRounds; ++round) {
       const Rates rates = MeasureRates();

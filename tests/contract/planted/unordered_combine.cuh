@@ -9,6 +9,8 @@
 
 namespace invar::cuda {
 
+inline constexpr int kRanksAhead = 8;
+
 __device__ inline float Combined(const Addend& a, int64_t token, int64_t size,
                                  int64_t k) {
   float sum = __bfloat162float(a.shared[token * size + k]);
@@ -27,14 +29,24 @@ __device__ inline float4 Combined4(const Addend& a, int64_t token, int64_t size,
           Combined(a, token, size, k + 2), Combined(a, token, size, k + 3)};
 }
 
-template <int kQuads, int kThreads, int kAtOnce>
-__device__ inline void CombinedRow(const Addend& a, int64_t token, int size,
-                                   float4 (&sum)[kQuads]) {
-  for (int i = 0; i < kQuads; ++i) {
-    const int k = RowPlace<kThreads>(i);
-    sum[i] = k < size ? Combined4(a, token, size, k) : float4();
-  }
+__device__ inline float4 Added(float4 x, float4 y) {
+  return {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
 }
+
+template <int kQuads, int kRanks, int kThreads>
+struct AddendRow {
+  int64_t token;
+  int size;
+
+  __device__ void Load(const Addend&, int64_t of_token, int of_size) {
+    token = of_token;
+    size = of_size;
+  }
+  __device__ float4 Sum(const Addend& a, int i) const {
+    const int k = RowPlace<kThreads>(i);
+    return k < size ? Combined4(a, token, size, k) : float4();
+  }
+};
 
 }  // namespace invar::cuda
 

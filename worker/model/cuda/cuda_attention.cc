@@ -25,7 +25,7 @@ void CudaModel::Attention(const DeviceLayer& layer, const Pass& pass,
   const RopeAngles angles = Angles();
   const bool low_rank = layer.q_norm.size() > 0;
   const DeviceLinear& q_in = low_rank ? layer.q_a : layer.q;
-  Norm(layer.input_norm, tokens, nullptr, step_.inputs[0].Sink(q_in.input),
+  Norm(layer.input_norm, tokens, step_.inputs[0].Sink(q_in.input),
        step_.inputs[1].Sink(layer.kv_a.input));
   const auto leaf = [](const DeviceLinear& linear) {
     return ColumnParallelLeaf(linear.gemm);
@@ -164,8 +164,8 @@ void CudaModel::AttendToRows(const DeviceLayer& layer, const Pass& pass,
   const int64_t rows = pass.launched_rows;
   const StepMemory::Places& at = step_.device;
   const RopeAngles angles = Angles();
-  Norm(layer.input_norm, tokens, nullptr,
-       step_.inputs[1].Sink(layer.kv_a.input), InputSink());
+  Norm(layer.input_norm, tokens, step_.inputs[1].Sink(layer.kv_a.input),
+       InputSink());
   Product(main_, layer.kv_a, ColumnParallelLeaf(layer.kv_a.gemm),
           step_.inputs[1], tokens, step_.kv_a.data());
   KvAppend(main_.Next(), Places(pass), NewRows(layer, cache), angles);

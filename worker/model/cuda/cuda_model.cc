@@ -168,8 +168,9 @@ void CudaModel::ShowChoices(int64_t tokens) {
 }
 
 void CudaModel::Norm(const DeviceBuffer<float>& gain, int64_t tokens,
-                     float* normed, const InputSink& first,
-                     const InputSink& second) {
+                     const InputSink& first, const InputSink& second,
+                     bool routed) {
+  const bool router_norms = RouterNorms(tokens, config_.hidden_size);
   RmsNorm({.hidden = step_.hidden.data(),
            .hidden_stride = config_.hidden_size,
            .addend = addend_,
@@ -177,7 +178,8 @@ void CudaModel::Norm(const DeviceBuffer<float>& gain, int64_t tokens,
            .eps = config_.rms_norm_eps,
            .rows = tokens,
            .size = config_.hidden_size,
-           .normed = normed,
+           .normed = routed && !router_norms ? step_.normed.data() : nullptr,
+           .roots = routed && router_norms ? step_.roots.data() : nullptr,
            .inputs = {first, second}},
           main_.Next());
   addend_ = {};
@@ -239,11 +241,10 @@ void CudaModel::FeedForward(const DeviceLayer& layer, int64_t tokens) {
   const DeviceExperts& experts = layer.experts;
   const InputBuffer& inner =
       layer.has_experts ? step_.shared_inputs : step_.dense_inputs;
-  Norm(layer.attention_norm, tokens,
-       layer.has_experts ? step_.normed.data() : nullptr,
-       step_.inputs[0].Sink(mlp.gate_up.input),
+  Norm(layer.attention_norm, tokens, step_.inputs[0].Sink(mlp.gate_up.input),
        layer.has_experts ? step_.inputs[1].Sink(experts.gate_up.input)
-                         : InputSink());
+                         : InputSink(),
+       /*routed=*/layer.has_experts);
   const GemmInput& x = step_.inputs[0].As(mlp.gate_up.input);
   const auto gate_up_and_down = [&](Lane& lane) {
     Produce(lane, inner, mlp.down.input, tokens, mlp.inner,
@@ -267,7 +268,7 @@ void CudaModel::FeedForward(const DeviceLayer& layer, int64_t tokens) {
     // Gates, so that each finds complete what is older than the kernel before:
     // what is beside gate and up the norm, down the plan, and the shared down
     // all of gate and up.
-    Route(experts, tokens, /*gate=*/true);
+    Route(layer, tokens, /*gate=*/true);
     ExpertsUp(experts, tokens, &beside);
     Quantise(main_, inner, mlp.down.input, tokens, mlp.inner, values);
     ExpertsEnd(experts, tokens, /*in_one_lane=*/true);
@@ -280,7 +281,7 @@ void CudaModel::FeedForward(const DeviceLayer& layer, int64_t tokens) {
     // The experts' own branch is longer, and does not need the shared ones'.
     Lane& lane = Fork();
     gate_up_and_down(lane);
-    Route(experts, tokens, /*gate=*/false);
+    Route(layer, tokens, /*gate=*/false);
     ExpertsUp(experts, tokens, nullptr);
     ExpertsEnd(experts, tokens, /*in_one_lane=*/false);
     main_.Follow(lane);
@@ -308,14 +309,19 @@ bool CudaModel::InOneLane(const DeviceMlp& mlp, int64_t tokens) const {
              kLargestTile;
 }
 
-void CudaModel::Route(const DeviceExperts& experts, int64_t tokens, bool gate) {
+void CudaModel::Route(const DeviceLayer& layer, int64_t tokens, bool gate) {
   const ModelConfig& c = config_;
+  const DeviceExperts& experts = layer.experts;
+  const RouterInput x =
+      RouterNorms(tokens, c.hidden_size)
+          ? RouterInput(step_.hidden.data(), step_.roots.data(),
+                        layer.attention_norm.data())
+          : RouterInput(step_.normed.data());
   LaunchOptions options = main_.Next();
   options.gate = gate;
   Router(c.router, experts.router_dtype, experts.router.data(), c.hidden_size,
-         step_.normed.data(), tokens, step_.expert_ids.data(),
-         step_.expert_weights.data(), step_.plan(), options, /*tile=*/0,
-         experts.correction.data());
+         x, tokens, step_.expert_ids.data(), step_.expert_weights.data(),
+         step_.plan(), options, /*tile=*/0, experts.correction.data());
   Show("router", tokens, c.router.top_k, step_.expert_weights.data());
   ShowChoices(tokens);
 }

@@ -169,14 +169,16 @@ class CudaModel final : public Model {
   bool InOneLane(const DeviceMlp& mlp, int64_t tokens) const;
   // The experts' parts. gate: LaunchOptions'. With `beside` that product too,
   // before the quantisation of its outputs, and in one lane.
-  void Route(const DeviceExperts& experts, int64_t tokens, bool gate);
+  void Route(const DeviceLayer& layer, int64_t tokens, bool gate);
   void ExpertsUp(const DeviceExperts& experts, int64_t tokens,
                  const SwiGluTask* beside);
   void ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
                   bool in_one_lane);
   // hidden += what the layer before left to add; its norm as inputs.
-  void Norm(const DeviceBuffer<float>& gain, int64_t tokens, float* normed,
-            const InputSink& first, const InputSink& second);
+  // routed: also what the router multiplies.
+  void Norm(const DeviceBuffer<float>& gain, int64_t tokens,
+            const InputSink& first, const InputSink& second,
+            bool routed = false);
   // What the step under way uses of mode FAST; null: nothing.
   const FastMode* Fast() const {
     return plan_ == Plan::kDeterministic ? nullptr : fast_.get();

@@ -175,6 +175,7 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   m.results = m.ResultsAt(m.results_memory.data());
   Grow(&m.hidden, tokens * c.hidden_size, &status);
   Grow(&m.normed, tokens * c.hidden_size, &status);
+  Grow(&m.roots, tokens, &status);
   Grow(&m.q_a, tokens * c.q_lora_rank, &status);
   Grow(&m.q, tokens * c.heads * c.qk_head_dim(), &status);
   Grow(&m.kv_a, tokens * c.kv_row_elements(), &status);

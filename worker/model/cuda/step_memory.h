@@ -116,6 +116,7 @@ struct StepMemory {
 
   DeviceBuffer<float> hidden;            // (T, hidden)
   DeviceBuffer<float> normed;            // (T, hidden)
+  DeviceBuffer<float> roots;             // (T), RmsNorm's
   DeviceBuffer<float> q_a;               // (T, q_lora_rank)
   DeviceBuffer<float> q;                 // (T, heads, N + R)
   DeviceBuffer<float> kv_a;              // (T, L + R)
