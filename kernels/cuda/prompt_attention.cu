@@ -160,7 +160,7 @@ struct Scores {
 
   __device__ void Publish(const Step& step) {
     if (threadIdx.x % 32 == 0) shared.steps[GroupWarp()] = step;
-    WarpArrive(&shared.scored);
+    BarrierArrive(&shared.scored);
   }
 
   // All tiles of the unit's sequences, `place` on.
@@ -186,7 +186,7 @@ struct Scores {
                        (position < end * kTile ? kIsLastSplit : 0);
         }
         Multiply(place);
-        if (is_last && tile + 1 == tiles) WarpArrive(&shared.scored_all);
+        if (is_last && tile + 1 == tiles) BarrierArrive(&shared.scored_all);
         Exponentials(tile, place.tile, step);
       }
     });
@@ -205,12 +205,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       for (uint64_t& part : shared.full[i]) BarrierInit(&part, 1);
-      BarrierInit(&shared.empty[i], kValueGroups * 4);
+      BarrierInit(&shared.empty[i], kValueThreads);
     }
     BarrierInit(&shared.asked, 1);
-    BarrierInit(&shared.scored_all, 4);
-    BarrierInit(&shared.scored, 4);
-    BarrierInit(&shared.taken, kValueGroups * 4);
+    BarrierInit(&shared.scored_all, 128);
+    BarrierInit(&shared.scored, 128);
+    BarrierInit(&shared.taken, kValueThreads);
     BarrierInitFence();
   }
   __syncthreads();
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (values.step.unit < 0) return;
         values.Rescale();
         values.Multiply(shared.rows[place.slot()]);
-        if (lane == 0) BarrierArrive(&shared.empty[place.slot()]);
+        BarrierArrive(&shared.empty[place.slot()]);
         ++place.tile;
       } while (!(values.step.flags & kSplitEnds));
       if (!(values.step.flags & kHasRows)) continue;

@@ -43,7 +43,7 @@ struct Values {
       rescale[h] = shared.rescale[16 * warp + lane / 4 + 8 * h];
       reference[h] = shared.reference[16 * warp + lane / 4 + 8 * h];
     }
-    WarpArrive(&shared.taken);
+    BarrierArrive(&shared.taken);
   }
 
   // out += P V for the group's latents.

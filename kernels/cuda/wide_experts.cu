@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
     PrefetchMap(&x);
     for (int i = 0; i < 2; ++i) {
       BarrierInit(&shared.ends_full[i], 32);
-      BarrierInit(&shared.ends_empty[i], TileType::kMultipliers / 32);
+      BarrierInit(&shared.ends_empty[i], TileType::kMultipliers);
     }
     WideRing<TileType>(ring).Init();
   }
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(TileType::kThreads, 1)
         wait();
         store(sum);
       }
-      WarpArrive(&shared.ends_empty[ends.stage]);
+      BarrierArrive(&shared.ends_empty[ends.stage]);
       ends.Advance();
     }
   }
