@@ -2,7 +2,9 @@
 // and by the CPU backend. Tiles and numbers of tokens move no bit.
 #include <algorithm>
 #include <string>
+#include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/gemm_test_values.h"
 #include "kernels/cuda/support.h"
@@ -16,10 +18,10 @@ constexpr Format kFormats[] = {Format::kStatic, Format::kToken,
                                Format::kTokenAndRows, Format::kBlock};
 constexpr float kInputScale = 0.01f;
 
-std::string FormatName(const ::testing::TestParamInfo<Format>& info) {
+const char* Name(Format format) {
   static constexpr const char* kNames[] = {"static", "token", "token_and_rows",
                                            "block"};
-  return kNames[static_cast<int>(info.param)];
+  return kNames[static_cast<int>(format)];
 }
 
 // A matrix of a format, as the CPU has it.
@@ -77,256 +79,280 @@ struct Inputs {
   }
 };
 
-class FormatsTest : public GpuTestWithParam<Format> {
+struct Shape {
+  int64_t rows, columns;
+};
+
+class FormatsTest : public GpuTestWithParam<std::tuple<Format, Shape>> {
  protected:
+  Format format() const { return std::get<Format>(GetParam()); }
+  Shape shape() const { return std::get<Shape>(GetParam()); }
+
   cpu::ThreadPool pool_{2};
 };
 
-TEST_P(FormatsTest, ProductsAreTheCpusAndKeepTheirBits) {
-  constexpr int64_t kTokens = 150;
-  struct Shape {
-    int64_t rows, columns;
-  };
-  // The embedded model's, wide and narrow ones, and odd ends of both.
-  for (const auto& [rows, columns] :
-       {Shape{768, 384}, Shape{576, 384}, Shape{384, 512}, Shape{384, 96},
-        Shape{320, 2048}, Shape{129, 352}, Shape{200, 1104}}) {
-    const Matrix w(GetParam(), rows, columns, 1);
-    ASSERT_TRUE(SupportsLinear(w.weight, "w").ok());
-    auto x = SpreadValues(kTokens * columns, 2, -8, 3);
-    std::fill_n(x.begin(), columns, 0.0f);  // a row that has no largest value
-    std::vector<float> expected(kTokens * rows);
-    cpu::Linear(pool_, w.weight, x.data(), kTokens, expected.data());
+std::string FormatAndShape(
+    const ::testing::TestParamInfo<std::tuple<Format, Shape>>& info) {
+  const auto& [format, shape] = info.param;
+  return absl::StrCat(Name(format), "_", shape.rows, "x", shape.columns);
+}
 
-    const auto data = Upload(w.codes.bytes);
-    const auto scales = Upload(w.scales);
-    GemmWeight weight;
-    ASSERT_TRUE(MakeGemmWeight(WeightDtype::kFp8E4m3, data.data(), rows,
-                               columns, &weight));
-    weight.scale = w.weight.scale;
-    if (GetParam() == Format::kStatic) weight.scale *= kInputScale;
-    if (GetParam() == Format::kTokenAndRows) {
-      weight.scale = 1.0f;
-      weight.row_scales = scales.data();
-    }
-    if (GetParam() == Format::kBlock) weight.block_scales = scales.data();
-    const auto device_x = Upload(x);
-    const Inputs inputs(GetParam(), kTokens, columns);
-    std::vector<float> all;
-    const auto run = [&](int64_t tokens, GemmTile tile, bool overlap) {
-      const LaunchOptions launch = {stream().get(), overlap};
-      const auto out = Poisoned<float>(tokens * rows);
-      QuantizeInputs(device_x.data(), tokens, columns, inputs.sink, launch);
-      Gemm(weight, RowParallelLeaf(columns), inputs.input, tokens,
-           GemmOutput::kFp32, out.data(), launch, tile);
-      stream().Synchronize();
-      const auto mine = out.Download();
-      if (all.empty()) all = mine;
-      EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-          << tokens << " tokens, tile " << tile.tokens << " run " << tile.run;
-    };
-    for (const GemmTile tile :
-         {GemmTile{8}, GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
-          GemmTile{32, 2}, GemmTile{64, 2}, GemmTile{64, 4}, GemmTile{64, 8}}) {
-      run(kTokens, tile, false);
-    }
-    for (const int64_t tokens : {1, 9, 33, 65}) run(tokens, {}, true);
-    EXPECT_LT(RelativeError(all, expected),
-              ProductTolerance(WeightDtype::kFp8E4m3))
-        << rows << " x " << columns;
+class FormatProductsTest : public FormatsTest {};
+
+TEST_P(FormatProductsTest, AreTheCpusAndKeepTheirBits) {
+  constexpr int64_t kTokens = 150;
+  const auto [rows, columns] = shape();
+  const Matrix w(format(), rows, columns, 1);
+  ASSERT_TRUE(SupportsLinear(w.weight, "w").ok());
+  auto x = SpreadValues(kTokens * columns, 2, -8, 3);
+  std::fill_n(x.begin(), columns, 0.0f);  // a row that has no largest value
+  std::vector<float> expected(kTokens * rows);
+  cpu::Linear(pool_, w.weight, x.data(), kTokens, expected.data());
+
+  const auto data = Upload(w.codes.bytes);
+  const auto scales = Upload(w.scales);
+  GemmWeight weight;
+  ASSERT_TRUE(MakeGemmWeight(WeightDtype::kFp8E4m3, data.data(), rows, columns,
+                             &weight));
+  weight.scale = w.weight.scale;
+  if (format() == Format::kStatic) weight.scale *= kInputScale;
+  if (format() == Format::kTokenAndRows) {
+    weight.scale = 1.0f;
+    weight.row_scales = scales.data();
   }
+  if (format() == Format::kBlock) weight.block_scales = scales.data();
+  const auto device_x = Upload(x);
+  const Inputs inputs(format(), kTokens, columns);
+  std::vector<float> all;
+  const auto run = [&](int64_t tokens, GemmTile tile, bool overlap) {
+    const LaunchOptions launch = {stream().get(), overlap};
+    const auto out = Poisoned<float>(tokens * rows);
+    QuantizeInputs(device_x.data(), tokens, columns, inputs.sink, launch);
+    Gemm(weight, RowParallelLeaf(columns), inputs.input, tokens,
+         GemmOutput::kFp32, out.data(), launch, tile);
+    stream().Synchronize();
+    const auto mine = out.Download();
+    if (all.empty()) all = mine;
+    EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
+        << tokens << " tokens, tile " << tile.tokens << " run " << tile.run;
+  };
+  for (const GemmTile tile :
+       {GemmTile{8}, GemmTile{16}, GemmTile{32}, GemmTile{64}, GemmTile{128},
+        GemmTile{32, 2}, GemmTile{64, 2}, GemmTile{64, 4}, GemmTile{64, 8}}) {
+    run(kTokens, tile, false);
+  }
+  for (const int64_t tokens : {1, 9, 33, 65}) run(tokens, {}, true);
+  EXPECT_LT(RelativeError(all, expected),
+            ProductTolerance(WeightDtype::kFp8E4m3))
+      << rows << " x " << columns;
+}
+
+// The embedded model's, wide and narrow ones, and odd ends of both.
+INSTANTIATE_TEST_SUITE_P(
+    Formats, FormatProductsTest,
+    ::testing::Combine(::testing::ValuesIn(kFormats),
+                       ::testing::Values(Shape{768, 384}, Shape{576, 384},
+                                         Shape{384, 512}, Shape{384, 96},
+                                         Shape{320, 2048}, Shape{129, 352},
+                                         Shape{200, 1104})),
+    FormatAndShape);
+
+class FormatExpertsTest : public FormatsTest {};
+
+TEST_P(FormatExpertsTest, AreTheCpusAndKeepTheirBits) {
+  constexpr int64_t kTokens = 140;
+  const cpu::RouterOptions o = {.experts = 16, .top_k = 4};
+  const auto [hidden, inner] = shape();
+  std::vector<Matrix> gates, ups, downs;
+  std::vector<std::byte> gate_up_codes, down_codes;
+  std::vector<float> gate_up_scales, down_scales;
+  std::vector<float> gate_scale, up_scale, down_scale;
+  const float input_scale = format() == Format::kStatic ? kInputScale : 1.0f;
+  const bool has_scale =
+      format() == Format::kStatic || format() == Format::kToken;
+  const auto append = [](auto& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  const auto scale_of = [&](const Matrix& m) {
+    return has_scale ? m.weight.scale * input_scale : 1.0f;
+  };
+  for (int64_t e = 0; e < o.experts; ++e) {
+    gates.emplace_back(format(), inner, hidden, 10 * e);
+    ups.emplace_back(format(), inner, hidden, 10 * e + 3);
+    downs.emplace_back(format(), hidden, inner, 10 * e + 6);
+    append(gate_up_codes, gates[e].codes.bytes);
+    append(gate_up_codes, ups[e].codes.bytes);
+    append(gate_up_scales, gates[e].scales);
+    append(gate_up_scales, ups[e].scales);
+    append(down_codes, downs[e].codes.bytes);
+    append(down_scales, downs[e].scales);
+    gate_scale.push_back(scale_of(gates[e]));
+    up_scale.push_back(scale_of(ups[e]));
+    down_scale.push_back(scale_of(downs[e]));
+  }
+  std::vector<cpu::Expert> experts;
+  for (int64_t e = 0; e < o.experts; ++e) {
+    experts.push_back({gates[e].weight, ups[e].weight, downs[e].weight});
+  }
+  const auto data = Upload(gate_up_codes);
+  const auto down_data = Upload(down_codes);
+  const auto d_gate_up = Upload(gate_up_scales);
+  const auto d_down = Upload(down_scales);
+  const auto d_gate_scale = Upload(gate_scale);
+  const auto d_up_scale = Upload(up_scale);
+  const auto d_down_scale = Upload(down_scale);
+  GroupedWeights w;
+  w.experts = o.experts;
+  w.hidden = hidden;
+  w.inner = inner;
+  w.gate_scales = d_gate_scale.data();
+  w.up_scales = d_up_scale.data();
+  w.down_scales = d_down_scale.data();
+  constexpr WeightDtype kE4m3 = WeightDtype::kFp8E4m3;
+  ASSERT_TRUE(MakeGemmWeight(kE4m3, data.data(), o.experts * 2 * inner, hidden,
+                             &w.gate_up));
+  ASSERT_TRUE(MakeGemmWeight(kE4m3, down_data.data(), o.experts * hidden, inner,
+                             &w.down));
+  if (format() == Format::kTokenAndRows) {
+    w.gate_up.row_scales = d_gate_up.data();
+    w.down.row_scales = d_down.data();
+  } else if (format() == Format::kBlock) {
+    w.gate_up.block_scales = d_gate_up.data();
+    w.down.block_scales = d_down.data();
+  }
+
+  const auto router = SpreadValues(o.experts * hidden, 1, -6, 0);
+  const auto x = SpreadValues(kTokens * hidden, 2, -8, 1);
+  const auto d_router = Upload(router);
+  const auto d_x = Upload(x);
+  const Inputs inputs(format(), kTokens, hidden);
+  std::vector<__nv_bfloat16> all;
+  std::vector<int32_t> all_ids;
+  struct Run {
+    int64_t tokens;
+    int tile;
+    bool gathered;
+  };
+  for (const auto& [tokens, tile, gathered] :
+       {Run{kTokens, 8, false}, Run{kTokens, 16, true}, Run{kTokens, 32, false},
+        Run{kTokens, 64, false}, Run{kTokens, 128, false},
+        Run{kTokens, 64, true}, Run{kTokens, 128, true}, Run{1, 0, false},
+        Run{9, 0, true}, Run{70, 0, false}}) {
+    const int64_t slots = tokens * o.top_k;
+    const auto order = Poisoned<int32_t>(slots);
+    const auto work = Poisoned<ExpertWork>(slots + o.experts);
+    const auto counts = Upload(std::vector<int32_t>(2, 0));
+    const auto ids = Poisoned<int32_t>(slots);
+    const auto weights = Poisoned<float>(slots);
+    const auto activated = Poisoned<float>(slots * inner);
+    const auto out = Poisoned<__nv_bfloat16>(slots * hidden);
+    const Inputs down_inputs(format(), slots, inner);
+    const ExpertPlan plan = {order.data(), work.data(), counts.data()};
+    const LaunchOptions launch = {stream().get(), tile == 0};
+    Router(o, WeightDtype::kFp32, d_router.data(), hidden, d_x.data(), tokens,
+           ids.data(), weights.data(), plan, launch, tile);
+    QuantizeInputs(d_x.data(), tokens, hidden, inputs.sink, launch);
+    const Inputs in_order(format(), slots, hidden);
+    if (gathered) {
+      const int64_t row_scales = format() == Format::kStatic ? 0
+                                 : format() == Format::kBlock
+                                     ? ScaleBlocks(hidden)
+                                     : 1;
+      GatherInputs(
+          {inputs.codes.data(), hidden, inputs.scales.data(), row_scales}, plan,
+          tokens, o.top_k,
+          {in_order.codes.data(), hidden, in_order.scales.data(), row_scales},
+          launch);
+    }
+    ExpertsGateUp(w, gathered ? in_order.input : inputs.input, plan, tokens,
+                  o.top_k,
+                  {.data = activated.data(), .dtype = WeightDtype::kFp32},
+                  launch, tile, gathered);
+    QuantizeInputs(activated.data(), slots, inner, down_inputs.sink, launch);
+    ExpertsDown(w, down_inputs.input, plan, tokens, o.top_k, out.data(), launch,
+                tile);
+    stream().Synchronize();
+    const auto mine = out.Download();
+    if (all.empty()) {
+      all = mine;
+      all_ids = ids.Download();
+    }
+    EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
+        << tokens << " tokens, tile " << tile << " gathered " << gathered;
+  }
+  std::vector<float> expected(kTokens * o.top_k * hidden);
+  cpu::Experts(pool_, experts, x.data(), kTokens, all_ids.data(), o.top_k,
+               expected.data());
+  // Values near a rounding boundary land on the other side of it.
+  EXPECT_LT(RelativeError(Bf16Values(all), expected), 8e-3 + kBf16Tolerance)
+      << hidden << " x " << inner;
 }
 
 // Embedded model: 16 experts of 384 x 96, four a token; then whole and broken
 // blocks of scales.
-TEST_P(FormatsTest, ExpertsAreTheCpusAndKeepTheirBits) {
-  constexpr int64_t kTokens = 140;
-  const cpu::RouterOptions o = {.experts = 16, .top_k = 4};
-  for (const auto& [hidden, inner] :
-       {std::pair<int64_t, int64_t>{384, 96}, {256, 320}}) {
-    std::vector<Matrix> gates, ups, downs;
-    std::vector<std::byte> gate_up_codes, down_codes;
-    std::vector<float> gate_up_scales, down_scales;
-    std::vector<float> gate_scale, up_scale, down_scale;
-    const float input_scale =
-        GetParam() == Format::kStatic ? kInputScale : 1.0f;
-    const bool has_scale =
-        GetParam() == Format::kStatic || GetParam() == Format::kToken;
-    const auto append = [](auto& to, const auto& from) {
-      to.insert(to.end(), from.begin(), from.end());
-    };
-    const auto scale_of = [&](const Matrix& m) {
-      return has_scale ? m.weight.scale * input_scale : 1.0f;
-    };
-    for (int64_t e = 0; e < o.experts; ++e) {
-      gates.emplace_back(GetParam(), inner, hidden, 10 * e);
-      ups.emplace_back(GetParam(), inner, hidden, 10 * e + 3);
-      downs.emplace_back(GetParam(), hidden, inner, 10 * e + 6);
-      append(gate_up_codes, gates[e].codes.bytes);
-      append(gate_up_codes, ups[e].codes.bytes);
-      append(gate_up_scales, gates[e].scales);
-      append(gate_up_scales, ups[e].scales);
-      append(down_codes, downs[e].codes.bytes);
-      append(down_scales, downs[e].scales);
-      gate_scale.push_back(scale_of(gates[e]));
-      up_scale.push_back(scale_of(ups[e]));
-      down_scale.push_back(scale_of(downs[e]));
-    }
-    std::vector<cpu::Expert> experts;
-    for (int64_t e = 0; e < o.experts; ++e) {
-      experts.push_back({gates[e].weight, ups[e].weight, downs[e].weight});
-    }
-    const auto data = Upload(gate_up_codes);
-    const auto down_data = Upload(down_codes);
-    const auto d_gate_up = Upload(gate_up_scales);
-    const auto d_down = Upload(down_scales);
-    const auto d_gate_scale = Upload(gate_scale);
-    const auto d_up_scale = Upload(up_scale);
-    const auto d_down_scale = Upload(down_scale);
-    GroupedWeights w;
-    w.experts = o.experts;
-    w.hidden = hidden;
-    w.inner = inner;
-    w.gate_scales = d_gate_scale.data();
-    w.up_scales = d_up_scale.data();
-    w.down_scales = d_down_scale.data();
-    constexpr WeightDtype kE4m3 = WeightDtype::kFp8E4m3;
-    ASSERT_TRUE(MakeGemmWeight(kE4m3, data.data(), o.experts * 2 * inner,
-                               hidden, &w.gate_up));
-    ASSERT_TRUE(MakeGemmWeight(kE4m3, down_data.data(), o.experts * hidden,
-                               inner, &w.down));
-    if (GetParam() == Format::kTokenAndRows) {
-      w.gate_up.row_scales = d_gate_up.data();
-      w.down.row_scales = d_down.data();
-    } else if (GetParam() == Format::kBlock) {
-      w.gate_up.block_scales = d_gate_up.data();
-      w.down.block_scales = d_down.data();
-    }
+INSTANTIATE_TEST_SUITE_P(Formats, FormatExpertsTest,
+                         ::testing::Combine(::testing::ValuesIn(kFormats),
+                                            ::testing::Values(Shape{384, 96},
+                                                              Shape{256, 320})),
+                         FormatAndShape);
 
-    const auto router = SpreadValues(o.experts * hidden, 1, -6, 0);
-    const auto x = SpreadValues(kTokens * hidden, 2, -8, 1);
-    const auto d_router = Upload(router);
-    const auto d_x = Upload(x);
-    const Inputs inputs(GetParam(), kTokens, hidden);
-    std::vector<__nv_bfloat16> all;
-    std::vector<int32_t> all_ids;
-    struct Run {
-      int64_t tokens;
-      int tile;
-      bool gathered;
-    };
-    for (const auto& [tokens, tile, gathered] :
-         {Run{kTokens, 8, false}, Run{kTokens, 16, true},
-          Run{kTokens, 32, false}, Run{kTokens, 64, false},
-          Run{kTokens, 128, false}, Run{kTokens, 64, true},
-          Run{kTokens, 128, true}, Run{1, 0, false}, Run{9, 0, true},
-          Run{70, 0, false}}) {
-      const int64_t slots = tokens * o.top_k;
-      const auto order = Poisoned<int32_t>(slots);
-      const auto work = Poisoned<ExpertWork>(slots + o.experts);
-      const auto counts = Upload(std::vector<int32_t>(2, 0));
-      const auto ids = Poisoned<int32_t>(slots);
-      const auto weights = Poisoned<float>(slots);
-      const auto activated = Poisoned<float>(slots * inner);
-      const auto out = Poisoned<__nv_bfloat16>(slots * hidden);
-      const Inputs down_inputs(GetParam(), slots, inner);
-      const ExpertPlan plan = {order.data(), work.data(), counts.data()};
-      const LaunchOptions launch = {stream().get(), tile == 0};
-      Router(o, WeightDtype::kFp32, d_router.data(), hidden, d_x.data(), tokens,
-             ids.data(), weights.data(), plan, launch, tile);
-      QuantizeInputs(d_x.data(), tokens, hidden, inputs.sink, launch);
-      const Inputs in_order(GetParam(), slots, hidden);
-      if (gathered) {
-        const int64_t row_scales = GetParam() == Format::kStatic ? 0
-                                   : GetParam() == Format::kBlock
-                                       ? ScaleBlocks(hidden)
-                                       : 1;
-        GatherInputs(
-            {inputs.codes.data(), hidden, inputs.scales.data(), row_scales},
-            plan, tokens, o.top_k,
-            {in_order.codes.data(), hidden, in_order.scales.data(), row_scales},
-            launch);
-      }
-      ExpertsGateUp(w, gathered ? in_order.input : inputs.input, plan, tokens,
-                    o.top_k,
-                    {.data = activated.data(), .dtype = WeightDtype::kFp32},
-                    launch, tile, gathered);
-      QuantizeInputs(activated.data(), slots, inner, down_inputs.sink, launch);
-      ExpertsDown(w, down_inputs.input, plan, tokens, o.top_k, out.data(),
-                  launch, tile);
-      stream().Synchronize();
-      const auto mine = out.Download();
-      if (all.empty()) {
-        all = mine;
-        all_ids = ids.Download();
-      }
-      EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-          << tokens << " tokens, tile " << tile << " gathered " << gathered;
-    }
-    std::vector<float> expected(kTokens * o.top_k * hidden);
-    cpu::Experts(pool_, experts, x.data(), kTokens, all_ids.data(), o.top_k,
-                 expected.data());
-    // Values near a rounding boundary land on the other side of it.
-    EXPECT_LT(RelativeError(Bf16Values(all), expected), 8e-3 + kBf16Tolerance)
-        << hidden << " x " << inner;
-  }
-}
+class FormatSwiGluTest : public FormatsTest {};
 
 // A dense MLP's gate and up, whose scales differ as two matrices' do.
-TEST_P(FormatsTest, SwiGluIsTheCpusAndKeepsItsBits) {
+TEST_P(FormatSwiGluTest, IsTheCpusAndKeepsItsBits) {
   constexpr int64_t kTokens = 130;
-  constexpr int64_t kHidden = 384;
-  for (const int64_t inner : {192, 1024}) {
-    const Matrix gate(GetParam(), inner, kHidden, 4);
-    const Matrix up(GetParam(), inner, kHidden, 7);
-    const auto x = SpreadValues(kTokens * kHidden, 2, -8, -2);
-    std::vector<float> gates(kTokens * inner), ups(kTokens * inner);
-    std::vector<float> expected(kTokens * inner);
-    cpu::Linear(pool_, gate.weight, x.data(), kTokens, gates.data());
-    cpu::Linear(pool_, up.weight, x.data(), kTokens, ups.data());
-    cpu::SiluMul(pool_, gates.data(), ups.data(), kTokens * inner,
-                 expected.data());
+  const auto [inner, hidden] = shape();
+  const Matrix gate(format(), inner, hidden, 4);
+  const Matrix up(format(), inner, hidden, 7);
+  const auto x = SpreadValues(kTokens * hidden, 2, -8, -2);
+  std::vector<float> gates(kTokens * inner), ups(kTokens * inner);
+  std::vector<float> expected(kTokens * inner);
+  cpu::Linear(pool_, gate.weight, x.data(), kTokens, gates.data());
+  cpu::Linear(pool_, up.weight, x.data(), kTokens, ups.data());
+  cpu::SiluMul(pool_, gates.data(), ups.data(), kTokens * inner,
+               expected.data());
 
-    auto codes = gate.codes.bytes;
-    codes.insert(codes.end(), up.codes.bytes.begin(), up.codes.bytes.end());
-    auto both = gate.scales;
-    both.insert(both.end(), up.scales.begin(), up.scales.end());
-    const auto data = Upload(codes);
-    const auto scales = Upload(both);
-    GemmWeight weight;
-    ASSERT_TRUE(MakeGemmWeight(WeightDtype::kFp8E4m3, data.data(), 2 * inner,
-                               kHidden, &weight));
-    float up_scale = 1.0f;
-    if (GetParam() == Format::kTokenAndRows) {
-      weight.row_scales = scales.data();
-    } else if (GetParam() == Format::kBlock) {
-      weight.block_scales = scales.data();
-    } else {
-      const float s = GetParam() == Format::kStatic ? kInputScale : 1.0f;
-      weight.scale = gate.weight.scale * s;
-      up_scale = up.weight.scale * s;
-    }
-    const auto d_x = Upload(x);
-    const Inputs inputs(GetParam(), kTokens, kHidden);
-    std::vector<float> all;
-    for (const int tile : {8, 16, 32, 64, 128}) {
-      const LaunchOptions launch = {stream().get(), tile == 8};
-      const auto out = Poisoned<float>(kTokens * inner);
-      QuantizeInputs(d_x.data(), kTokens, kHidden, inputs.sink, launch);
-      GemmSwiGlu(weight, up_scale, inputs.input, kTokens,
-                 {.data = out.data(), .dtype = WeightDtype::kFp32}, launch,
-                 tile);
-      stream().Synchronize();
-      const auto mine = out.Download();
-      if (all.empty()) all = mine;
-      EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size())) << tile;
-    }
-    EXPECT_LT(RelativeError(all, expected), 5e-3) << inner;
+  auto codes = gate.codes.bytes;
+  codes.insert(codes.end(), up.codes.bytes.begin(), up.codes.bytes.end());
+  auto both = gate.scales;
+  both.insert(both.end(), up.scales.begin(), up.scales.end());
+  const auto data = Upload(codes);
+  const auto scales = Upload(both);
+  GemmWeight weight;
+  ASSERT_TRUE(MakeGemmWeight(WeightDtype::kFp8E4m3, data.data(), 2 * inner,
+                             hidden, &weight));
+  float up_scale = 1.0f;
+  if (format() == Format::kTokenAndRows) {
+    weight.row_scales = scales.data();
+  } else if (format() == Format::kBlock) {
+    weight.block_scales = scales.data();
+  } else {
+    const float s = format() == Format::kStatic ? kInputScale : 1.0f;
+    weight.scale = gate.weight.scale * s;
+    up_scale = up.weight.scale * s;
   }
+  const auto d_x = Upload(x);
+  const Inputs inputs(format(), kTokens, hidden);
+  std::vector<float> all;
+  for (const int tile : {8, 16, 32, 64, 128}) {
+    const LaunchOptions launch = {stream().get(), tile == 8};
+    const auto out = Poisoned<float>(kTokens * inner);
+    QuantizeInputs(d_x.data(), kTokens, hidden, inputs.sink, launch);
+    GemmSwiGlu(weight, up_scale, inputs.input, kTokens,
+               {.data = out.data(), .dtype = WeightDtype::kFp32}, launch, tile);
+    stream().Synchronize();
+    const auto mine = out.Download();
+    if (all.empty()) all = mine;
+    EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size())) << tile;
+  }
+  EXPECT_LT(RelativeError(all, expected), 5e-3) << inner;
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, FormatsTest, ::testing::ValuesIn(kFormats),
-                         FormatName);
+INSTANTIATE_TEST_SUITE_P(
+    Formats, FormatSwiGluTest,
+    ::testing::Combine(::testing::ValuesIn(kFormats),
+                       ::testing::Values(Shape{192, 384}, Shape{1024, 384})),
+    FormatAndShape);
 
 class QuantizeInputsTest : public GpuTest {};
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops_linear.h"
 #include "kernels/cuda/testing/bench.h"
+#include "kernels/cuda/testing/names.h"
 
 namespace invar::cuda::testing {
 namespace {
@@ -30,10 +31,6 @@ DeviceBuffer<std::byte> RandomCodes(int64_t bytes) {
           "filling");
   }
   return buffer;
-}
-
-const char* Name(WeightDtype dtype) {
-  return dtype == WeightDtype::kFp8E4m3 ? "fp8" : "bf16";
 }
 
 // Row-parallel ones leave as bf16, as a layer has it.

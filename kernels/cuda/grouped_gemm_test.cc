@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/gemm_test_values.h"
+#include "kernels/cuda/testing/names.h"
 #include "kernels/ops.h"
 
 namespace invar::cuda::testing {
@@ -160,177 +162,204 @@ TEST_F(ExpertsTest, RouterNormsAsRmsNormDoes) {
   }
 }
 
+struct RouterShape {
+  int64_t experts, hidden;
+  WeightDtype dtype;
+};
+class RouterBitsTest : public ExpertsTest,
+                       public ::testing::WithParamInterface<RouterShape> {};
+
 // Few tokens have a cluster each, more share one, many share a block; inputs
 // fit shared memory at once or do not.
-TEST_F(ExpertsTest, RouterKeepsItsBitsInAnyCompany) {
+TEST_P(RouterBitsTest, AreTheSameInAnyCompany) {
   constexpr int64_t kTokens = 700;
-  for (const auto& [experts, hidden, dtype] :
-       {std::tuple{64, 416, WeightDtype::kFp32},
-        {160, 416, WeightDtype::kFp32},
-        {64, 2048, WeightDtype::kBf16},
-        {61, 2176, WeightDtype::kFp32},
-        {160, 2176, WeightDtype::kBf16}}) {
-    const cpu::RouterOptions o = {.experts = experts, .top_k = 6};
-    const auto w = SpreadValues(experts * hidden, 1, -8, -2);
-    const auto x = SpreadValues(kTokens * hidden, 2, -2, 2);
-    const Routed all = Route(o, w, hidden, x, kTokens, 8, {}, dtype);
-    for (const int64_t tokens : {1, 19, 63, 100, 130, 511}) {
-      for (const int64_t first : {int64_t{0}, kTokens - tokens}) {
-        const std::vector<float> some(x.begin() + first * hidden,
-                                      x.begin() + (first + tokens) * hidden);
-        const Routed alone = Route(o, w, hidden, some, tokens, 8, {}, dtype);
-        EXPECT_TRUE(std::equal(alone.ids.begin(), alone.ids.end(),
-                               all.ids.begin() + first * o.top_k));
-        EXPECT_TRUE(SameBits(alone.weights.data(),
-                             all.weights.data() + first * o.top_k,
-                             tokens * o.top_k))
-            << experts << " experts, " << tokens << " tokens from " << first;
-      }
+  const auto& [experts, hidden, dtype] = GetParam();
+  const cpu::RouterOptions o = {.experts = experts, .top_k = 6};
+  const auto w = SpreadValues(experts * hidden, 1, -8, -2);
+  const auto x = SpreadValues(kTokens * hidden, 2, -2, 2);
+  const Routed all = Route(o, w, hidden, x, kTokens, 8, {}, dtype);
+  for (const int64_t tokens : {1, 19, 63, 100, 130, 511}) {
+    for (const int64_t first : {int64_t{0}, kTokens - tokens}) {
+      const std::vector<float> some(x.begin() + first * hidden,
+                                    x.begin() + (first + tokens) * hidden);
+      const Routed alone = Route(o, w, hidden, some, tokens, 8, {}, dtype);
+      EXPECT_TRUE(std::equal(alone.ids.begin(), alone.ids.end(),
+                             all.ids.begin() + first * o.top_k));
+      EXPECT_TRUE(SameBits(alone.weights.data(),
+                           all.weights.data() + first * o.top_k,
+                           tokens * o.top_k))
+          << experts << " experts, " << tokens << " tokens from " << first;
     }
   }
 }
 
-TEST_F(ExpertsTest, ATokensSlotsAreCloseAndKeepTheirBits) {
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, RouterBitsTest,
+    ::testing::Values(RouterShape{64, 416, WeightDtype::kFp32},
+                      RouterShape{160, 416, WeightDtype::kFp32},
+                      RouterShape{64, 2048, WeightDtype::kBf16},
+                      RouterShape{61, 2176, WeightDtype::kFp32},
+                      RouterShape{160, 2176, WeightDtype::kBf16}),
+    [](const auto& info) {
+      const RouterShape& shape = info.param;
+      return absl::StrCat(shape.experts, "x", shape.hidden, "_",
+                          Name(shape.dtype));
+    });
+
+struct ExpertsShape {
+  WeightDtype dtype;
+  int64_t hidden, inner;
+};
+class SlotsTest : public ExpertsTest,
+                  public ::testing::WithParamInterface<ExpertsShape> {};
+
+TEST_P(SlotsTest, AreCloseAndKeepTheirBits) {
   const cpu::RouterOptions o = {.experts = 8, .top_k = 3};
   constexpr int64_t kTokens = 500;  // some experts have two wide tiles
-  for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kFp8E4m3}) {
-    for (const auto& [hidden, inner] :
-         {std::pair<int64_t, int64_t>{384, 96}, {2048, 1408}}) {
-      const auto router = SpreadValues(o.experts * hidden, 1, -6, 0);
-      const auto x_values = SpreadValues(kTokens * hidden, 2, -4, 1);
-      const Codes x = Encode(dtype, x_values);
-      const Codes gate_up =
-          Encode(dtype, SpreadValues(o.experts * 2 * inner * hidden, 3, -8, 0));
-      const Codes down =
-          Encode(dtype, SpreadValues(o.experts * hidden * inner, 4, -8, 0));
-      const auto x_data = Upload(x.bytes);
-      const auto gate_up_data = Upload(gate_up.bytes);
-      const auto down_data = Upload(down.bytes);
-      const auto gate_scales = Upload(cpu::RandomValues(o.experts, 5));
-      const auto up_scales = Upload(cpu::RandomValues(o.experts, 6));
-      const auto down_scales = Upload(cpu::RandomValues(o.experts, 7));
-      GroupedWeights w;
-      w.experts = o.experts;
-      w.hidden = hidden;
-      w.inner = inner;
-      w.gate_scales = gate_scales.data();
-      w.up_scales = up_scales.data();
-      w.down_scales = down_scales.data();
-      ASSERT_TRUE(MakeGemmWeight(dtype, gate_up_data.data(),
-                                 o.experts * 2 * inner, hidden, &w.gate_up));
-      ASSERT_TRUE(MakeGemmWeight(dtype, down_data.data(), o.experts * hidden,
-                                 inner, &w.down));
-      GemmInput input;
-      ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, hidden, &input));
-      // Beside gate and up; neither may show in the other.
-      constexpr int64_t kDenseInner = 208;
-      const auto dense_data =
-          Upload(Encode(dtype, SpreadValues(2 * kDenseInner * hidden, 8, -8, 0))
-                     .bytes);
-      GemmWeight dense;
-      ASSERT_TRUE(MakeGemmWeight(dtype, dense_data.data(), 2 * kDenseInner,
-                                 hidden, &dense));
-      const auto dense_alone = Poisoned<float>(kTokens * kDenseInner);
-      GemmSwiGlu(dense, 2.0f, input, kTokens,
-                 {dense_alone.data(), WeightDtype::kFp32},
-                 {.stream = stream().get()});
-      stream().Synchronize();
-      const auto dense_expected = dense_alone.Download();
-      std::vector<__nv_bfloat16> all;
-      std::vector<int32_t> ids;
-      for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
-                                         {kTokens, 16},
-                                         {kTokens, 32},
-                                         {kTokens, 64},
-                                         {kTokens, 128},
-                                         {kTokens - 7, 128},
-                                         {kTokens, 0},
-                                         {1, 0},
-                                         {9, 0},
-                                         {70, 0}}) {
-        const int used = tile ? tile : ExpertTile(tokens, o.top_k, o.experts);
-        const Routed routed = Route(o, router, hidden, x_values, tokens, used);
-        const int64_t slots = tokens * o.top_k;
-        const auto act =
-            Poisoned<std::byte>(slots * inner * WeightElementBytes(dtype));
-        const auto out = Poisoned<__nv_bfloat16>(slots * hidden);
-        GemmInput act_input;
-        ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
-        const LaunchOptions launch = {.stream = stream().get(),
-                                      .overlap = tile == 0,
-                                      .early = tile == 0,
-                                      .gate = tile == 0};
-        const bool gather = used >= 64 && tokens != 70;
-        const int64_t row_bytes = hidden * WeightElementBytes(dtype);
-        const auto in_order = Poisoned<std::byte>(slots * row_bytes);
-        GemmInput gathered;
-        ASSERT_TRUE(
-            MakeGemmInput(dtype, in_order.data(), slots, hidden, &gathered));
-        if (gather) {
-          GatherInputs({x_data.data(), row_bytes}, routed.plan, tokens, o.top_k,
-                       {in_order.data(), row_bytes}, launch);
-        }
-        const auto dense_out = Poisoned<float>(tokens * kDenseInner);
-        const SwiGluTask beside = {
-            &dense, 2.0f, &input, {dense_out.data(), WeightDtype::kFp32}};
-        ExpertsGateUp(w, gather ? gathered : input, routed.plan, tokens,
-                      o.top_k, {act.data(), dtype, 0.05f}, launch, tile, gather,
-                      tile == 8 ? nullptr : &beside);
-        ExpertsDown(w, act_input, routed.plan, tokens, o.top_k, out.data(),
-                    launch, tile);
-        stream().Synchronize();
-        const auto mine = out.Download();
-        if (all.empty()) {
-          all = mine;
-          ids = routed.ids;
-        }
-        EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
-            << "tokens " << tokens << " tile " << tile;
-        if (tile == 8) continue;
-        EXPECT_TRUE(SameBits(dense_out.Download().data(), dense_expected.data(),
-                             tokens * kDenseInner))
-            << "beside " << tokens << " tokens, tile " << tile;
+  const auto& [dtype, hidden, inner] = GetParam();
+  const auto router = SpreadValues(o.experts * hidden, 1, -6, 0);
+  const auto x_values = SpreadValues(kTokens * hidden, 2, -4, 1);
+  const Codes x = Encode(dtype, x_values);
+  const Codes gate_up =
+      Encode(dtype, SpreadValues(o.experts * 2 * inner * hidden, 3, -8, 0));
+  const Codes down =
+      Encode(dtype, SpreadValues(o.experts * hidden * inner, 4, -8, 0));
+  const auto x_data = Upload(x.bytes);
+  const auto gate_up_data = Upload(gate_up.bytes);
+  const auto down_data = Upload(down.bytes);
+  const auto gate_scales = Upload(cpu::RandomValues(o.experts, 5));
+  const auto up_scales = Upload(cpu::RandomValues(o.experts, 6));
+  const auto down_scales = Upload(cpu::RandomValues(o.experts, 7));
+  GroupedWeights w;
+  w.experts = o.experts;
+  w.hidden = hidden;
+  w.inner = inner;
+  w.gate_scales = gate_scales.data();
+  w.up_scales = up_scales.data();
+  w.down_scales = down_scales.data();
+  ASSERT_TRUE(MakeGemmWeight(dtype, gate_up_data.data(), o.experts * 2 * inner,
+                             hidden, &w.gate_up));
+  ASSERT_TRUE(MakeGemmWeight(dtype, down_data.data(), o.experts * hidden, inner,
+                             &w.down));
+  GemmInput input;
+  ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, hidden, &input));
+  // Beside gate and up; neither may show in the other.
+  constexpr int64_t kDenseInner = 208;
+  const auto dense_data = Upload(
+      Encode(dtype, SpreadValues(2 * kDenseInner * hidden, 8, -8, 0)).bytes);
+  GemmWeight dense;
+  ASSERT_TRUE(MakeGemmWeight(dtype, dense_data.data(), 2 * kDenseInner, hidden,
+                             &dense));
+  const auto dense_alone = Poisoned<float>(kTokens * kDenseInner);
+  GemmSwiGlu(dense, 2.0f, input, kTokens,
+             {dense_alone.data(), WeightDtype::kFp32},
+             {.stream = stream().get()});
+  stream().Synchronize();
+  const auto dense_expected = dense_alone.Download();
+  std::vector<__nv_bfloat16> all;
+  std::vector<int32_t> ids;
+  for (const auto& [tokens, tile] : {std::pair<int64_t, int>{kTokens, 8},
+                                     {kTokens, 16},
+                                     {kTokens, 32},
+                                     {kTokens, 64},
+                                     {kTokens, 128},
+                                     {kTokens - 7, 128},
+                                     {kTokens, 0},
+                                     {1, 0},
+                                     {9, 0},
+                                     {70, 0}}) {
+    const int used = tile ? tile : ExpertTile(tokens, o.top_k, o.experts);
+    const Routed routed = Route(o, router, hidden, x_values, tokens, used);
+    const int64_t slots = tokens * o.top_k;
+    const auto act =
+        Poisoned<std::byte>(slots * inner * WeightElementBytes(dtype));
+    const auto out = Poisoned<__nv_bfloat16>(slots * hidden);
+    GemmInput act_input;
+    ASSERT_TRUE(MakeGemmInput(dtype, act.data(), slots, inner, &act_input));
+    const LaunchOptions launch = {.stream = stream().get(),
+                                  .overlap = tile == 0,
+                                  .early = tile == 0,
+                                  .gate = tile == 0};
+    const bool gather = used >= 64 && tokens != 70;
+    const int64_t row_bytes = hidden * WeightElementBytes(dtype);
+    const auto in_order = Poisoned<std::byte>(slots * row_bytes);
+    GemmInput gathered;
+    ASSERT_TRUE(
+        MakeGemmInput(dtype, in_order.data(), slots, hidden, &gathered));
+    if (gather) {
+      GatherInputs({x_data.data(), row_bytes}, routed.plan, tokens, o.top_k,
+                   {in_order.data(), row_bytes}, launch);
+    }
+    const auto dense_out = Poisoned<float>(tokens * kDenseInner);
+    const SwiGluTask beside = {
+        &dense, 2.0f, &input, {dense_out.data(), WeightDtype::kFp32}};
+    ExpertsGateUp(w, gather ? gathered : input, routed.plan, tokens, o.top_k,
+                  {act.data(), dtype, 0.05f}, launch, tile, gather,
+                  tile == 8 ? nullptr : &beside);
+    ExpertsDown(w, act_input, routed.plan, tokens, o.top_k, out.data(), launch,
+                tile);
+    stream().Synchronize();
+    const auto mine = out.Download();
+    if (all.empty()) {
+      all = mine;
+      ids = routed.ids;
+    }
+    EXPECT_TRUE(SameBits(all.data(), mine.data(), mine.size()))
+        << "tokens " << tokens << " tile " << tile;
+    if (tile == 8) continue;
+    EXPECT_TRUE(SameBits(dense_out.Download().data(), dense_expected.data(),
+                         tokens * kDenseInner))
+        << "beside " << tokens << " tokens, tile " << tile;
+  }
+  // A few slots in float64.
+  const auto gs = gate_scales.Download();
+  const auto us = up_scales.Download();
+  const auto ds = down_scales.Download();
+  std::vector<float> actual;
+  std::vector<double> expected;
+  for (int64_t slot = 0; slot < kTokens * o.top_k; slot += 61) {
+    const int64_t e = ids[slot];
+    const double* token = &x.values[slot / o.top_k * hidden];
+    std::vector<float> inner_values;
+    for (int64_t r = 0; r < inner; ++r) {
+      double g = 0.0;
+      double u = 0.0;
+      const double* g_row = &gate_up.values[(e * 2 * inner + r) * hidden];
+      for (int64_t k = 0; k < hidden; ++k) {
+        g += g_row[k] * token[k];
+        u += g_row[inner * hidden + k] * token[k];
       }
-      // A few slots in float64.
-      const auto gs = gate_scales.Download();
-      const auto us = up_scales.Download();
-      const auto ds = down_scales.Download();
-      std::vector<float> actual;
-      std::vector<double> expected;
-      for (int64_t slot = 0; slot < kTokens * o.top_k; slot += 61) {
-        const int64_t e = ids[slot];
-        const double* token = &x.values[slot / o.top_k * hidden];
-        std::vector<float> inner_values;
-        for (int64_t r = 0; r < inner; ++r) {
-          double g = 0.0;
-          double u = 0.0;
-          const double* g_row = &gate_up.values[(e * 2 * inner + r) * hidden];
-          for (int64_t k = 0; k < hidden; ++k) {
-            g += g_row[k] * token[k];
-            u += g_row[inner * hidden + k] * token[k];
-          }
-          g *= gs[e];
-          const double value = g / (1.0 + std::exp(-g)) * u * us[e];
-          inner_values.push_back(static_cast<float>(
-              dtype == WeightDtype::kFp8E4m3 ? value / 0.05f : value));
-        }
-        const Codes codes = Encode(dtype, inner_values);
-        for (int64_t r = 0; r < hidden; ++r) {
-          double sum = 0.0;
-          for (int64_t k = 0; k < inner; ++k) {
-            sum += down.values[(e * hidden + r) * inner + k] * codes.values[k];
-          }
-          expected.push_back(sum * ds[e]);
-          actual.push_back(__bfloat162float(all[slot * hidden + r]));
-        }
+      g *= gs[e];
+      const double value = g / (1.0 + std::exp(-g)) * u * us[e];
+      inner_values.push_back(static_cast<float>(
+          dtype == WeightDtype::kFp8E4m3 ? value / 0.05f : value));
+    }
+    const Codes codes = Encode(dtype, inner_values);
+    for (int64_t r = 0; r < hidden; ++r) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < inner; ++k) {
+        sum += down.values[(e * hidden + r) * inner + k] * codes.values[k];
       }
-      // Values near a rounding boundary land on the other side of it.
-      EXPECT_LT(
-          RelativeError(actual, expected),
-          (dtype == WeightDtype::kFp8E4m3 ? 8e-3 : 5e-4) + kBf16Tolerance);
+      expected.push_back(sum * ds[e]);
+      actual.push_back(__bfloat162float(all[slot * hidden + r]));
     }
   }
+  // Values near a rounding boundary land on the other side of it.
+  EXPECT_LT(RelativeError(actual, expected),
+            (dtype == WeightDtype::kFp8E4m3 ? 8e-3 : 5e-4) + kBf16Tolerance);
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SlotsTest,
+    ::testing::Values(ExpertsShape{WeightDtype::kBf16, 384, 96},
+                      ExpertsShape{WeightDtype::kBf16, 2048, 1408},
+                      ExpertsShape{WeightDtype::kFp8E4m3, 384, 96},
+                      ExpertsShape{WeightDtype::kFp8E4m3, 2048, 1408}),
+    [](const auto& info) {
+      const ExpertsShape& shape = info.param;
+      return absl::StrCat(Name(shape.dtype), "_", shape.hidden, "x",
+                          shape.inner);
+    });
 
 TEST_F(ExpertsTest, GemmSwiGluIsOneExpertForAllTokens) {
   constexpr int64_t kTokens = 330;

@@ -3,6 +3,7 @@
 #include "worker/model/cuda/cuda_model.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cmath>
@@ -14,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "worker/model/digests.h"
@@ -94,7 +96,8 @@ class CudaModelTest : public ::testing::TestWithParam<Case> {
   void SetUp() override {
     const auto device = UseDevice(0);
     if (!device.ok()) GTEST_SKIP() << device.status().message();
-    folder_ = ::testing::TempDir() + "/cuda_model_" + GetParam().name;
+    folder_ = absl::StrCat(::testing::TempDir(), "/cuda_model_", getpid(), "_",
+                           GetParam().name);
     const ModelConfig config = Config(GetParam());
     auto tensors = invar::testing::RandomTensors(config, 7);
     if (GetParam().Has("fp16")) ToFp16(tensors);

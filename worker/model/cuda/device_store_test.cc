@@ -2,6 +2,7 @@
 #include "worker/model/cuda/device_store.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -32,7 +33,7 @@ class DeviceStoreTest : public ::testing::Test {
     const auto device = UseDevice(0);
     if (!device.ok()) GTEST_SKIP() << device.status().message();
     folder_ = absl::StrCat(
-        ::testing::TempDir(), "/device_store_",
+        ::testing::TempDir(), "/device_store_", getpid(), "_",
         ::testing::UnitTest::GetInstance()->current_test_info()->name());
     std::filesystem::remove_all(folder_);
   }
