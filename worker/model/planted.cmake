@@ -87,12 +87,12 @@ invar_planted_load(
 invar_planted_load(
   unmoved checkpoint/loader.cc
   [[if (block != chunk)]] [[if (false)]]
-  LoadTest.LargeTensorsAreReadWhole)
+  TensorStoreTest.LargeTensorsAreReadWhole)
 # Each piece of a store's tensor goes to its beginning.
 invar_planted_load(
   store_place checkpoint/loader.cc
   [[task_.stored + begin_]] [[task_.stored]]
-  LoadTest.AStoreGetsEveryByte)
+  TensorStoreTest.AStoreGetsEveryByte)
 # Of two tensors that are hashed at once, one has the other's bytes.
 invar_planted_load(
   digest_of_another checkpoint/tensor_digest.cc
