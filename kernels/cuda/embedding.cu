@@ -45,10 +45,4 @@ void Embedding(WeightDtype dtype, const void* table, const StepTokens& tokens,
   }
 }
 
-void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
-               int64_t tokens, int64_t hidden, float* out,
-               const LaunchOptions& options) {
-  Embedding(dtype, table, StepTokens{.ids = ids}, tokens, hidden, out, options);
-}
-
 }  // namespace invar::cuda

@@ -152,12 +152,6 @@ void GemmPair(const GemmTask& first, const GemmTask& second, int64_t tokens,
 
 // ---- Around the products ----------------------------------------------------
 
-// out[t] = W[ids[t]], W (vocab, hidden) of any dtype but FP8.
-// ids (T) -> out (T, hidden)
-void Embedding(WeightDtype dtype, const void* table, const int32_t* ids,
-               int64_t tokens, int64_t hidden, float* out,
-               const LaunchOptions& options);
-
 // What a layer's half adds to the residual stream:
 //   ((shared[t] + w[t,0] slots[t,0]) + w[t,1] slots[t,1]) + ...
 // in fp32, of outputs that their products have rounded to bf16: many tokens'

@@ -52,7 +52,8 @@ struct StepTokens {
   uint8_t* finite = nullptr;
 };
 
-// Embedding (ops_linear.h) of such tokens.
+// out[t] = W[the id of token t], W (vocab, hidden) of any dtype but FP8.
+// out (count, hidden)
 void Embedding(WeightDtype dtype, const void* table, const StepTokens& tokens,
                int64_t count, int64_t hidden, float* out,
                const LaunchOptions& options);

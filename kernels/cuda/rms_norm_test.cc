@@ -224,8 +224,8 @@ TEST_F(RmsNormTest, EmbeddingTakesItsRows) {
   const std::vector<int32_t> ids = {10, 0, 3, 3};
   const auto d_ids = Upload(ids);
   const auto out = Poisoned<float>(ids.size() * kHidden);
-  Embedding(WeightDtype::kBf16, data.data(), d_ids.data(), ids.size(), kHidden,
-            out.data(), {.stream = stream().get()});
+  Embedding(WeightDtype::kBf16, data.data(), StepTokens{.ids = d_ids.data()},
+            ids.size(), kHidden, out.data(), {.stream = stream().get()});
   stream().Synchronize();
   const auto actual = out.Download();
   for (size_t i = 0; i < actual.size(); ++i) {
