@@ -399,6 +399,32 @@ TEST_F(QuantizeInputsTest, ScalesAreOfTheRowOrTheGroupAlone) {
   }
 }
 
+// No scale is so small that it has no inverse: zero stays zero.
+TEST_F(QuantizeInputsTest, ScalesHaveInverses) {
+  constexpr int64_t kColumns = 16;
+  std::vector<float> x(2 * kColumns, 0.0f);
+  x[3] = 1e-40f;
+  x[5] = -0x1p-120f;
+  x[kColumns + 1] = 0x1p-96f;  // sixteen times the smallest scale
+  const auto d_x = Upload(x);
+  for (const DynamicInputs dynamic :
+       {DynamicInputs::kToken, DynamicInputs::kGroup}) {
+    const auto codes = Poisoned<uint8_t>(x.size());
+    const auto scales = Poisoned<float>(2);
+    QuantizeInputs(
+        d_x.data(), 2, kColumns,
+        {codes.data(), WeightDtype::kFp8E4m3, 1.0f, dynamic, scales.data()},
+        {.stream = stream().get()});
+    stream().Synchronize();
+    EXPECT_EQ(scales.Download(), std::vector<float>(2, 0x1p-100f));
+    std::vector<float> divided = x;
+    for (float& v : divided) v *= 0x1p100f;
+    const auto want = Encode(WeightDtype::kFp8E4m3, divided).bytes;
+    EXPECT_TRUE(SameBits(reinterpret_cast<const uint8_t*>(want.data()),
+                         codes.Download().data(), x.size()));
+  }
+}
+
 // Needs no GPU.
 TEST(SupportTest, RefusesByName) {
   EXPECT_TRUE(SupportsAttention(512, 64, 128, 128).ok());

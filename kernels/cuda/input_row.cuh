@@ -9,11 +9,10 @@
 
 namespace invar::cuda {
 
-// max|x| / 448, or 1 for zeros: kernels/cpu/dot.cc. A NaN may be lost, and
-// shows in the codes.
+// max|x| / 448, or 1 for zeros: kernels/cpu/dot.cc. At least 2^-100, so that it
+// has an inverse. A NaN may be lost, and shows in the codes.
 __device__ inline float DynamicScale(float largest) {
-  const float scale = largest / 448.0f;
-  return scale > 0.0f ? scale : 1.0f;
+  return largest > 0.0f ? fmaxf(largest / 448.0f, 0x1p-100f) : 1.0f;
 }
 
 __device__ inline float WarpMax(float x) {
