@@ -12,7 +12,8 @@ constexpr int64_t kFloat = 4;
 // What both backends hold of each token of a step: fp32 elements.
 int64_t TokenFloats(const ModelConfig& c) {
   const int64_t row = c.kv_row_elements();
-  return 2 * c.hidden_size + 1 +  // hidden, normed, (GPU) roots
+  return 2 * c.hidden_size +                          // hidden, normed
+         1 +                                          // a GPU's roots
          c.q_lora_rank + c.heads * c.qk_head_dim() +  // q
          row +                                        // kv_a
          c.heads * (row + c.kv_lora_rank) +           // query, attended
