@@ -1,4 +1,4 @@
-// Division of many values by one.
+// Division of many values by one, as norms and quantisation need it.
 #ifndef INVAR_KERNELS_CUDA_DIVISOR_CUH_
 #define INVAR_KERNELS_CUDA_DIVISOR_CUH_
 
@@ -20,6 +20,13 @@ struct Divisor {
     return fmaf(fmaf(negative, nearly, x), inverse, nearly);
   }
 };
+
+// What a norm makes of four values of a row, its root and its gain: one place,
+// so that whoever norms a row has RmsNorm's bits.
+__device__ inline float4 Normed(const Divisor& root, float4 x, float4 gain) {
+  return {root(x.x) * gain.x, root(x.y) * gain.y, root(x.z) * gain.z,
+          root(x.w) * gain.w};
+}
 
 }  // namespace invar::cuda
 

@@ -201,18 +201,10 @@ TEST_P(FormatExpertsTest, AreTheCpusAndKeepTheirBits) {
   const auto d_gate_scale = Upload(gate_scale);
   const auto d_up_scale = Upload(up_scale);
   const auto d_down_scale = Upload(down_scale);
-  GroupedWeights w;
-  w.experts = o.experts;
-  w.hidden = hidden;
-  w.inner = inner;
-  w.gate_scales = d_gate_scale.data();
-  w.up_scales = d_up_scale.data();
-  w.down_scales = d_down_scale.data();
-  constexpr WeightDtype kE4m3 = WeightDtype::kFp8E4m3;
-  ASSERT_TRUE(MakeGemmWeight(kE4m3, data.data(), o.experts * 2 * inner, hidden,
-                             &w.gate_up));
-  ASSERT_TRUE(MakeGemmWeight(kE4m3, down_data.data(), o.experts * hidden, inner,
-                             &w.down));
+  GroupedWeights w =
+      MakeGroupedWeights(WeightDtype::kFp8E4m3, o.experts, hidden, inner,
+                         data.data(), down_data.data(), d_gate_scale.data(),
+                         d_up_scale.data(), d_down_scale.data());
   if (format() == Format::kTokenAndRows) {
     w.gate_up.row_scales = d_gate_up.data();
     w.down.row_scales = d_down.data();

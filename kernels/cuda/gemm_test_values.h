@@ -15,6 +15,26 @@
 
 namespace invar::cuda::testing {
 
+// Of codes on the device, scales per expert.
+inline GroupedWeights MakeGroupedWeights(WeightDtype dtype, int64_t experts,
+                                         int64_t hidden, int64_t inner,
+                                         const void* gate_up, const void* down,
+                                         const float* gate_scales,
+                                         const float* up_scales,
+                                         const float* down_scales) {
+  GroupedWeights w;
+  w.experts = experts;
+  w.hidden = hidden;
+  w.inner = inner;
+  w.gate_scales = gate_scales;
+  w.up_scales = up_scales;
+  w.down_scales = down_scales;
+  EXPECT_TRUE(
+      MakeGemmWeight(dtype, gate_up, experts * 2 * inner, hidden, &w.gate_up));
+  EXPECT_TRUE(MakeGemmWeight(dtype, down, experts * hidden, inner, &w.down));
+  return w;
+}
+
 struct Codes {
   WeightDtype dtype;
   std::vector<std::byte> bytes;

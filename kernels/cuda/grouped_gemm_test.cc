@@ -230,17 +230,9 @@ TEST_P(SlotsTest, AreCloseAndKeepTheirBits) {
   const auto gate_scales = Upload(cpu::RandomValues(o.experts, 5));
   const auto up_scales = Upload(cpu::RandomValues(o.experts, 6));
   const auto down_scales = Upload(cpu::RandomValues(o.experts, 7));
-  GroupedWeights w;
-  w.experts = o.experts;
-  w.hidden = hidden;
-  w.inner = inner;
-  w.gate_scales = gate_scales.data();
-  w.up_scales = up_scales.data();
-  w.down_scales = down_scales.data();
-  ASSERT_TRUE(MakeGemmWeight(dtype, gate_up_data.data(), o.experts * 2 * inner,
-                             hidden, &w.gate_up));
-  ASSERT_TRUE(MakeGemmWeight(dtype, down_data.data(), o.experts * hidden, inner,
-                             &w.down));
+  const GroupedWeights w = MakeGroupedWeights(
+      dtype, o.experts, hidden, inner, gate_up_data.data(), down_data.data(),
+      gate_scales.data(), up_scales.data(), down_scales.data());
   GemmInput input;
   ASSERT_TRUE(MakeGemmInput(dtype, x_data.data(), kTokens, hidden, &input));
   // Beside gate and up; neither may show in the other.

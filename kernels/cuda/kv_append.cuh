@@ -50,8 +50,7 @@ __device__ void AppendRow(const TokenPlaces& places, const CacheRows& rows,
       rows.eps;
   const Divisor root(__fsqrt_rn(mean));
   const float4 g = reinterpret_cast<const float4*>(rows.gain)[thread];
-  const float4 latent = {root(x.x) * g.x, root(x.y) * g.y, root(x.z) * g.z,
-                         root(x.w) * g.w};
+  const float4 latent = Normed(root, x, g);
   Code::Store4(Divided(latent, scale), out, thread);
   bool good = AllFinite(latent);
 

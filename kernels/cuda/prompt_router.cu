@@ -94,8 +94,7 @@ struct Copies {
   __device__ void Norm(const float4& gain, Stage<Element>& stage) const {
     auto& v =
         *reinterpret_cast<float4*>(&stage.x[threadIdx.x / kRowChunks][x_at]);
-    v = {root(v.x) * gain.x, root(v.y) * gain.y, root(v.z) * gain.z,
-         root(v.w) * gain.w};
+    v = Normed(root, v, gain);
   }
 };
 

@@ -59,11 +59,7 @@ __device__ void StoreNorm(const RmsNormArguments& a, int64_t row,
   if (a.roots != nullptr && threadIdx.x == 0) a.roots[row] = divisor;
   const Divisor root(divisor);
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    float4& v = value[i];
-    const float4& g = gain[i];
-    v = {root(v.x) * g.x, root(v.y) * g.y, root(v.z) * g.z, root(v.w) * g.w};
-  }
+  for (int i = 0; i < kQuads; ++i) value[i] = Normed(root, value[i], gain[i]);
   if (a.normed != nullptr) StoreRow(value, size, a.normed + row * size);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
@@ -109,10 +105,14 @@ __global__ void __launch_bounds__(kThreads, kFew ? 2 : 1)
   StoreNorm(a, row, gain, value);
 }
 
+// Blocks of a multiprocessor that go from row to row.
+template <int kRanks>
+inline constexpr int kRowsBlocks = kRanks == 0 ? 4 : 2;
+
 // Many rows with addends: a block goes on from one to the next, whose loads are
 // on their way while this one is summed and stored.
 template <int kQuads, int kRanks>
-__global__ void __launch_bounds__(kThreads, kRanks == 0 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kRowsBlocks<kRanks>)
     RmsNormRowsKernel(const RmsNormArguments a) {
   AllowNextKernel();
   const int size = static_cast<int>(a.size);
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kRanks == 0 ? 4 : 2)
 
 template <int kRanks>
 void RunRows(const RmsNormArguments& a, const LaunchOptions& options) {
-  const int64_t blocks = (kRanks == 0 ? 4 : 2) * int64_t{Multiprocessors()};
+  const int64_t blocks = int64_t{kRowsBlocks<kRanks>} * Multiprocessors();
   Launch(RmsNormRowsKernel<2, kRanks>,
          {.grid = dim3(static_cast<unsigned>(std::min(a.rows, blocks))),
           .threads = kThreads},

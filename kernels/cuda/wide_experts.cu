@@ -300,8 +300,8 @@ void Run(const CUtensorMap& weights, const CUtensorMap& x,
          const LaunchOptions& options) {
   const int64_t across =
       (a.rows + Tiles<kGateUp>::kRows - 1) / Tiles<kGateUp>::kRows;
-  // Pairs ask less of L2, but wait for each other: FP8's gate and up, which are
-  // the fastest, have measured slower so.
+  // Pairs ask less of L2, but wait for each other: a step gains nothing by
+  // pairs of FP8's gate and up, which are the fastest.
   const int blocks =
       std::is_same_v<Format, E4m3Format> && kGateUp && a.work != nullptr ? 1
                                                                          : 2;

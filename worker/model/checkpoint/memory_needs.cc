@@ -13,7 +13,6 @@ constexpr int64_t kFloat = 4;
 int64_t TokenFloats(const ModelConfig& c) {
   const int64_t row = c.kv_row_elements();
   return 2 * c.hidden_size +                          // hidden, normed
-         1 +                                          // a GPU's roots
          c.q_lora_rank + c.heads * c.qk_head_dim() +  // q
          row +                                        // kv_a
          c.heads * (row + c.kv_lora_rank) +           // query, attended
@@ -90,7 +89,7 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   const int64_t widest = std::max({values, DenseInner(c), SharedInner(c),
                                    c.router.top_k * c.moe_intermediate_size});
   const int64_t token_bytes =
-      kFloat * (TokenFloats(c) + widest + SharedInner(c)) +
+      kFloat * (TokenFloats(c) + 1 + widest + SharedInner(c)) +  // 1: the root
       2 * AddendElements(c) + 2 * InputBytes(c.hidden_size) +
       InputBytes(c.q_lora_rank) + InputBytes(values) +
       InputBytes(DenseInner(c)) + InputBytes(SharedInner(c)) +
