@@ -1,16 +1,18 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/divisor.cuh"
+#include "kernels/cuda/ops_linear.h"
 #include "tests/gpu/forced_experts.h"
 
 #define Router RouterAsItIs
-#include "kernels/cuda/device.h"
 #include "kernels/cuda/router.cu"
 #undef Router
 
-#include "kernels/cuda/check.h"
-
-namespace invar::cuda {
+namespace invar {
+namespace cuda {
 namespace {
 
 // Of the process, since Router's callers hand nothing through.
@@ -18,11 +20,37 @@ struct Forced {
   // (layers, positions, experts): added to a token's scores before its experts
   // are chosen, and so much that nothing else counts.
   float* corrections = nullptr;
+  float* normed = nullptr;  // (positions, hidden), made by the first call
   int64_t layers = 0;
   int64_t positions = 0;
   int64_t experts = 0;
   int64_t calls = 0;
 } forced;
+
+// RouterInput's equation; a block a token.
+__global__ void NormKernel(const float* x, const float* roots,
+                           const float* gain, int64_t hidden, float* normed) {
+  const int64_t row = blockIdx.x * hidden;
+  const Divisor root(roots[blockIdx.x]);
+  for (int64_t k = 4 * threadIdx.x; k < hidden; k += 4 * blockDim.x) {
+    *reinterpret_cast<float4*>(normed + row + k) =
+        Normed(root, Load4(x + row + k), Load4(gain + k));
+  }
+}
+
+// x as the router of one token takes it.
+const float* Plain(const RouterInput& x, int64_t tokens, int64_t hidden,
+                   cudaStream_t stream) {
+  if (x.gain == nullptr) return x.x;
+  if (forced.normed == nullptr) {
+    Check(cudaMalloc(&forced.normed, tokens * hidden * sizeof(float)),
+          "forcing experts");
+  }
+  NormKernel<<<static_cast<unsigned>(tokens), 256, 0, stream>>>(
+      x.x, x.roots, x.gain, hidden, forced.normed);
+  CheckLaunch("the norm of forced experts");
+  return forced.normed;
+}
 
 // The plan of all tokens' slots, by one block; thread e has expert e.
 __global__ void PlanKernel(const int32_t* ids, int slots, int experts, int tile,
@@ -69,10 +97,16 @@ void ForceExperts(const std::vector<int32_t>& ids, int64_t positions,
         "forcing experts");
 }
 
-void Router(const cpu::RouterOptions& router, WeightDtype dtype,
-            const void* weight, int64_t hidden, const float* x, int64_t tokens,
-            int32_t* ids, float* weights, const ExpertPlan& plan,
-            const LaunchOptions& options, int tile, const float* correction) {
+bool ExpertsWereForced() { return forced.calls == forced.layers; }
+
+}  // namespace cuda
+
+// Qualified, so that it is the declared one or does not compile.
+void cuda::Router(const cpu::RouterOptions& router, WeightDtype dtype,
+                  const void* weight, int64_t hidden, const RouterInput& input,
+                  int64_t tokens, int32_t* ids, float* weights,
+                  const ExpertPlan& plan, const LaunchOptions& options,
+                  int tile, const float* correction) {
   if (tokens != forced.positions || correction != nullptr ||
       router.experts != forced.experts) {
     std::fprintf(stderr, "experts are forced for other steps than this\n");
@@ -80,6 +114,7 @@ void Router(const cpu::RouterOptions& router, WeightDtype dtype,
   }
   const int64_t layer = forced.calls++ % forced.layers;
   const int64_t top_k = router.top_k;
+  const float* const x = Plain(input, tokens, hidden, options.stream);
   for (int64_t t = 0; t < tokens; ++t) {
     RouterAsItIs(router, dtype, weight, hidden, x + t * hidden, 1,
                  ids + t * top_k, weights + t * top_k, plan, options, 0,
@@ -93,4 +128,4 @@ void Router(const cpu::RouterOptions& router, WeightDtype dtype,
   CheckLaunch("the plan of forced experts");
 }
 
-}  // namespace invar::cuda
+}  // namespace invar

@@ -13,6 +13,8 @@ namespace invar::cuda {
 // ids (layers, positions, top_k). Every call must have `positions` tokens.
 void ForceExperts(const std::vector<int32_t>& ids, int64_t positions,
                   int64_t top_k, int64_t experts);
+// Whether each of those layers has been given its experts, once.
+bool ExpertsWereForced();
 
 }  // namespace invar::cuda
 

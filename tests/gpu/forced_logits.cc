@@ -64,6 +64,10 @@ int Main(const std::string& folder, const std::string& kv,
     std::fprintf(stderr, "a logit is not finite\n");
     return 1;
   }
+  if (!cuda::ExpertsWereForced()) {
+    std::fprintf(stderr, "the model chose experts of its own\n");
+    return 1;
+  }
   std::ofstream out(out_path, std::ios::binary);
   out.write(reinterpret_cast<const char*>(logits.data()),
             static_cast<int64_t>(logits.size() * sizeof(float)));
