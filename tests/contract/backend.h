@@ -29,6 +29,15 @@ struct Variant {
       load;
 };
 
+// How kLanes cells decode a text: so many positions by each of the sequences
+// that share it, and all of them so many times over in one step.
+struct Lanes {
+  int positions = 64;
+  int copies = 1;
+  int chunk = 0;  // of the prefill; 0: any of the extent's
+  friend bool operator==(const Lanes&, const Lanes&) = default;
+};
+
 // How much the cells do. A large model does less of what its size adds nothing
 // to.
 struct Extent {
@@ -37,6 +46,10 @@ struct Extent {
   // Tokens a stranger writes unless it is told to write fewer.
   int stranger_tokens = 400;
   std::vector<int> chunks = {1, 7, 64, 512};
+  // Batches beyond kMaxBatch, each with the probe in its first row, in the
+  // middle and in its last.
+  std::vector<int> large_batches = {};
+  std::vector<Lanes> lanes = {{.positions = 64}, {.positions = 256}};
   // With the cells in which the engine writes a whole text.
   bool texts = true;
   // With cells that load their model anew.

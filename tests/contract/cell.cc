@@ -1,7 +1,10 @@
 #include "tests/contract/cell.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
+#include <set>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,7 +14,6 @@
 namespace invar::contract {
 namespace {
 
-constexpr int kLanes[] = {64, 256};
 // One cell in so many loads its model anew.
 constexpr int kRestartEvery = 8;
 
@@ -45,8 +47,13 @@ struct Way {
   Preemption preemption;
 };
 
-std::vector<Place> AllPlaces() {
+std::vector<Place> AllPlaces(const Extent& extent) {
   std::vector<Place> places;
+  for (const int batch : extent.large_batches) {
+    for (const int slot : {0, batch / 2, batch - 1}) {
+      places.push_back({batch, slot});
+    }
+  }
   for (int batch = 1; batch <= kMaxBatch; ++batch) {
     for (int slot = 0; slot < batch; ++slot) places.push_back({batch, slot});
   }
@@ -69,7 +76,7 @@ std::vector<Way> AllWays(int variants, const std::vector<int>& chunks) {
 
 void AddBatchCells(const Setting& setting, int variants, const Extent& extent,
                    Random& random, std::vector<Cell>& cells) {
-  std::vector<Place> places = AllPlaces();
+  std::vector<Place> places = AllPlaces(extent);
   std::vector<Way> ways = AllWays(variants, extent.chunks);
   random.Shuffle(places);
   random.Shuffle(ways);
@@ -122,19 +129,27 @@ void AddTextCells(const Setting& setting, int variants, const Extent& extent,
 void AddLaneCells(const Setting& setting, int variants, const Extent& extent,
                   Random& random, std::vector<Cell>& cells) {
   for (int variant = 0; variant < variants; ++variant) {
-    for (const int lane : kLanes) {
+    for (const Lanes& lanes : extent.lanes) {
+      const int any = AnyChunk(extent, random);
       cells.push_back({.setting = setting,
                        .variant = variant,
                        .kind = Kind::kLanes,
-                       .chunk = AnyChunk(extent, random),
-                       .lane = lane});
+                       .chunk = lanes.chunk == 0 ? any : lanes.chunk,
+                       .lane = lanes.positions,
+                       .copies = lanes.copies});
     }
   }
 }
 
+bool HasBatch(const Extent& extent, int batch) {
+  const std::vector<int>& large = extent.large_batches;
+  return (batch >= 1 && batch <= kMaxBatch) ||
+         std::find(large.begin(), large.end(), batch) != large.end();
+}
+
 // Sets one dimension of a cell; false if the pair says nothing.
-bool SetDimension(const std::string& key, const std::string& value,
-                  Cell& cell) {
+bool SetDimension(const Extent& extent, const std::string& key,
+                  const std::string& value, Cell& cell) {
   int number = 0;
   const bool numeric = absl::SimpleAtoi(value, &number) && number >= 0;
   if (key == "kv") {
@@ -160,7 +175,7 @@ bool SetDimension(const std::string& key, const std::string& value,
   if (!numeric) return false;
   if (key == "batch") {
     cell.batch = number;
-    return number >= 1 && number <= kMaxBatch;
+    return HasBatch(extent, number);
   }
   if (key == "chunk") {
     cell.chunk = number;
@@ -176,12 +191,55 @@ bool SetDimension(const std::string& key, const std::string& value,
     return number > 0 && number % kBlockTokens == 0 &&
            kLanePositions % number == 0;
   }
+  if (key == "copies") {
+    cell.copies = number;
+    return number >= 1;
+  }
   if (key == "resume") {
     cell.kind = Kind::kResume;
     cell.first_position = number;
     return number < kPositions;
   }
   return key == "slot" || key == "restart" || key == "decode" || key == "score";
+}
+
+// What Sample spreads over. Batches count by their size's order.
+std::vector<std::pair<int, int>> Values(const Cell& cell) {
+  int size = 0;
+  while (1 << size < cell.batch) ++size;
+  int dimension = 0;
+  std::vector<std::pair<int, int>> values;
+  for (const int value :
+       {static_cast<int>(cell.setting.kv_dtype),
+        static_cast<int>(cell.setting.weights), cell.variant, size, cell.chunk,
+        cell.prefix, static_cast<int>(cell.preemption),
+        static_cast<int>(cell.restart), cell.first_position, cell.lane,
+        cell.copies}) {
+    values.emplace_back(dimension++, value);
+  }
+  return values;
+}
+
+// Takes the cell with most values that `seen` lacks out of `cells`.
+Cell TakeNewest(std::vector<Cell>& cells,
+                const std::set<std::pair<int, int>>& seen) {
+  const auto unseen = [&seen](const Cell& cell) {
+    const auto values = Values(cell);
+    return std::count_if(
+        values.begin(), values.end(),
+        [&seen](const auto& value) { return !seen.contains(value); });
+  };
+  auto best = cells.begin();
+  auto most = unseen(*best);
+  for (auto cell = std::next(best); cell != cells.end(); ++cell) {
+    if (const auto count = unseen(*cell); count > most) {
+      best = cell;
+      most = count;
+    }
+  }
+  const Cell taken = *best;
+  cells.erase(best);
+  return taken;
 }
 
 }  // namespace
@@ -214,7 +272,10 @@ std::string CellName(const Cell& cell, const Backend& backend) {
       return absl::StrCat(where, "/resume=", cell.first_position,
                           "/chunk=", cell.chunk);
     case Kind::kLanes:
-      return absl::StrCat(where, "/lanes=", cell.lane, "/chunk=", cell.chunk);
+      return absl::StrCat(
+          where, "/lanes=", cell.lane,
+          cell.copies == 1 ? "" : absl::StrCat("/copies=", cell.copies),
+          "/chunk=", cell.chunk);
   }
   return where;
 }
@@ -227,7 +288,8 @@ absl::StatusOr<Cell> ParseCell(const std::string& name,
     const std::string pair(part);
     const std::pair<std::string, std::string> key_value =
         absl::StrSplit(pair, absl::MaxSplits('=', 1));
-    if (!SetDimension(key_value.first, key_value.second, cell)) {
+    if (!SetDimension(backend.extent, key_value.first, key_value.second,
+                      cell)) {
       of_variant.push_back(pair);
     }
   }
@@ -262,6 +324,20 @@ std::vector<Cell> AllCells(const Backend& backend, uint64_t seed) {
     }
   }
   return cells;
+}
+
+std::vector<Cell> Sample(const std::vector<Cell>& cells, int count) {
+  std::map<Kind, std::vector<Cell>> of_kind;
+  for (const Cell& cell : cells) of_kind[cell.kind].push_back(cell);
+  std::vector<Cell> sample;
+  for (auto& [kind, rest] : of_kind) {
+    std::set<std::pair<int, int>> seen;
+    for (int i = 0; i < count && !rest.empty(); ++i) {
+      sample.push_back(TakeNewest(rest, seen));
+      for (const auto& value : Values(sample.back())) seen.insert(value);
+    }
+  }
+  return sample;
 }
 
 std::vector<Cell> Shard(const std::vector<Cell>& cells, int index, int count) {

@@ -22,6 +22,7 @@ struct Setting {
   friend auto operator<=>(const Setting&, const Setting&) = default;
 };
 
+// Up to here every batch has its cells; a backend may name some beyond.
 inline constexpr int kMaxBatch = 64;
 inline constexpr int kMaxPrefixBlocks = 8;
 // Positions whose log-probabilities are compared between prefill and decode.
@@ -76,8 +77,9 @@ struct Cell {
   // kResume: the first of kResumeRange positions.
   int first_position = 0;
   // kLanes: how many positions each of the sequences that share the text
-  // decodes.
+  // decodes, and how many times over.
   int lane = 0;
+  int copies = 1;
 
   friend bool operator==(const Cell&, const Cell&) = default;
 };
@@ -92,8 +94,12 @@ absl::StatusOr<Cell> ParseCell(const std::string& name, const Backend& backend);
 // Every setting, and for each of them: every (batch, slot) and every (variant,
 // chunk, prefix, preemption), paired at random by `seed`; every (kDecode,
 // variant), (kScore, variant, chunk), (kResume, variant, range) and (kLanes,
-// variant, lane). In an order in which each Nth cell is a fair sample.
+// variant, lanes). In an order in which each Nth cell is a fair sample.
 std::vector<Cell> AllCells(const Backend& backend, uint64_t seed);
+
+// `count` of each kind, each the one that has most values of its dimensions
+// that none before it has.
+std::vector<Cell> Sample(const std::vector<Cell>& cells, int count);
 
 // Part `index` of `count` (from 1) of the cells.
 std::vector<Cell> Shard(const std::vector<Cell>& cells, int index, int count);

@@ -16,6 +16,12 @@ namespace {
 // Positions of a resume cell that are computed at once.
 constexpr int64_t kResumeBatch = 16;
 
+Comparison Failed(const absl::Status& status) {
+  Comparison failed;
+  failed.findings.push_back(status.ToString());
+  return failed;
+}
+
 }  // namespace
 
 std::string SkipReason(const Cell& cell, const Backend& backend) {
@@ -26,35 +32,28 @@ std::string SkipReason(const Cell& cell, const Backend& backend) {
 
 Comparison CellRunner::Run(const Cell& cell) {
   if (cell.kind == Kind::kLanes) return RunLanes(cell);
-  const bool batch = cell.kind == Kind::kBatch;
-  const int64_t running = batch                        ? cell.batch
-                          : cell.kind == Kind::kResume ? kResumeBatch
-                                                       : 1;
-  const int64_t blocks =
-      batch ? CrowdBlocks(cell) : running * BlocksFor(kContextTokens);
-  const int64_t step_tokens =
-      batch ? CrowdStepTokens(cell) : running - 1 + cell.chunk;
-  auto engine = NewEngine(cell, blocks, running, step_tokens);
-  if (!engine.ok()) {
-    Comparison failed;
-    failed.findings.push_back(engine.status().ToString());
-    return failed;
-  }
+  if (cell.kind == Kind::kBatch) return RunCrowd(cell);
+  const int64_t running = cell.kind == Kind::kResume ? kResumeBatch : 1;
+  auto engine = NewEngine(cell, running * BlocksFor(kContextTokens), running,
+                          running - 1 + cell.chunk);
+  if (!engine.ok()) return Failed(engine.status());
   switch (cell.kind) {
-    case Kind::kBatch:
-      return Crowd(cell, SeedFor(seed_, CellName(cell, *backend_)),
-                   engine->get(), references_)
-          .Run();
     case Kind::kDecode:
       return RunDecode(cell, **engine);
     case Kind::kScore:
       return RunScore(cell, **engine);
-    case Kind::kResume:
+    default:
       return RunResume(cell, **engine);
-    case Kind::kLanes:
-      break;
   }
-  return {};
+}
+
+Comparison CellRunner::RunCrowd(const Cell& cell) {
+  auto engine =
+      NewEngine(cell, CrowdBlocks(cell), cell.batch, CrowdStepTokens(cell));
+  if (!engine.ok()) return Failed(engine.status());
+  return Crowd(cell, SeedFor(seed_, CellName(cell, *backend_)), engine->get(),
+               references_)
+      .Run();
 }
 
 absl::StatusOr<std::unique_ptr<EngineHarness>> CellRunner::NewEngine(
@@ -124,11 +123,7 @@ Comparison CellRunner::RunResume(const Cell& cell, EngineHarness& engine) {
 
 Comparison CellRunner::RunLanes(const Cell& cell) {
   const auto model = shelf_.Take(cell.setting, cell.variant);
-  if (!model.ok()) {
-    Comparison failed;
-    failed.findings.push_back(model.status().ToString());
-    return failed;
-  }
+  if (!model.ok()) return Failed(model.status());
   return CompareLanes(**model, *backend_, cell,
                       SeedFor(seed_, CellName(cell, *backend_)),
                       references_->Lanes(cell.setting));

@@ -32,6 +32,7 @@ class CellRunner {
   Comparison Run(const Cell& cell);
 
  private:
+  Comparison RunCrowd(const Cell& cell);
   // An engine for `cell` with a soiled cache.
   absl::StatusOr<std::unique_ptr<EngineHarness>> NewEngine(const Cell& cell,
                                                            int64_t kv_blocks,

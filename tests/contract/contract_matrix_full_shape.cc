@@ -1,7 +1,7 @@
 // The contract's matrix at DeepSeek-V2-Lite's full shape on a GPU:
 //
 //   build/bin/full_shape_checkpoint FOLDER/fp8 fp8
-//   build/bin/contract_matrix_full_shape FOLDER --full --sample 6
+//   build/bin/contract_matrix_full_shape FOLDER --full --sample 5
 //
 // with --match kv=e5m2/weights=fp8, say, since a process has memory for one
 // setting.

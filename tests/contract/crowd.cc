@@ -29,8 +29,10 @@ int64_t CrowdBlocks(const Cell& cell) {
   const Request probe = Probe(cell);
   const int64_t own =
       BlocksFor(probe.submit.prompt_tokens() + probe.submit.max_tokens());
-  // Under pressure all can start, and few can grow.
-  if (cell.preemption == Preemption::kPressure) return own + 2 * cell.batch;
+  // Under pressure all can start, and not all can grow by two.
+  if (cell.preemption == Preemption::kPressure) {
+    return own + cell.batch + std::max(1, cell.batch / 2);
+  }
   return own + kMaxPrefixBlocks + cell.batch * kStrangerBlocks;
 }
 
@@ -53,13 +55,12 @@ Crowd::Crowd(const Cell& cell, uint64_t draw, EngineHarness* engine,
 Comparison Crowd::Run() {
   FillPrefixCache();
   next_id_ = kFirstStrangerId;
-  for (int i = 0; i < cell_.slot; ++i) AdmitStranger(/*stays=*/true);
+  for (int i = 0; i < cell_.slot && AdmitStranger(/*stays=*/true); ++i) {
+  }
   StartStrangers();
   const Request probe = Probe(cell_);
   Admit(probe, references_->Alone(cell_.setting, probe), kProbeId);
-  for (int i = cell_.slot + 1; i < cell_.batch; ++i) {
-    AdmitStranger(/*stays=*/false);
-  }
+  TakePlacesAgain();
   while (!engine_->answer(kProbeId).terminal.has_value()) {
     Step();
     if (steps_ > kMaxSteps) {
@@ -80,9 +81,13 @@ void Crowd::Admit(Request request, const Answer& alone, int64_t id) {
   guests_.emplace(id, Guest{std::move(request), &alone});
 }
 
-void Crowd::AdmitStranger(bool stays) {
-  Request request = Stranger(strangers_[next_stranger_++ % strangers_.size()],
+bool Crowd::AdmitStranger(bool stays) {
+  Request request = Stranger(strangers_[next_stranger_ % strangers_.size()],
                              references_->extent().stranger_tokens);
+  if (cell_.preemption == Preemption::kPressure && !IsAffordable(request)) {
+    return false;
+  }
+  ++next_stranger_;
   const Answer& alone = references_->Alone(cell_.setting, request);
   if (!stays) {
     const int64_t tokens = 1 + random_.Below(kShortStay);
@@ -94,6 +99,20 @@ void Crowd::AdmitStranger(bool stays) {
     }
   }
   Admit(std::move(request), alone, next_id_++);
+  return true;
+}
+
+bool Crowd::IsAffordable(const Request& request) const {
+  int64_t blocks = BlocksFor(request.submit.prompt_tokens());
+  for (const auto& [id, guest] : guests_) {
+    if (engine_->answer(id).terminal.has_value()) continue;
+    blocks += BlocksFor(guest.request.submit.prompt_tokens());
+  }
+  // The probe's prompt may be to come.
+  if (!guests_.contains(kProbeId)) {
+    blocks += BlocksFor(Probe(cell_).submit.prompt_tokens());
+  }
+  return blocks <= CrowdBlocks(cell_);
 }
 
 void Crowd::FillPrefixCache() {
@@ -123,9 +142,10 @@ void Crowd::Step() {
 }
 
 void Crowd::TakePlacesAgain() {
+  const bool stay = cell_.preemption == Preemption::kPressure;
   while (engine_->engine().sequences() < cell_.batch &&
-         !engine_->answer(kProbeId).terminal.has_value()) {
-    AdmitStranger(/*stays=*/false);
+         !engine_->answer(kProbeId).terminal.has_value() &&
+         AdmitStranger(stay)) {
   }
 }
 
@@ -196,6 +216,9 @@ void Crowd::CheckSituation() {
   if (engine.kv_blocks_used() != 0) {
     Wrong(absl::StrCat(engine.kv_blocks_used(), " blocks are still used"));
   }
+  if (cell_.preemption != Preemption::kNone && result_.preemptions == 0) {
+    Wrong("nobody was preempted");
+  }
   // Who runs, and what stays cached, is then the engine's to say.
   if (cell_.preemption == Preemption::kPressure) return;
   if (most_running_ != cell_.batch) {
@@ -204,9 +227,6 @@ void Crowd::CheckSituation() {
   const int64_t hits = engine_->answer(kProbeId).cached_tokens / kBlockTokens;
   if (hits != std::max(cell_.prefix, 0)) {
     Wrong(absl::StrCat("the prefix cache held ", hits, " blocks"));
-  }
-  if (cell_.preemption != Preemption::kNone && result_.preemptions == 0) {
-    Wrong("nobody was preempted");
   }
 }
 

@@ -21,7 +21,8 @@ int64_t CrowdBlocks(const Cell& cell);
 int64_t CrowdStepTokens(const Cell& cell);
 
 // Strangers before the probe keep their rows until it ends; those behind it
-// come and go, each place taken again at once. Everybody's answer is compared.
+// come and go, each place taken again at once; under pressure they stay too.
+// Everybody's answer is compared.
 class Crowd {
  public:
   // `draw` seeds who the strangers are, how long they stay and, with
@@ -39,7 +40,11 @@ class Crowd {
   };
 
   void Admit(Request request, const Answer& alone, int64_t id);
-  void AdmitStranger(bool stays);
+  // False, and nobody comes, if the engine has no credit for its prompt.
+  bool AdmitStranger(bool stays);
+  // Whether the blocks cover its prompt beside those of all who are there:
+  // what a scheduler may send. Only under pressure do they not.
+  bool IsAffordable(const Request& request) const;
   void FillPrefixCache();
   // Steps until every stranger so far writes.
   void StartStrangers();

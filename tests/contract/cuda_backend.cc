@@ -56,10 +56,15 @@ Backend CudaBackend() {
   Backend backend;
   backend.name = "cuda";
   backend.kv_dtypes = {KvDtype::kFp8E5m2, KvDtype::kFp8E4m3, KvDtype::kBf16};
-  backend.variants = {MakeVariant("graphs=off/overlap=off/passes=one",
-                                  {.graphs = false, .overlap = false}, 2048),
-                      MakeVariant("graphs=on/overlap=on/passes=one", {}, 2048),
-                      MakeVariant("graphs=on/overlap=on/passes=many", {}, 48)};
+  backend.variants = {
+      MakeVariant("graphs=off/overlap=off/passes=one",
+                  {.graphs = false, .overlap = false}, kCudaStepTokens),
+      MakeVariant("graphs=on/overlap=on/passes=one", {}, kCudaStepTokens),
+      MakeVariant("graphs=on/overlap=on/passes=many", {}, 48)};
+  // Kernels for many tokens begin at 65 to 1,024; graphs end with 256.
+  backend.extent.chunks.push_back(1024);
+  backend.extent.large_batches = {65, 80, 100, 128, 200, 256};
+  backend.extent.lanes.push_back({.positions = 64, .copies = 4, .chunk = 2048});
   backend.soil = Soil;
   backend.read = Read;
   backend.resize = Resize;

@@ -11,8 +11,6 @@
 namespace invar::contract {
 namespace {
 
-constexpr int64_t kStepTokens = 2048;
-
 // A model that others use too, with graphs and overlap or without.
 class WithGraphs final : public SharedModel {
  public:
@@ -57,7 +55,7 @@ class Loader {
     if (model_ == nullptr) {
       auto model = cuda::CudaModel::Load({.path = folder,
                                           .kv_dtype = kv_dtype,
-                                          .step_tokens = kStepTokens,
+                                          .step_tokens = kCudaStepTokens,
                                           .context_tokens = kLanePositions},
                                          {});
       if (!model.ok()) return model.status();
@@ -78,11 +76,11 @@ Backend FullShapeBackend(const std::string& folder) {
   Backend backend = CudaBackend();
   backend.name = "cuda, V2-Lite's full shape";
   backend.checkpoints = folder;
-  backend.extent = {.strangers = 12,
-                    .stranger_tokens = 200,
-                    .chunks = {64, 512},
-                    .texts = false,
-                    .restarts = false};
+  backend.extent.strangers = 12;
+  backend.extent.stranger_tokens = 200;
+  backend.extent.chunks = {64, 512, 1024};
+  backend.extent.texts = false;
+  backend.extent.restarts = false;
   backend.variants.clear();
   const auto loader = std::make_shared<Loader>();
   for (const bool graphs : {true, false}) {

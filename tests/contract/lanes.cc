@@ -52,43 +52,49 @@ std::vector<std::byte> TextRows(const Backend& backend, const KvCache& cache,
   return rows;
 }
 
-// Decodes every position: lane i has positions [i * lane, (i + 1) * lane), the
-// text's blocks before them, and the i-th run of the blocks behind the text's.
-LaneRows Decode(Model& model, const Backend& backend, int64_t lane,
-                Random& random, KvCache& cache) {
+// Decodes every position of each copy: lane i of a copy has the positions from
+// i * lane on, the text's blocks before them, and the i-th run of the copy's
+// own blocks, which are behind the text's.
+std::vector<LaneRows> Decode(Model& model, const Backend& backend, int64_t lane,
+                             int64_t copies, Random& random, KvCache& cache) {
   const std::vector<int32_t> text = LaneText();
   const int64_t lanes = kLanePositions / lane;
   std::vector<std::vector<int32_t>> tables;
-  for (int64_t i = 0; i < lanes; ++i) {
+  for (int64_t s = 0; s < copies * lanes; ++s) {
+    const int64_t i = s % lanes;
     tables.push_back(Iota((i + 1) * lane / kBlockTokens));
     for (int64_t b = i * lane / kBlockTokens;
-         b < static_cast<int64_t>(tables[i].size()); ++b) {
-      tables[i][b] = static_cast<int32_t>(kTextBlocks + b);
+         b < static_cast<int64_t>(tables[s].size()); ++b) {
+      tables[s][b] = static_cast<int32_t>((1 + s / lanes) * kTextBlocks + b);
     }
   }
-  LaneRows decoded;
-  decoded.answers.resize(kLanePositions);
-  std::vector<int32_t> order = Iota(lanes);
-  std::vector<RowAnswer> answers(lanes);
+  std::vector<LaneRows> decoded(copies);
+  for (LaneRows& copy : decoded) copy.answers.resize(kLanePositions);
+  std::vector<int32_t> order = Iota(copies * lanes);
+  std::vector<RowAnswer> answers(order.size());
   for (int64_t step = 0; step < lane; ++step) {
     random.Shuffle(order);
     std::vector<SequenceSlice> slices;
     std::vector<RowRequest> requests;
-    for (const int32_t i : order) {
-      const int64_t position = i * lane + step;
+    for (const int32_t s : order) {
+      const int64_t position = s % lanes * lane + step;
       slices.push_back({.token_ids = std::span(text).subspan(position, 1),
                         .first_position = position,
-                        .block_ids = tables[i],
+                        .block_ids = tables[s],
                         .logit_rows = 1});
       requests.push_back(RequestOf(position));
     }
-    decoded.finite &=
+    const bool finite =
         Finite(model.Answer(slices, cache, Limit(model), requests, answers));
-    for (int64_t i = 0; i < lanes; ++i) {
-      decoded.answers[order[i] * lane + step] = std::move(answers[i]);
+    for (size_t i = 0; i < order.size(); ++i) {
+      LaneRows& copy = decoded[order[i] / lanes];
+      copy.finite &= finite;
+      copy.answers[order[i] % lanes * lane + step] = std::move(answers[i]);
     }
   }
-  decoded.rows = TextRows(backend, cache, kTextBlocks);
+  for (int64_t c = 0; c < copies; ++c) {
+    decoded[c].rows = TextRows(backend, cache, (1 + c) * kTextBlocks);
+  }
   return decoded;
 }
 
@@ -162,15 +168,17 @@ LaneRows PrefillLanes(Model& model, const Backend& backend, int64_t chunk,
 
 Comparison CompareLanes(Model& model, const Backend& backend, const Cell& cell,
                         uint64_t seed, const LaneRows& alone) {
-  const std::unique_ptr<KvCache> cache = model.NewKvCache(2 * kTextBlocks);
+  const std::unique_ptr<KvCache> cache =
+      model.NewKvCache((1 + cell.copies) * kTextBlocks);
   backend.soil(*cache, seed);
   Random random(seed);
   Comparison result =
       CompareBoth("the text prefilled",
                   PrefillLanes(model, backend, cell.chunk, *cache), alone);
-  result +=
-      CompareBoth("the text decoded",
-                  Decode(model, backend, cell.lane, random, *cache), alone);
+  for (const LaneRows& copy :
+       Decode(model, backend, cell.lane, cell.copies, random, *cache)) {
+    result += CompareBoth("the text decoded", copy, alone);
+  }
   return result;
 }
 

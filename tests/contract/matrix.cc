@@ -57,7 +57,7 @@ FlagSet MakeFlags(MatrixOptions* options) {
   flags.Add("match", "TEXT",
             "only cells whose name contains it; repeats narrow further",
             &options->match);
-  flags.Add("sample", "N", "of these, the first N of each kind",
+  flags.Add("sample", "N", "of these, N of each kind that differ most",
             &options->sample);
   flags.Add("cell", "NAME", "that cell alone", &options->cell);
   flags.Section("How");
@@ -98,11 +98,7 @@ absl::StatusOr<std::vector<Cell>> ChooseCells(const MatrixOptions& options,
                           return absl::StrContains(name, text);
                         });
   });
-  std::map<Kind, int> taken;
-  std::erase_if(cells, [&](const Cell& cell) {
-    return options.sample.has_value() && ++taken[cell.kind] > *options.sample;
-  });
-  return cells;
+  return options.sample.has_value() ? Sample(cells, *options.sample) : cells;
 }
 
 // Hands cells to threads and adds up what they found.

@@ -12,6 +12,8 @@ namespace invar::contract {
 namespace {
 
 constexpr int kProbeTokens = 60;
+// All others grow by three blocks meanwhile, more than there are.
+constexpr int kPressedTokens = 200;
 constexpr uint64_t kProbeSeed = 100;
 constexpr uint64_t kTextSeed = 101;
 constexpr uint64_t kLaneSeed = 102;
@@ -29,7 +31,9 @@ std::vector<int32_t> RandomIds(int64_t count, uint64_t seed) {
 }
 
 // More than one step takes, also when no other sequence decodes in it.
-int TailTokens(int chunk) { return chunk + kMaxBatch + 11; }
+int TailTokens(const Cell& cell) {
+  return cell.chunk + std::max(cell.batch, kMaxBatch) + 11;
+}
 
 // A mix in which every parameter has values of its own.
 void SetSampling(Random& random, v1::EffectiveSampling* sampling) {
@@ -51,11 +55,12 @@ void SetSampling(Random& random, v1::EffectiveSampling* sampling) {
 
 Request Probe(const Cell& cell) {
   const int blocks = std::max(cell.prefix, 0);
-  const int tokens =
-      static_cast<int>(blocks * kBlockTokens) + TailTokens(cell.chunk);
+  const int tokens = static_cast<int>(blocks * kBlockTokens) + TailTokens(cell);
+  const int output =
+      cell.preemption == Preemption::kPressure ? kPressedTokens : kProbeTokens;
   Request probe;
-  probe.name = absl::StrCat("probe of ", tokens, " tokens");
-  probe.submit = MakeSubmit(0, RandomIds(tokens, kProbeSeed), kProbeTokens);
+  probe.name = absl::StrCat("probe of ", tokens, " and ", output, " tokens");
+  probe.submit = MakeSubmit(0, RandomIds(tokens, kProbeSeed), output);
   probe.submit.mutable_sampling()->set_temperature(0.8f);
   probe.submit.set_seed(kProbeSeed);
   probe.submit.set_logprobs(true);

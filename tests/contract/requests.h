@@ -23,7 +23,7 @@ struct Request {
 };
 
 // The probe of a kBatch cell: as many blocks as are shared, and a tail of at
-// least two chunks; its output passes the end of a block.
+// least two chunks; its output passes the end of a block, under pressure three.
 Request Probe(const Cell& cell);
 // What fills the prefix cache before that probe: its first `prefix` blocks.
 Request ProbePrefix(const Cell& cell);
