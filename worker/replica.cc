@@ -180,6 +180,7 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   load.deterministic = config.determinism().mode() != v1::Determinism::FAST;
   const v1::Limits& limits = config.limits();
   load.step_tokens = limits.max_step_tokens();
+  load.step_sequences = limits.max_running_sequences();
   load.context_tokens = limits.max_context_tokens();
   // Where the log goes too.
   LoadProgress progress(isatty(STDERR_FILENO) ? &std::cerr : nullptr,

@@ -65,8 +65,10 @@ class Model {
     std::string path;  // folder with config.json and *.safetensors
     KvDtype kv_dtype = KvDtype::kFp8E5m2;
     int threads = 0;  // of the CPU backend; 0: one per core
-    // What a GPU's memory is planned for; more goes in several passes.
+    // What a GPU's memory is planned for. More tokens go in several passes;
+    // a step never has more sequences.
     int64_t step_tokens = 2048;
+    int64_t step_sequences = 256;
     int64_t context_tokens = 0;  // 0: all that the model has
     // At most what the processor has; never moves a bit.
     cpu::Isa isa = cpu::BestIsa();

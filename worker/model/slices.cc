@@ -45,6 +45,17 @@ void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
           "logits of another size than the rows asked for");
 }
 
+void CheckPlanned(std::span<const SequenceSlice> slices, int64_t sequences,
+                  int64_t positions) {
+  Require(static_cast<int64_t>(slices.size()) <= sequences,
+          "more sequences than the model was loaded for");
+  for (const SequenceSlice& slice : slices) {
+    const int64_t size = static_cast<int64_t>(slice.token_ids.size());
+    Require(slice.first_position + size <= positions,
+            "a position beyond the context that the model was loaded for");
+  }
+}
+
 std::vector<uint8_t> FiniteRows(const ModelConfig& config,
                                 std::span<const float> logits) {
   std::vector<uint8_t> finite;

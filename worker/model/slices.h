@@ -15,6 +15,10 @@ void CheckSlices(const ModelConfig& config, KvDtype kv_dtype,
                  std::span<const SequenceSlice> slices, const KvCache& cache,
                  int64_t logits);
 
+// Aborts on more sequences, or later positions, than memory is planned for.
+void CheckPlanned(std::span<const SequenceSlice> slices, int64_t sequences,
+                  int64_t positions);
+
 // Whether each row of logits is finite: 1 or 0.
 std::vector<uint8_t> FiniteRows(const ModelConfig& config,
                                 std::span<const float> logits);

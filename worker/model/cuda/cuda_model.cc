@@ -65,6 +65,7 @@ absl::StatusOr<std::unique_ptr<Model>> CudaModel::Load(
   const int64_t positions = ContextTokens(config, options);
   absl::StatusOr<StepMemory> memory = StepMemory::Allocate(
       config, {.tokens = options.step_tokens,
+               .sequences = options.step_sequences,
                .logit_rows = std::min(kLogitRows, options.step_tokens),
                .max_positions = positions});
   if (!memory.ok()) return memory.status();

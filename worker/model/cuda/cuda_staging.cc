@@ -11,15 +11,7 @@ void CudaModel::BeginStep(std::span<const SequenceSlice> slices,
                           const KvCache& cache, int64_t logits) {
   CheckSlices(config_, kv_dtype_, slices, cache, logits);
   Check(cudaSetDevice(options_.device), "choosing the device");
-  int64_t block_ids = 0;
-  for (const SequenceSlice& slice : slices) block_ids += slice.block_ids.size();
-  // What a graph repeats has one table, so padding needs no more.
-  if (block_ids <= step_.block_id_capacity) return;
-  main_.Synchronize();  // The places move, and with them what graphs read.
-  graphs_.Clear();
-  if (!step_.ReserveBlockIds(block_ids).ok()) {
-    Check(cudaErrorMemoryAllocation, "staging a step");
-  }
+  CheckPlanned(slices, step_.limits.sequences, step_.limits.max_positions);
 }
 
 CudaModel::Pass CudaModel::StagePass(std::span<const SequenceSlice> slices,

@@ -4,13 +4,13 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "worker/kv/block_pool.h"
 #include "worker/model/cuda/step_graphs.h"
 
 namespace invar::cuda {
 namespace {
 
 constexpr char kWhat[] = "the memory of a step";
-constexpr int64_t kFirstBlockIds = 1 << 16;
 
 template <typename T>
 void Grow(DeviceBuffer<T>* buffer, int64_t count, absl::Status* status) {
@@ -114,17 +114,8 @@ InputRows InputBuffer::Rows(const InputKind& kind) const {
                             : ScaleBlocks(columns_)};
 }
 
-absl::Status StepMemory::ReserveBlockIds(int64_t count) {
-  if (count <= block_id_capacity) return absl::OkStatus();
-  const int64_t capacity = std::max(count, 2 * block_id_capacity);
-  stride = std::max(limits.tokens, kGraphTokens);
-  absl::Status status;
-  for (PinnedBuffer<std::byte>& slot : staged_host) {
-    Grow(&slot, StagedBytes(capacity), &status);
-  }
-  Grow(&staged, StagedBytes(capacity), &status);
-  if (status.ok()) block_id_capacity = capacity;
-  return status;
+int64_t StepMemory::BlockIds() const {
+  return limits.sequences * BlocksFor(limits.max_positions);
 }
 
 int64_t StepMemory::StagedBytes(int64_t block_ids) const {
@@ -167,7 +158,12 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
   const ModelConfig& c = config;
   const int64_t tokens = limits.tokens;
   const int64_t slots = tokens * c.router.top_k;
-  absl::Status status = m.ReserveBlockIds(kFirstBlockIds);
+  absl::Status status;
+  m.stride = std::max(tokens, kGraphTokens);
+  for (PinnedBuffer<std::byte>& slot : m.staged_host) {
+    Grow(&slot, m.StagedBytes(m.BlockIds()), &status);
+  }
+  Grow(&m.staged, m.StagedBytes(m.BlockIds()), &status);
   for (PinnedBuffer<std::byte>& slot : m.results_host) {
     Grow(&slot, m.ResultBytes(tokens), &status);
   }

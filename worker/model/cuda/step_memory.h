@@ -61,6 +61,7 @@ inline constexpr int64_t kStepsInFlight = 2;
 
 struct StepLimits {
   int64_t tokens = 0;         // of a pass over the layers
+  int64_t sequences = 0;      // of a step
   int64_t logit_rows = 0;     // of a product with the LM head
   int64_t max_positions = 0;  // of a sequence
 };
@@ -77,7 +78,7 @@ struct StepMemory {
     // (T) positions and tables of the tokens that those are of.
     int32_t* row_positions = nullptr;
     int32_t* row_tables = nullptr;
-    int32_t* block_ids = nullptr;
+    int32_t* block_ids = nullptr;  // (BlockIds()) of all sequences' tables
   };
   // What a pass leaves to the host, in one copy, and the rows' ids to the next
   // step. At the same place for all passes.
@@ -89,9 +90,8 @@ struct StepMemory {
   static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
                                              const StepLimits& limits);
 
-  // Room for `count` block ids behind the rest of what is staged. The places
-  // move, so nothing may be in flight.
-  absl::Status ReserveBlockIds(int64_t count);
+  // As many as the step's sequences can have: nothing moves or grows later.
+  int64_t BlockIds() const;
   // Where a pass of `tokens` is staged by step `slot` of those in flight. The
   // device's places of all passes small enough for a graph are the same.
   void Place(int64_t tokens, int64_t slot);
@@ -109,7 +109,6 @@ struct StepMemory {
   Places host, device;
   PinnedBuffer<std::byte> staged_host[kStepsInFlight];
   DeviceBuffer<std::byte> staged;
-  int64_t block_id_capacity = 0;
   PinnedBuffer<std::byte> results_host[kStepsInFlight];
   DeviceBuffer<std::byte> results_memory;
   Results results;  // in device memory
