@@ -20,6 +20,8 @@ namespace invar::cuda {
 // the scales that dynamic ones have.
 class InputBuffer {
  public:
+  // RESOURCE_EXHAUSTED: no memory. INTERNAL: the copy engine cannot describe
+  // the buffer (MakeGemmInput).
   static absl::StatusOr<InputBuffer> Allocate(int64_t rows, int64_t columns);
 
   const GemmInput& As(const InputKind& kind) const;
@@ -37,6 +39,7 @@ class InputBuffer {
 template <typename T>
 class PinnedBuffer {
  public:
+  // RESOURCE_EXHAUSTED: no memory.
   static absl::StatusOr<PinnedBuffer> Allocate(int64_t count) {
     PinnedBuffer buffer;
     void* data = nullptr;
@@ -86,11 +89,13 @@ struct StepMemory {
     SampledRow* sampled = nullptr;  // (T)
   };
 
+  // RESOURCE_EXHAUSTED: no memory. INTERNAL: as InputBuffer::Allocate.
   static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
                                              const StepLimits& limits);
 
   // Room for `count` block ids behind the rest of what is staged. The places
   // move, so nothing may be in flight.
+  // RESOURCE_EXHAUSTED: no memory.
   absl::Status ReserveBlockIds(int64_t count);
   // Where a pass of `tokens` is staged by step `slot` of those in flight. The
   // device's places of all passes small enough for a graph are the same.
