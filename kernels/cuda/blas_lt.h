@@ -1,6 +1,6 @@
 // cuBLASLt, for mode FAST alone: its order of sums follows the load, so no bit
-// of the other mode may come from here. Opened at run time, so that binaries
-// need nothing but the driver; where it is missing FAST goes without.
+// of the other mode may come from here. Opened at run time, so that no binary
+// needs it; where it is missing FAST goes without.
 #ifndef INVAR_KERNELS_CUDA_BLAS_LT_H_
 #define INVAR_KERNELS_CUDA_BLAS_LT_H_
 

@@ -1,3 +1,7 @@
+// A block of 64 rows of weights walks all of K without a cluster, so nothing is
+// folded. Of few tokens two warpgroups multiply runs of stages in turn, and the
+// sum passes from one to the other: whoever has the parts can add them, in the
+// chain's order.
 #include "kernels/cuda/chain_gemm.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/gemm_store.cuh"

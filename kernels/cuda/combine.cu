@@ -1,3 +1,5 @@
+// What a layer adds to the residual stream, alone: where no norm follows that
+// would do it.
 #include "kernels/cuda/combine.h"
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"

@@ -18,7 +18,8 @@
 
 namespace invar::cuda {
 
-// OK, or "WHAT: the runtime's text".
+// OK, or "WHAT: the runtime's text": RESOURCE_EXHAUSTED where there is no
+// memory, else FAILED_PRECONDITION.
 absl::Status ToStatus(cudaError_t error, absl::string_view what);
 
 struct DeviceFacts {
@@ -70,7 +71,7 @@ class DeviceBuffer {
   }
   ~DeviceBuffer() { cudaFree(data_); }
 
-  // RESOURCE_EXHAUSTED names `what` and the bytes.
+  // As AllocateBytes; no elements need no memory.
   static absl::StatusOr<DeviceBuffer> Allocate(int64_t count,
                                                absl::string_view what);
   // Waits until the copy is done.
@@ -89,6 +90,8 @@ class DeviceBuffer {
   int64_t size_ = 0;
 };
 
+// Device memory. RESOURCE_EXHAUSTED names `what` and the bytes; another error
+// of the runtime's is ToStatus's.
 absl::StatusOr<void*> AllocateBytes(int64_t bytes, absl::string_view what);
 
 template <typename T>

@@ -1,3 +1,5 @@
+// Rows of the embedding as fp32. A token may be named by the row that the step
+// before samples it in, so that a step is enqueued before its tokens are known.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

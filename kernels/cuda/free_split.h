@@ -25,8 +25,9 @@ void PromptAttention(const LaunchOptions& options, const TokenPlaces& places,
                      std::byte* workspace, const PackedAttended& out,
                      const AttentionSplits& cut);
 
-// MlaAttention's in mode FAST: as few as keep the GPU busy, however many
-// sequences of whatever length share it.
+// MlaAttention's in mode FAST, by units, a token's 16 heads: DETERMINISTIC's
+// while clusters share a split (below 100), 256 positions while a block's two
+// groups take turns (below 200), then one.
 AttentionSplits FastAttentionSplits(int64_t tokens, int64_t heads,
                                     int64_t max_position);
 

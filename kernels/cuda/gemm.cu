@@ -1,3 +1,7 @@
+// Gemm in leaves of K: blocks of a cluster walk runs of them and send their
+// sums to the block that folds them, so that few rows fill the GPU and nothing
+// passes through memory. Also which kernel runs a product: free, since all of
+// them have the same bits.
 #include <algorithm>
 #include <type_traits>
 

@@ -1,3 +1,6 @@
+// Tensor maps: what the copy engine must know of operands, told once when their
+// memory is planned, and of wide outputs, told at each launch, since a map's
+// end is where the copy engine stops to write.
 #include <cudaTypedefs.h>
 
 #include "kernels/cuda/check.h"

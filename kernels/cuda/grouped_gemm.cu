@@ -1,3 +1,7 @@
+// The experts' products, and dense gate and up, with few tokens: a block has an
+// entry of the plan's work and some rows. Dense gate and up can be blocks of
+// the same launch: they need no plan, and run while the router makes it. Also
+// the gathering of inputs, and which tile and kernel run: free.
 #include <algorithm>
 #include <type_traits>
 

@@ -1,3 +1,4 @@
+// The name of the kernels' machine code, for the fingerprint.
 #ifndef INVAR_KERNELS_CUDA_KERNEL_DIGEST_H_
 #define INVAR_KERNELS_CUDA_KERNEL_DIGEST_H_
 

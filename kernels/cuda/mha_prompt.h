@@ -1,6 +1,6 @@
 // Attention of prompts in MHA form, for mode FAST alone: keys and values of
 // every head are made from the cached latents with kv_b, then attended to. A
-// long prompt takes less work so than in absorbed form (mha_prompt.md), but a
+// long prompt takes less work so than in absorbed form (fast.md), but a
 // token's bits then depend on how its prompt was cut.
 //
 // Symbols are those of kernels/cuda/ops.h. Operands are bf16, sums fp32. The

@@ -1,11 +1,12 @@
-// Every operation of the model on the GPU, with its shapes and its equation.
+// Attention on the GPU, each operation with its shapes and its equation;
+// ops_linear.h and ops_sample.h have the rest of the model.
 //
 // Symbols are those of kernels/ops.h: T tokens of a step, H heads; L, N, R, V
-// the widths of latent, nope, rope and value; E experts, K of them a token.
-// All pointers are to device memory, rows are dense and row-major; activations
-// are fp32 unless an operation says otherwise, and every row is computed as if
-// it were alone. Each call only enqueues, as LaunchOptions say; errors of the
-// launch end the process (check.h).
+// the widths of latent, nope, rope and value. All pointers are to device
+// memory, rows are dense and row-major; activations are fp32 unless an
+// operation says otherwise, and every row is computed as if it were alone. Each
+// call only enqueues, as LaunchOptions say; errors of the launch end the
+// process (check.h).
 #ifndef INVAR_KERNELS_CUDA_OPS_H_
 #define INVAR_KERNELS_CUDA_OPS_H_
 

@@ -70,10 +70,10 @@ struct InputSink {
   void* data = nullptr;  // (rows, columns) of dtype
   WeightDtype dtype = WeightDtype::kBf16;
   float scale = 1.0f;  // of e4m3; the product's GemmWeight::scale undoes it
-  // Not kNone: `scale` is the row's own, max|x| / 448, or that of each run of
-  // kScaleBlock, and is written to scales: (rows), or (rows,
-  // ScaleBlocks(columns)). RmsNorm and QuantizeInputs do so; what makes a row
-  // in pieces cannot, and writes fp32 for QuantizeInputs.
+  // Not kNone: `scale` is the row's own, max(max|x| / 448, 2^-100), 1 for
+  // zeros, or that of each run of kScaleBlock, and is written to scales:
+  // (rows), or (rows, ScaleBlocks(columns)). RmsNorm and QuantizeInputs do so;
+  // what makes a row in pieces cannot, and writes fp32 for QuantizeInputs.
   DynamicInputs dynamic = DynamicInputs::kNone;
   float* scales = nullptr;
 };
@@ -100,13 +100,13 @@ struct LaunchOptions {
 // ---- Products ---------------------------------------------------------------
 
 // K is summed in leaves of this many, at most kMaxLeaves of them; each leaf is
-// one ascending chain, leaves fold as the binary tree of kernels/types.h.
-// A function of the unsharded weight's dtype and shape alone. FP8 is uncut: its
-// chain is of sums that are promoted every 128 of K, which whoever multiplied
-// them can add, so that few tokens share K and many need no registers for
-// leaves. Other narrow weights, and FP8 of block scales, are cut as
-// row-parallel ones are, so that a single token fills the GPU; wide ones need
-// no cut. For o_proj and down_proj use RowParallelLeaf.
+// one ascending chain, leaves fold as the binary tree of kernels/types.h. A
+// function of the unsharded weight's dtype, shape and whether it has block
+// scales, alone. FP8 is uncut: its chain is of sums that are promoted every 128
+// of K, which whoever multiplied them can add, so that few tokens share K and
+// many need no registers for leaves. Other narrow weights, and FP8 of block
+// scales, are cut as row-parallel ones are, so that a single token fills the
+// GPU; wide ones need no cut. For o_proj and down_proj use RowParallelLeaf.
 inline constexpr int64_t kNarrowRows = 4096;
 inline int64_t ColumnParallelLeaf(const GemmWeight& weight) {
   const bool uncut = (weight.dtype == WeightDtype::kFp8E4m3 &&
@@ -131,7 +131,7 @@ struct GemmTile {
 enum class GemmOutput { kFp32, kBf16 };
 
 // out[t] = scale * row_scales . W x[t].  x (T, columns) -> out (T, rows) of
-// type What it and the experts' products take is in support.h.
+// `type`. What it and the experts' products take is in support.h.
 void Gemm(const GemmWeight& weight, int64_t leaf, const GemmInput& x,
           int64_t tokens, GemmOutput type, void* out,
           const LaunchOptions& options, GemmTile tile = {});

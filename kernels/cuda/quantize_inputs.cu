@@ -1,3 +1,5 @@
+// Rows in fp32 as a product's inputs, a row a block: for what is made in
+// pieces, by kernels that cannot know a row's scale.
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/input_row.cuh"

@@ -1,3 +1,6 @@
+// RmsNorm, with what a layer adds to the residual stream before it and with the
+// products' inputs after it: the row is read once. Few rows have a block each;
+// of many a block goes from row to row, the next one's loads on their way.
 #include <algorithm>
 
 #include "kernels/cuda/block_sum.cuh"

@@ -1,3 +1,7 @@
+// The router of few tokens, and the plan that groups slots by expert. A cluster
+// shares the experts of one to eight tokens, so that few tokens still read the
+// weights with many multiprocessors; the block that finishes last makes the
+// plan, which saves a launch.
 #include <algorithm>
 #include <climits>
 

@@ -1,3 +1,4 @@
+// SwiGLU alone, of gate and up that a library's product has left in fp32.
 #include "kernels/cuda/gemm_async.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/silu_mul.h"

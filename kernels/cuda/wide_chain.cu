@@ -1,3 +1,7 @@
+// One set of sums, since K is one chain: so tiles are larger than
+// wide_gemm.cu's and move fewer bytes through shared memory. A tile's sums
+// leave while the next one's first products run. Two products are one list of
+// tiles.
 #include <algorithm>
 
 #include "kernels/cuda/chain_gemm.h"

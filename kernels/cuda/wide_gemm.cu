@@ -1,3 +1,6 @@
+// Leaves of K with many tokens. Blocks go on from tile to tile, so that a
+// tile's end hides behind the next one's products; sums of leaves wait in
+// registers, or in shared memory, from where outputs leave too.
 #include <algorithm>
 
 #include "kernels/cuda/gemm_launch.h"

@@ -8,7 +8,8 @@ namespace invar::cuda {
 
 // From this many on, Gemm chooses it.
 inline constexpr int64_t kWideTokens = 512;
-// What GemmTile::tokens asks for it with: two blocks' of a cluster.
+// What GemmTile::tokens asks for it with: a request, not a size. (Two blocks of
+// a cluster have 256 tokens, in FP8 192.)
 inline constexpr int kWideGemmTile = 256;
 
 // Outputs of `tokens`, as the copy engine writes them: boxes of 128 bytes of a

@@ -21,7 +21,8 @@ namespace invar::cuda {
 enum class Plan { kDeterministic, kFastAbsorbed, kFast };
 
 struct FastMode {
-  // Measures; `step` is written to.
+  // Measures; `step` is written to. Errors are those of FastPrompts::Make and
+  // FastProducts::Make.
   static absl::StatusOr<std::unique_ptr<FastMode>> Make(
       const ModelConfig& config, const DeviceWeights& weights,
       const StepMemory& step);

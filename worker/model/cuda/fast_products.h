@@ -47,7 +47,7 @@ class FastProducts {
   };
 
   // `step` and the others' buffers are written to. Their sizes are the most
-  // tokens.
+  // tokens. RESOURCE_EXHAUSTED: no memory. Without cuBLASLt it is OK.
   static absl::StatusOr<std::unique_ptr<FastProducts>> Make(
       const DeviceWeights& weights, const StepMemory& step,
       const Others& others);

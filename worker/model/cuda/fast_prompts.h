@@ -39,6 +39,8 @@ class FastPrompts {
   // making keys and values of the rows costs less than it saves.
   static constexpr int64_t kMeetings = 160;
 
+  // RESOURCE_EXHAUSTED: no memory. INTERNAL: the copy engine cannot describe a
+  // buffer.
   static absl::StatusOr<std::unique_ptr<FastPrompts>> Make(
       const ModelConfig& config, const DeviceWeights& weights,
       const StepLimits& limits);

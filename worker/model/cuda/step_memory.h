@@ -20,6 +20,8 @@ namespace invar::cuda {
 // the scales that dynamic ones have.
 class InputBuffer {
  public:
+  // RESOURCE_EXHAUSTED: no memory. INTERNAL: the copy engine cannot describe
+  // the buffer (MakeGemmInput).
   static absl::StatusOr<InputBuffer> Allocate(int64_t rows, int64_t columns);
 
   const GemmInput& As(const InputKind& kind) const;
@@ -37,6 +39,7 @@ class InputBuffer {
 template <typename T>
 class PinnedBuffer {
  public:
+  // RESOURCE_EXHAUSTED: no memory.
   static absl::StatusOr<PinnedBuffer> Allocate(int64_t count) {
     PinnedBuffer buffer;
     void* data = nullptr;
@@ -87,6 +90,7 @@ struct StepMemory {
     SampledRow* sampled = nullptr;  // (T)
   };
 
+  // RESOURCE_EXHAUSTED: no memory. INTERNAL: as InputBuffer::Allocate.
   static absl::StatusOr<StepMemory> Allocate(const ModelConfig& config,
                                              const StepLimits& limits);
 
