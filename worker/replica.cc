@@ -52,7 +52,8 @@ absl::Status NoRoom(const WorkerConfig& config, const Model& model) {
   return absl::ResourceExhaustedError(absl::StrCat(
       "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
       ", but the device has ", room,
-      " beside the model; workers that share a device share its memory"));
+      " beside the model: lower it; workers that share a device share its "
+      "memory"));
 }
 
 // Blocks that fit in kv_cache.memory_bytes.
@@ -64,7 +65,7 @@ absl::StatusOr<int64_t> KvBlocks(const WorkerConfig& config,
   if (blocks > 0) return blocks;
   return absl::FailedPreconditionError(absl::StrCat(
       "kv_cache.memory_bytes is ", config.kv_cache().memory_bytes(),
-      "; one block of this model takes ", block_bytes));
+      ", but one block of this model takes ", block_bytes, ": raise it"));
 }
 
 v1::Numerics MakeNumerics(const WorkerConfig& config, const Model& model,

@@ -1,19 +1,9 @@
 #include "kernels/cuda/device.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/device_choice.h"
 
 namespace invar::cuda {
-namespace {
-
-// The compute capability that the kernels are compiled for.
-constexpr int kMajor = 9;
-constexpr int kMinor = 0;
-
-std::string VersionText(int version) {
-  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
-}
-
-}  // namespace
 
 absl::Status ToStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -26,45 +16,32 @@ absl::Status ToStatus(cudaError_t error, absl::string_view what) {
 }
 
 absl::StatusOr<DeviceFacts> UseDevice(int index) {
-  int driver = 0;
-  absl::Status status =
-      ToStatus(cudaDriverGetVersion(&driver), "asking for the CUDA driver");
+  MachineFacts facts = {.runtime = CUDART_VERSION, .index = index};
+  absl::Status status = ToStatus(cudaDriverGetVersion(&facts.driver),
+                                 "asking for the CUDA driver");
+  if (status.ok()) status = CheckMachine(facts);
   if (!status.ok()) return status;
-  if (driver == 0) {
-    return absl::FailedPreconditionError(
-        "no NVIDIA driver is installed; use --device cpu");
-  }
-  if (driver < CUDART_VERSION / 1000 * 1000) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the NVIDIA driver runs CUDA ", VersionText(driver),
-                     "; this build needs ", CUDART_VERSION / 1000,
-                     ".0: install a newer one"));
-  }
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
   status = ToStatus(counted, "counting GPUs");
   if (!status.ok() && counted != cudaErrorNoDevice) return status;
-  if (index < 0 || index >= count) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "there is no cuda:", index, "; this machine has ", count, " GPUs"));
-  }
+  facts.gpus = count;
+  status = CheckMachine(facts);
+  if (!status.ok()) return status;
   cudaDeviceProp properties;
   status = ToStatus(cudaGetDeviceProperties(&properties, index),
                     "asking for the GPU's properties");
   if (!status.ok()) return status;
-  if (properties.major != kMajor || properties.minor != kMinor) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "cuda:", index, " is ", properties.name, " of compute capability ",
-        properties.major, ".", properties.minor, "; this build is for ", kMajor,
-        ".", kMinor, " (H100, H200)"));
-  }
+  facts.gpu = {properties.name, properties.major, properties.minor};
+  status = CheckMachine(facts);
+  if (!status.ok()) return status;
   status = ToStatus(cudaSetDevice(index), "choosing the GPU");
   if (!status.ok()) return status;
   size_t free = 0;
   size_t total = 0;
   status = ToStatus(cudaMemGetInfo(&free, &total), "asking for its memory");
   if (!status.ok()) return status;
-  return DeviceFacts{properties.name, VersionText(driver),
+  return DeviceFacts{properties.name, VersionText(facts.driver),
                      properties.multiProcessorCount,
                      static_cast<int64_t>(total), static_cast<int64_t>(free)};
 }

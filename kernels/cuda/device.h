@@ -32,7 +32,7 @@ struct DeviceFacts {
 
 // Makes device `index` the calling thread's. FAILED_PRECONDITION says what is
 // missing: a driver, a new enough one, a GPU of that index, compute capability
-// 9.0.
+// 9.0 (device_choice.h).
 absl::StatusOr<DeviceFacts> UseDevice(int index);
 
 // Work in order, without the default stream's waiting for others.

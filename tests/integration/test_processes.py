@@ -158,6 +158,23 @@ def test_a_damaged_checkpoint_is_refused_before_ready(deploy, tmp_path, damage):
     assert name in one.scheduler.text()  # The operator sees it there too.
 
 
+@pytest.mark.parametrize("kv_bytes, expected", [
+    (1 << 16, "but one block of this model takes 221184: raise it"),
+    # More than a process can address.
+    (1 << 50, "but the device has less room beside the model: lower it"),
+])
+def test_a_cache_that_does_not_fit(deploy, kv_bytes, expected):
+    one = deploy(kv_bytes=kv_bytes)
+    one.start_scheduler()
+    worker = one.start_worker()
+    assert worker.wait(60) == 1
+    errors = [line for line in lines(worker) if " error " in line]
+    assert len(errors) == 1, worker.text()
+    assert f"kv_cache.memory_bytes is {kv_bytes}, {expected}" in errors[0]
+    assert one.invar("check").returncode == 1
+    assert expected in one.scheduler.text()  # The operator sees it there too.
+
+
 def test_the_worker_leaves_and_comes_back(deploy):
     one = deploy().start()
     one.workers["w1"].stop()

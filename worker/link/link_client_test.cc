@@ -23,6 +23,7 @@ using ::testing::HasSubstr;
 using worker::v1::AttachRequest;
 using worker::v1::AttachResponse;
 using worker::v1::AttemptReport;
+using worker::v1::LoadFailed;
 using worker::v1::Submit;
 using worker::v1::Terminal;
 using worker::v1::WorkerConfig;
@@ -60,9 +61,8 @@ class LinkClientTest : public ::testing::Test {
         -> absl::StatusOr<std::unique_ptr<Model>> {
       may_load_.WaitForNotification();
       if (!load_status_.ok()) return load_status_;
-      FakeModel::Options model;
+      FakeModel::Options model = model_;
       model.max_position_embeddings = 1 << 20;
-      model.memory_is_taken = memory_is_taken_;
       model.on_forward = [this](std::span<const SequenceSlice>) {
         if (on_forward_) on_forward_();
       };
@@ -88,6 +88,15 @@ class LinkClientTest : public ::testing::Test {
     EXPECT_TRUE(scheduler_.Configure(epoch, MakeConfig()));
     if (!may_load_.HasBeenNotified()) may_load_.Notify();
     return scheduler_.Take(AttachRequest::kLoaded).loaded();
+  }
+
+  // The same of a config that cannot be served; returns why.
+  LoadFailed AttachFailing(const WorkerConfig& config) {
+    client_ = Dial(scheduler_);
+    EXPECT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
+    EXPECT_TRUE(scheduler_.Configure(1, config));
+    may_load_.Notify();
+    return scheduler_.Take(AttachRequest::kLoadFailed).load_failed();
   }
 
   static Submit SubmitOf(int64_t epoch, int64_t request, int32_t prompt,
@@ -122,7 +131,7 @@ class LinkClientTest : public ::testing::Test {
   FakeScheduler scheduler_;
   absl::Notification may_load_;
   absl::Status load_status_;
-  bool memory_is_taken_ = false;
+  FakeModel::Options model_;
   std::function<void()> on_forward_;
   std::unique_ptr<Replica> replica_;
   std::unique_ptr<LinkClient> client_;
@@ -304,16 +313,42 @@ TEST_F(LinkClientTest, LoadFailureIsReported) {
 }
 
 TEST_F(LinkClientTest, MemoryThatAnotherWorkerTookIsALoadFailure) {
-  memory_is_taken_ = true;
-  client_ = Dial(scheduler_);
-  ASSERT_TRUE(scheduler_.Take(AttachRequest::kHello).has_hello());
-  ASSERT_TRUE(scheduler_.Configure(1, MakeConfig()));
-  may_load_.Notify();
-  const AttachRequest failed = scheduler_.Take(AttachRequest::kLoadFailed);
-  EXPECT_EQ(failed.load_failed().code(),
+  model_.memory_is_taken = true;
+  const LoadFailed failed = AttachFailing(MakeConfig());
+  EXPECT_EQ(failed.code(),
             static_cast<int>(absl::StatusCode::kResourceExhausted));
-  EXPECT_THAT(failed.load_failed().message(),
-              HasSubstr("kv_cache.memory_bytes is 65536"));
+  EXPECT_EQ(failed.message(),
+            "kv_cache.memory_bytes is 65536, but the device has less room "
+            "beside the model: lower it; workers that share a device share its "
+            "memory");
+}
+
+TEST_F(LinkClientTest, ACacheThatDoesNotFitTheDeviceIsALoadFailure) {
+  // A block takes 64 tokens of 4 bytes; the config asks for 256 of them.
+  model_.max_kv_blocks = 255;
+  const LoadFailed failed = AttachFailing(MakeConfig());
+  EXPECT_EQ(failed.code(),
+            static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(failed.message(),
+            "kv_cache.memory_bytes is 65536, but the device has room for 65280 "
+            "beside the model: lower it; workers that share a device share its "
+            "memory");
+}
+
+TEST_F(LinkClientTest, ACacheThatJustFitsIsServed) {
+  model_.max_kv_blocks = 256;
+  EXPECT_EQ(AttachLoaded().capacity().kv_blocks(), 256);
+}
+
+TEST_F(LinkClientTest, ACacheOfLessThanABlockIsALoadFailure) {
+  WorkerConfig config = MakeConfig();
+  config.mutable_kv_cache()->set_memory_bytes(255);
+  const LoadFailed failed = AttachFailing(config);
+  EXPECT_EQ(failed.code(),
+            static_cast<int>(absl::StatusCode::kFailedPrecondition));
+  EXPECT_EQ(failed.message(),
+            "kv_cache.memory_bytes is 255, but one block of this model takes "
+            "256: raise it");
 }
 
 TEST_F(LinkClientTest, AModeThatTheBackendCannotHonourHasAReason) {

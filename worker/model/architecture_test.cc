@@ -202,6 +202,26 @@ TEST(CheckGpu, NamesWhatItDoesNotTake) {
   EXPECT_EQ(CheckGpu(narrow, Headers(narrow).Get(), 3).size(), 3u);
 }
 
+// What a worker says that starts on a GPU with too little memory.
+TEST(CheckWeightsFit, SaysWhatIsThereAndWhatToDo) {
+  EXPECT_TRUE(CheckWeightsFit(1000, 1000).ok());
+  const absl::Status status = CheckWeightsFit(1001, 1000);
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_EQ(status.message(),
+            "the weights take 1001 bytes of GPU memory, of which 1000 are "
+            "free: stop what else uses the GPU, or use a larger one");
+}
+
+TEST(StepDoesNotFit, SaysWhatToDo) {
+  const absl::Status status = StepDoesNotFit(absl::ResourceExhaustedError(
+      "the memory of a step needs 4096 bytes of GPU memory: out of memory"));
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_EQ(status.message(),
+            "the memory of a step needs 4096 bytes of GPU memory: out of "
+            "memory: lower limits.max_step_tokens or "
+            "limits.max_context_tokens, or stop what else uses the GPU");
+}
+
 // Weights of one matrix are its rows from the top, in the order in which the
 // kernels count them: gate and up of each expert in turn.
 TEST(StackOf, IsTheKernelsLayout) {

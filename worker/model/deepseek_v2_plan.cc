@@ -1,4 +1,6 @@
 // The identity of the CPU's numerics, and what a DeepseekV2 begins with.
+#include <new>
+
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "worker/model/deepseek_v2.h"
@@ -20,8 +22,12 @@ DeepseekV2::DeepseekV2(ModelConfig config, Checkpoint checkpoint,
 }
 
 std::unique_ptr<KvCache> DeepseekV2::NewKvCache(int64_t blocks) const {
-  return std::make_unique<KvCache>(kv_dtype_, config_.layers, blocks,
-                                   config_.kv_row_elements());
+  try {
+    return std::make_unique<KvCache>(kv_dtype_, config_.layers, blocks,
+                                     config_.kv_row_elements());
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 std::vector<std::pair<std::string, std::string>> DeepseekV2::NumericsPlan()

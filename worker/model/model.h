@@ -114,7 +114,8 @@ class Model {
   }
 
   // A cache with room for `blocks` blocks, of this model's layers and dtype. At
-  // most MaxKvBlocks(). Null: another process took the memory meanwhile.
+  // most MaxKvBlocks(). Null: there is no such memory, or another process
+  // took it meanwhile.
   virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
 
   // Appends the slices' latents to the cache and computes the wanted logits.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,6 +23,8 @@ class FakeModel : public Model {
     int64_t max_position_embeddings = 4096;
     // A sequence that holds this id is not finite from there on.
     int32_t poison_id = -1;
+    // What the device has room for.
+    int64_t max_kv_blocks = std::numeric_limits<int64_t>::max();
     // No cache is made: another process was quicker.
     bool memory_is_taken = false;
     // Called in each Forward, before anything else.
@@ -38,6 +41,7 @@ class FakeModel : public Model {
   }
   std::string kernel_build_id() const override { return "fake"; }
   std::string architecture() const override { return "fake"; }
+  int64_t MaxKvBlocks() const override { return options_.max_kv_blocks; }
   std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const override;
   std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
                                    KvCache& cache,

@@ -109,4 +109,21 @@ std::vector<absl::Status> CheckGpu(const ModelConfig& config,
   return problems;
 }
 
+absl::Status CheckWeightsFit(int64_t bytes, int64_t free) {
+  if (bytes <= free) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the weights take ", bytes, " bytes of GPU memory, of which ", free,
+      " are free: stop what else uses the GPU, or use a "
+      "larger one"));
+}
+
+absl::Status StepDoesNotFit(const absl::Status& why) {
+  return absl::Status(
+      why.code(),
+      absl::StrCat(
+          why.message(),
+          ": lower limits.max_step_tokens or "
+          "limits.max_context_tokens, or stop what else uses the GPU"));
+}
+
 }  // namespace invar

@@ -23,6 +23,11 @@ std::vector<absl::Status> CheckGpu(const ModelConfig& config,
                                    const std::vector<TensorHeader>& tensors,
                                    size_t limit = 1);
 
+// RESOURCE_EXHAUSTED where that many bytes of weights find `free` ones.
+absl::Status CheckWeightsFit(int64_t bytes, int64_t free);
+// What to say of a step's memory that could not be had: `why` and what to do.
+absl::Status StepDoesNotFit(const absl::Status& why);
+
 // The matrix of device memory that has a module's weight: gate and up of an MLP
 // lie in one, all experts' in one, and all experts' down in one. Weights of one
 // matrix have one dtype.

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "worker/model/checkpoint/gpu_support.h"
 #include "worker/model/cuda/step_memory.h"
@@ -89,11 +88,9 @@ absl::StatusOr<std::vector<std::byte*>> DeviceStore::Place(
   const absl::Status asked =
       ToStatus(cudaMemGetInfo(&free, &total), "asking for the device's memory");
   if (!asked.ok()) return asked;
-  if (all_bytes > static_cast<int64_t>(free)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the weights take ", all_bytes,
-                     " bytes of GPU memory, of which ", free, " are free"));
-  }
+  const absl::Status fits =
+      CheckWeightsFit(all_bytes, static_cast<int64_t>(free));
+  if (!fits.ok()) return fits;
   std::vector<std::byte*> places(tensors.size(), nullptr);
   for (const auto& [name, parts] : stacks) {
     int64_t bytes = 0;

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "worker/kv/block_pool.h"
+#include "worker/model/checkpoint/gpu_support.h"
 #include "worker/model/cuda/step_graphs.h"
 
 namespace invar::cuda {
@@ -220,6 +221,7 @@ absl::StatusOr<StepMemory> StepMemory::Allocate(const ModelConfig& config,
                        GatherPays(tokens, c.router.top_k, c.router.experts);
   Grow(&m.gathered_inputs, gathers ? slots : 0, c.hidden_size, &status);
   Grow(&m.expert_inputs, slots, c.moe_intermediate_size, &status);
+  if (absl::IsResourceExhausted(status)) return StepDoesNotFit(status);
   if (!status.ok()) return status;
   // The router's ticket begins at zero. What is copied to the host has gaps.
   status = ToStatus(FillOnDevice(m.counts.data(), 0, m.counts.bytes()), kWhat);
