@@ -25,8 +25,8 @@
 //
 // FP8 is multiplied with fast accumulation, where the matrix units keep a sum
 // through all of K, or promoted to fp32 every 128 of K, as Invar does. cuBLASLt
-// stands beside each, the best of eight heuristics. A configuration is
-// ROWSxCOLUMNS of a tile, tokens first, its schedule and its cluster; a
+// stands beside each, the best of eight heuristics. A configuration is the
+// TOKENSxROWS of a tile, its schedule and its cluster (of tiles, likewise); a
 // launch is of the variant that was fastest: "+o" overlaps the one before it,
 // m and n say which way blocks go first, a digit is the swizzle. Stream-k's
 // time holds the clearing of its workspace, which each of its launches needs.
