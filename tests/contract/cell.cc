@@ -83,6 +83,12 @@ void AddBatchCells(const Setting& setting, int variants, const Extent& extent,
   for (size_t i = 0; i < std::max(places.size(), ways.size()); ++i) {
     const Place& place = places[i % places.size()];
     Way way = ways[i % ways.size()];
+    // Strangers who come again fill the same blocks and share them: no
+    // pressure.
+    if (place.batch > 2 * extent.strangers &&
+        way.preemption == Preemption::kPressure) {
+      way.preemption = Preemption::kNeighbours;
+    }
     // Nobody else is there to be preempted.
     if (place.batch == 1 && (way.preemption == Preemption::kNeighbours ||
                              way.preemption == Preemption::kPressure)) {
