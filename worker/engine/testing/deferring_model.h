@@ -29,10 +29,12 @@ class DeferringModel : public Model {
       const override {
     return model_->NumericsPlan();
   }
+  bool HasFastPlan() const override { return model_->HasFastPlan(); }
   std::string kernel_build_id() const override {
     return model_->kernel_build_id();
   }
   std::string architecture() const override { return model_->architecture(); }
+  int64_t MaxKvBlocks() const override { return model_->MaxKvBlocks(); }
   std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const override {
     return model_->NewKvCache(blocks);
   }
