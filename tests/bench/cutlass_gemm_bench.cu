@@ -11,12 +11,14 @@
 //   sed -i -e '/bool is_last_tile/s/$/ auto start = unit_iter_start_;/' \
 //     -e '/bool is_last_tile/,/is_valid/s/unit_iter_start_,/start,/' \
 //     $include/cutlass/gemm/kernel/sm90_tile_scheduler_stream_k.hpp
-//   flags="-std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a
+//   # Without NDEBUG assertions are calls, and ptxas makes products wait for
+//   # each other: it must not say C7510.
+//   flags="-std=c++17 -O3 -DNDEBUG -gencode arch=compute_90a,code=sm_90a
 //     --expt-relaxed-constexpr -DCUTLASS_ENABLE_GDC_FOR_SM90 -diag-suppress 177
-//     -I$include"
+//     -I$include -I."
 //   for type in Fp8Fast Fp8Exact Bf16; do for output in float bfloat16_t; do
 //     nvcc $flags -DTYPE=$type -DOUTPUT=$output \
-//       -c tests/bench/cutlass_gemm_bench.cu -o $type-$output.o
+//       -c tests/bench/cutlass_gemm_kernels.cu -o $type-$output.o
 //   done; done
 //   nvcc $flags -c tests/bench/cutlass_gemm_bench.cu -o main.o
 //   nvcc -Xlinker -s -o cutlass_bench *.o -cudart static -lcublasLt
@@ -30,250 +32,19 @@
 // launch is of the variant that was fastest: "+o" overlaps the one before it,
 // m and n say which way blocks go first, a digit is the swizzle. Stream-k's
 // time holds the clearing of its workspace, which each of its launches needs.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <functional>
-#include <memory>
-#include <string>
-#include <vector>
-
-#include "cutlass/cutlass.h"
-#include "cutlass/version.h"
-
-namespace invar::bench {
-
-// out[tokens, rows] = x[tokens, columns] weights[rows, columns]^T, with one of
-// as many copies of the weights as are not in L2 together.
-struct Product {
-  int tokens;
-  int rows;
-  int columns;
-  const void* x;
-  std::vector<const void*> weights;
-  void* out;
-  void* workspace;
-  size_t workspace_bytes;
-};
-
-struct Variant {
-  const char* name;
-  bool overlap;
-  char first;   // 'm', 'n' or 0: the heuristic's
-  int swizzle;  // tiles side by side before the next row of them
-};
-
-// Launches the product with a copy of the weights; false if that fails.
-using Launch = std::function<bool(int copy, cudaStream_t stream)>;
-
-struct Candidate {
-  std::string type;
-  std::string output;
-  std::string name;
-  bool has_variants;
-  // Prepares a launch for each copy, or says why there is none.
-  std::function<std::string(const Product&, const Variant&, Launch*)> prepare;
-};
-
-std::vector<Candidate>& Candidates();
-
-}  // namespace invar::bench
-
-#ifdef TYPE  // CUTLASS's kernels of one type and output
-
-#include "cute/tensor.hpp"
-#include "cutlass/epilogue/collective/collective_builder.hpp"
-#include "cutlass/gemm/collective/collective_builder.hpp"
-#include "cutlass/gemm/device/gemm_universal_adapter.h"
-#include "cutlass/gemm/kernel/gemm_universal.hpp"
-#include "cutlass/gemm/kernel/tile_scheduler.hpp"
-
-namespace invar::bench {
-namespace {
-
-using namespace cutlass::gemm;
-using cute::_1;
-using cute::_128;
-using cute::_2;
-using cute::_256;
-using cute::_32;
-using cute::_64;
-using cute::Shape;
-using cutlass::bfloat16_t;
-
-struct Fp8Fast {
-  using Value = cutlass::float_e4m3_t;
-  static constexpr bool kFast = true;
-};
-struct Fp8Exact {
-  using Value = cutlass::float_e4m3_t;
-  static constexpr bool kFast = false;
-};
-struct Bf16 {
-  using Value = bfloat16_t;
-  static constexpr bool kFast = false;
-};
-
-struct Plain {
-  static constexpr const char* kName = "plain";
-  using Exact = KernelTmaWarpSpecialized;
-  using Fast = KernelTmaWarpSpecializedFP8FastAccum;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-  using Scheduler = PersistentScheduler;
-};
-struct Pingpong {
-  static constexpr const char* kName = "pingpong";
-  using Exact = KernelTmaWarpSpecializedPingpong;
-  using Fast = KernelTmaWarpSpecializedPingpongFP8FastAccum;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-  using Scheduler = PersistentScheduler;
-};
-struct Cooperative {
-  static constexpr const char* kName = "cooperative";
-  using Exact = KernelTmaWarpSpecializedCooperative;
-  using Fast = KernelTmaWarpSpecializedCooperativeFP8FastAccum;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-  using Scheduler = PersistentScheduler;
-};
-struct StreamK : Cooperative {
-  static constexpr const char* kName = "stream-k";
-  using Scheduler = StreamKScheduler;
-};
-
-// A tile with 128 bytes of K.
-template <class Type, class Output, class TileTokens, class TileRows,
-          class Schedule, class Cluster>
-struct Config {
-  using Value = typename Type::Value;
-  using RowMajor = cutlass::layout::RowMajor;
-  using ColumnMajor = cutlass::layout::ColumnMajor;
-  using Tile = Shape<TileTokens, TileRows, cute::Int<128 / int(sizeof(Value))>>;
-  static constexpr int kAlignment = 16 / sizeof(Value);
-  static constexpr int kOutputAlignment = 16 / sizeof(Output);
-
-  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, float, float, void,
-      RowMajor, kOutputAlignment, Output, RowMajor, kOutputAlignment,
-      typename Schedule::Epilogue>::CollectiveOp;
-  using Mainloop = typename collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Value, RowMajor,
-      kAlignment, Value, ColumnMajor, kAlignment, float, Tile, Cluster,
-      collective::StageCountAutoCarveout<int(
-          sizeof(typename Epilogue::SharedStorage))>,
-      std::conditional_t<Type::kFast, typename Schedule::Fast,
-                         typename Schedule::Exact>>::CollectiveOp;
-  using Kernel = kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop,
-                                       Epilogue, typename Schedule::Scheduler>;
-  using Gemm = device::GemmUniversalAdapter<Kernel>;
-  // Stream-k counts in its workspace, which must be zero before each launch.
-  static constexpr bool kClears =
-      std::is_same_v<typename Schedule::Scheduler, StreamKScheduler>;
-};
-
-template <class C>
-std::string Prepare(const Product& product, const Variant& variant,
-                    Launch* launch) {
-  using Gemm = typename C::Gemm;
-  using Value = typename C::Value;
-  using Order = typename kernel::detail::PersistentTileSchedulerSm90Params::
-      RasterOrderOptions;
-  using Arguments = typename Gemm::Arguments;
-  if (C::kClears && variant.overlap) return "does not overlap";
-  auto gemms = std::make_shared<std::vector<Gemm>>(product.weights.size());
-  Arguments arguments{};
-  for (size_t i = 0; i < gemms->size(); ++i) {
-    arguments.mode = GemmUniversalMode::kGemm;
-    arguments.problem_shape = {product.tokens, product.rows, product.columns,
-                               1};
-    arguments.mainloop.ptr_A = static_cast<const Value*>(product.x);
-    arguments.mainloop.dA = {int64_t{product.columns}, _1{}, 0};
-    arguments.mainloop.ptr_B = static_cast<const Value*>(product.weights[i]);
-    arguments.mainloop.dB = {int64_t{product.columns}, _1{}, 0};
-    arguments.epilogue.thread.alpha = 1.0f;
-    arguments.epilogue.thread.beta = 0.0f;
-    arguments.epilogue.ptr_D =
-        static_cast<typename Gemm::ElementD*>(product.out);
-    arguments.epilogue.dD = {int64_t{product.rows}, _1{}, 0};
-    arguments.hw_info = cutlass::KernelHardwareInfo::make_kernel_hardware_info<
-        typename C::Kernel>();
-    arguments.scheduler.max_swizzle_size = variant.swizzle;
-    arguments.scheduler.raster_order = variant.first == 'm' ? Order::AlongM
-                                       : variant.first == 'n'
-                                           ? Order::AlongN
-                                           : Order::Heuristic;
-    if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) {
-      return "not supported";
-    }
-    if (Gemm::get_workspace_size(arguments) > product.workspace_bytes) {
-      return "wants more workspace";
-    }
-    const cutlass::Status status =
-        (*gemms)[i].initialize(arguments, product.workspace);
-    if (status != cutlass::Status::kSuccess) {
-      cudaGetLastError();  // Is not the next one's.
-      return cutlass::cutlassGetStatusString(status);
-    }
-  }
-  const bool overlap = variant.overlap;
-  void* const workspace = product.workspace;
-  *launch = [=](int copy, cudaStream_t stream) {
-    if (C::kClears &&
-        C::Kernel::initialize_workspace(arguments, workspace, stream) !=
-            cutlass::Status::kSuccess) {
-      return false;
-    }
-    return (*gemms)[copy].run(stream, nullptr, overlap) ==
-           cutlass::Status::kSuccess;
-  };
-  return "";
-}
-
-#define TEXT_OF(name) #name
-#define TEXT(name) TEXT_OF(name)
-
-template <class Tokens, class Rows, class Schedule, class Cluster>
-void Add() {
-  Candidates().push_back(
-      {TEXT(TYPE), TEXT(OUTPUT),
-       std::to_string(Tokens::value) + "x" + std::to_string(Rows::value) + "/" +
-           Schedule::kName + "/" + std::to_string(cute::size<0>(Cluster{})) +
-           "x" + std::to_string(cute::size<1>(Cluster{})),
-       /*has_variants=*/true,
-       Prepare<Config<TYPE, OUTPUT, Tokens, Rows, Schedule, Cluster>>});
-}
-
-// Tiles of 32 or 64 rows and what shares K are for few tokens.
-const bool added = [] {
-  using Alone = Shape<_1, _1, _1>;
-  using Pair = Shape<_2, _1, _1>;  // of tiles of tokens: shares weights
-  Add<_64, _32, Plain, Pair>();
-  Add<_64, _64, Plain, Pair>();
-  Add<_64, _128, Pingpong, Alone>();
-  Add<_64, _128, Pingpong, Pair>();
-  Add<_128, _64, StreamK, Alone>();
-  Add<_128, _128, Pingpong, Pair>();
-  Add<_128, _128, Cooperative, Alone>();
-  Add<_128, _128, Cooperative, Pair>();
-  Add<_128, _256, Cooperative, Alone>();
-  Add<_128, _256, Cooperative, Pair>();
-  Add<_256, _128, Cooperative, Pair>();
-  return true;
-}();
-
-}  // namespace
-}  // namespace invar::bench
-
-#else  // what times them
-
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+
+#include "cutlass/version.h"
+#include "tests/bench/cutlass_gemm.h"
 
 namespace invar::bench {
 
@@ -699,5 +470,3 @@ int Main(const std::string& wanted) {
 int main(int argc, char** argv) {
   return invar::bench::Main(argc > 1 ? argv[1] : "");
 }
-
-#endif

@@ -35,7 +35,6 @@ struct Lanes {
   int positions = 64;
   int copies = 1;
   int chunk = 0;  // of the prefill; 0: any of the extent's
-  friend bool operator==(const Lanes&, const Lanes&) = default;
 };
 
 // How much the cells do. A large model does less of what its size adds nothing

@@ -84,9 +84,7 @@ void Crowd::Admit(Request request, const Answer& alone, int64_t id) {
 bool Crowd::AdmitStranger(bool stays) {
   Request request = Stranger(strangers_[next_stranger_ % strangers_.size()],
                              references_->extent().stranger_tokens);
-  if (cell_.preemption == Preemption::kPressure && !IsAffordable(request)) {
-    return false;
-  }
+  if (!IsAffordable(request)) return false;
   ++next_stranger_;
   const Answer& alone = references_->Alone(cell_.setting, request);
   if (!stays) {

@@ -43,7 +43,7 @@ class Crowd {
   // False, and nobody comes, if the engine has no credit for its prompt.
   bool AdmitStranger(bool stays);
   // Whether the blocks cover its prompt beside those of all who are there:
-  // what a scheduler may send. Only under pressure do they not.
+  // what a scheduler may send. They do, but under pressure.
   bool IsAffordable(const Request& request) const;
   void FillPrefixCache();
   // Steps until every stranger so far writes.

@@ -134,6 +134,7 @@ TEST_F(DeviceStoreTest, StepsTakeWhatInspectSays) {
         ServingLimits{.context = 4096, .step_tokens = 8192}}) {
     const int64_t taken = StepBytes(
         config, {.tokens = limits.step_tokens,
+                 .sequences = 256,
                  .logit_rows = std::min<int64_t>(256, limits.step_tokens),
                  .max_positions = limits.context});
     const StepNeeds needs = GpuStepNeeds(config, limits);
