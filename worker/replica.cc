@@ -206,6 +206,7 @@ absl::Status Replica::LoadEngine(const WorkerConfig& config) {
   if (!kv_blocks.ok()) return kv_blocks.status();
   std::unique_ptr<KvCache> cache = (*model)->NewKvCache(*kv_blocks);
   if (cache == nullptr) return NoRoom(config, **model);
+  (*model)->Prepare(*cache, tokenizer_ids);
   if (config.determinism().mode() == v1::Determinism::FAST) {
     spdlog::info(
         "determinism.mode is FAST; on this backend {}",

@@ -112,7 +112,7 @@ TEST(Inspect, SaysWhatAGpuDoesNotTake) {
   const Outcome taken = Inspect({kShipped});
   EXPECT_EQ(taken.code, 0) << taken.out << taken.err;
   EXPECT_THAT(taken.out, AllOf(HasSubstr("\non a GPU       a step of 512"),
-                               HasSubstr("the runtime 0.25 GiB"),
+                               HasSubstr("the runtime 98.81 MiB"),
                                Not(HasSubstr("CPU only"))));
   const auto fields = InspectJson({kShipped});
   EXPECT_EQ(fields["loads_on_gpu"], true);

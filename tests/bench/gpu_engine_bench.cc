@@ -15,6 +15,8 @@
 // over the copy bandwidth measured in this process. Experts hit are counted:
 // what the router chose in a step after the timed ones. Of prefill it prints
 // the share of the matrix units' rate, which is measured in turns with it.
+// Prints too what the GPU's runtime takes beside what is allocated: before the
+// first step, and from then on.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -45,6 +47,8 @@ constexpr int kTimings = 3;
 // With and without overlap, and those around them.
 constexpr int kDecodeSteps = 2 * kTimings * kSteps + 8;
 constexpr int64_t kStepTokens = 8192;
+constexpr int64_t kContextTokens = 16384;
+constexpr int64_t kSequences = 256;
 constexpr int64_t kKvBlocks = 128 * (8192 / 64 + 8);
 
 using Clock = std::chrono::steady_clock;
@@ -71,6 +75,12 @@ double CopyBandwidth() {
     best = std::max(best, 2.0 * kBytes / Since(start));
   }
   return best;
+}
+
+double FreeMebibytes() {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return static_cast<double>(free) / (1 << 20);
 }
 
 // Bytes of weights and cache that a decode step of `batch` reads, which hits
@@ -148,16 +158,17 @@ Rates MeasureRates() {
 
 class Bench {
  public:
-  Bench(std::unique_ptr<Model> model, double weight_bytes)
+  Bench(std::unique_ptr<Model> model, std::unique_ptr<KvCache> cache,
+        double weight_bytes)
       : config_(model->config()),
         model_(static_cast<cuda::CudaModel*>(model.get())),
         weight_bytes_(weight_bytes),
         harness_({.kv_blocks = kKvBlocks,
-                  .max_running_sequences = 256,
+                  .max_running_sequences = kSequences,
                   .max_step_tokens = kStepTokens,
-                  .max_context_tokens = 16384,
+                  .max_context_tokens = kContextTokens,
                   .tokenizer_ids = config_.vocab_size},
-                 std::move(model)) {}
+                 std::move(model), std::move(cache)) {}
 
   void TraceKernels() {
     trace_ = bench::KernelTrace::Create();
@@ -429,7 +440,8 @@ int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
   auto model = cuda::CudaModel::Load({.path = folder,
                                       .kv_dtype = KvDtype::kFp8E4m3,
                                       .step_tokens = kStepTokens,
-                                      .context_tokens = 16384,
+                                      .step_sequences = kSequences,
+                                      .context_tokens = kContextTokens,
                                       .deterministic = !tax},
                                      {});
   if (!model.ok()) {
@@ -445,7 +457,20 @@ int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
         fast->products->blas_version().c_str(),
         fast->products->report().c_str());
   }
-  Bench bench(*std::move(model), fp8 ? 1 : 2);
+  std::unique_ptr<KvCache> cache = (*model)->NewKvCache(kKvBlocks);
+  if (cache == nullptr) {
+    std::fprintf(stderr, "no room for the KV cache\n");
+    return 1;
+  }
+  const double unprepared = FreeMebibytes();
+  start = Clock::now();
+  (*model)->Prepare(*cache, config.vocab_size);
+  const double prepared = FreeMebibytes();
+  const auto& cuda_model = static_cast<const cuda::CudaModel&>(**model);
+  std::printf("prepared in %.2f s: code and graphs take %.0f MiB of %.0f\n",
+              Since(start), unprepared - prepared,
+              static_cast<double>(cuda_model.ReservedBytes()) / (1 << 20));
+  Bench bench(*std::move(model), std::move(cache), fp8 ? 1 : 2);
   if (kernels) bench.TraceKernels();
   for (const Cell& cell : cells) {
     if (tax && cell.decode) {
@@ -458,6 +483,7 @@ int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
       bench.Prefill(cell.sequences, cell.tokens);
     }
   }
+  std::printf("taken since: %.0f MiB\n", prepared - FreeMebibytes());
   return 0;
 }
 

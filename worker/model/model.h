@@ -118,6 +118,12 @@ class Model {
   // took it meanwhile.
   virtual std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const = 0;
 
+  // Makes at once what Answer's steps on `cache` would make when they need it
+  // first, where a backend makes any: a GPU's code and launch graphs, for all
+  // that the model was loaded for. Before the first step: it overwrites the
+  // cache. Moves no bit.
+  virtual void Prepare(KvCache& cache, int64_t limit) {}
+
   // Appends the slices' latents to the cache and computes the wanted logits.
   // `logits`: (sum of logit_rows, vocab_size) fp32, rows in slice order.
   // Returns the health of each slice, in slice order; one slice's health never

@@ -38,6 +38,9 @@ class DeferringModel : public Model {
   std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const override {
     return model_->NewKvCache(blocks);
   }
+  void Prepare(KvCache& cache, int64_t limit) override {
+    model_->Prepare(cache, limit);
+  }
   std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
                                    KvCache& cache,
                                    std::span<float> logits) override;

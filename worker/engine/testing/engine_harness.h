@@ -80,8 +80,10 @@ inline worker::v1::Submit MakeSubmit(int64_t request,
 
 class EngineHarness {
  public:
-  EngineHarness(const Engine::Options& options, std::unique_ptr<Model> model)
-      : engine_(options, std::move(model)) {
+  // cache: as Engine has it.
+  EngineHarness(const Engine::Options& options, std::unique_ptr<Model> model,
+                std::unique_ptr<KvCache> cache = nullptr)
+      : engine_(options, std::move(model), std::move(cache)) {
     Open(1, 0);
   }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention_splits.h"
+#include "worker/model/checkpoint/gpu_steps.h"
 
 namespace invar {
 namespace {
@@ -43,13 +44,12 @@ int64_t InputBytes(int64_t columns) {
 }
 
 // Partial sums of the splits of a few tokens' attention: more tokens walk whole
-// sequences, and need none. Steps are launched for powers of two of positions.
+// sequences, and need none.
 int64_t SplitBytes(const ModelConfig& c, int64_t context) {
   constexpr int64_t kHeads = 16;       // of a unit
   constexpr int64_t kMostUnits = 100;  // (token, kHeads heads)
-  int64_t positions = cuda::kAttentionSplits.Begin(1) * kAttentionTile;
-  while (positions < context) positions *= 2;
-  const int64_t splits = cuda::kAttentionSplits.Count(positions - 1);
+  const int64_t splits =
+      cuda::kAttentionSplits.Count(cuda::LaunchPosition(context - 1));
   if (splits == 1) return 0;
   return kMostUnits * splits * kHeads * (c.kv_lora_rank + 2) * kFloat;
 }
@@ -81,9 +81,19 @@ StepNeeds CpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
           .logits = limits.step_tokens * c.vocab_size * kFloat};
 }
 
+int64_t GpuReservedBytes(const ModelConfig& c, const ServingLimits& limits) {
+  // V2-Lite's code and graphs of 95 sizes take 76 MiB of an H100, and nothing
+  // is taken later (gpu_engine_bench).
+  constexpr int64_t kRuntime = int64_t{96} << 20;
+  constexpr int64_t kGraphLayer = int64_t{32} << 10;
+  const int64_t graphs = static_cast<int64_t>(
+      cuda::GraphSizes(limits.sequences, limits.context, limits.step_tokens)
+          .size());
+  return kRuntime + graphs * c.layers * kGraphLayer;
+}
+
 StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   constexpr int64_t kLogitRows = 256;
-  constexpr int64_t kGraphTokens = 256;
   const int64_t tokens = limits.step_tokens;
   const int64_t values = c.heads * c.v_head_dim;
   const int64_t widest = std::max({values, DenseInner(c), SharedInner(c),
@@ -97,8 +107,9 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
       c.router.top_k *
           (InputBytes(c.hidden_size) + InputBytes(c.moe_intermediate_size));
   // Prompts' rows of the cache as 16 bits.
-  const int64_t tiles = (Blocks(limits.context + 2 * tokens) + kGraphTokens) *
-                        kBlockTokens * c.kv_row_elements() * 2;
+  const int64_t tiles =
+      (Blocks(limits.context + 2 * tokens) + cuda::kGraphTokens) *
+      kBlockTokens * c.kv_row_elements() * 2;
   const int64_t angles = limits.context * c.qk_rope_head_dim * kFloat;
   // What a multiprocessor has merged of four tokens' 16 heads.
   constexpr int64_t kMultiprocessors = 132;
@@ -106,7 +117,7 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   return {.activations = tokens * token_bytes + SplitBytes(c, limits.context) +
                          tiles + merged + angles,
           .logits = std::min(tokens, kLogitRows) * c.vocab_size * kFloat,
-          .reserved = int64_t{256} << 20};
+          .reserved = GpuReservedBytes(c, limits)};
 }
 
 }  // namespace invar

@@ -20,7 +20,7 @@ struct ServingLimits {
 struct StepNeeds {
   int64_t activations = 0;  // of a step's tokens
   int64_t logits = 0;       // rows of it
-  int64_t reserved = 0;     // the GPU's runtime: code, stacks, graphs
+  int64_t reserved = 0;     // GpuReservedBytes
 };
 
 // Cache bytes of one token in all layers.
@@ -30,6 +30,12 @@ int64_t KvBytesPerToken(const ModelConfig& config, KvDtype dtype);
 // they need not wait for each other.
 int64_t KvBytes(const ModelConfig& config, KvDtype dtype,
                 const ServingLimits& limits);
+
+// What a GPU's runtime takes beside all that is allocated in mode
+// DETERMINISTIC, not below it: code, stacks, and the graphs of all sizes of
+// decode steps.
+int64_t GpuReservedBytes(const ModelConfig& config,
+                         const ServingLimits& limits);
 
 // The most that the largest step takes. Near what DeepseekV2 and StepMemory
 // (worker/model) allocate, and not below it; their tests say how near.

@@ -2,9 +2,11 @@
 // logits without moving the logits: CudaModel::Start and Finish.
 #include <algorithm>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 #include "kernels/cuda/check.h"
+#include "worker/model/checkpoint/gpu_steps.h"
 #include "worker/model/cuda/cuda_model.h"
 #include "worker/model/slices.h"
 
@@ -75,6 +77,62 @@ void CudaModel::Sample(const Pass& pass, int64_t limit, int64_t first,
                main_.Next());
 }
 
+GraphKey CudaModel::MakeGraphs(const Pass& pass, KvCache& cache,
+                               int64_t limit) {
+  const GraphKey key = {pass.launched_tokens, pass.launched_rows,
+                        pass.max_position,    limit,
+                        cache.Block(0, 0),    cache.blocks()};
+  // Enough work to hide the launch of the rest.
+  const int64_t begun = std::min<int64_t>(3, config_.layers);
+  const std::function<void()> parts[] = {
+      [&] {
+        BeginLayers(pass);
+        RunLayers(pass, cache, 0, begun);
+      },
+      [&] {
+        RunLayers(pass, cache, begun, config_.layers);
+        EndLayers(pass);
+        RunRows(pass, [&](int64_t first, int64_t count) {
+          Sample(pass, limit, first, count);
+        });
+      }};
+  graphs_.Make(key, main_.stream(), parts);
+  return key;
+}
+
+void CudaModel::Prepare(KvCache& cache, int64_t limit) {
+  Check(cudaSetDevice(options_.device), "choosing the device");
+  const int64_t most_tokens = step_.limits.tokens;
+  const int64_t positions =
+      std::min(step_.limits.max_positions, cache.blocks() * kBlockTokens);
+  // A kernel's code is loaded when it is first launched, and which kernels are
+  // depends on the size of a prompt.
+  const int64_t longest = std::min(most_tokens, positions);
+  const std::vector<int32_t> ids(longest);
+  std::vector<int32_t> blocks(cache.blocks());
+  std::iota(blocks.begin(), blocks.end(), 0);
+  RowRequest request;
+  request.task = RowTask::kChoose;
+  RowAnswer answer;
+  for (int64_t tokens = longest; tokens > 0; tokens /= 2) {
+    const SequenceSlice slice = {.token_ids = std::span(ids).first(tokens),
+                                 .block_ids = blocks,
+                                 .logit_rows = 1};
+    Answer({&slice, 1}, cache, limit, {&request, 1}, {&answer, 1});
+  }
+  if (!options_.graphs) return;
+  for (const GraphSize& size :
+       GraphSizes(std::min(step_.limits.sequences, cache.blocks()), positions,
+                  most_tokens)) {
+    step_.Place(size.tokens, /*slot=*/0);
+    Pass pass;
+    pass.tokens = pass.launched_tokens = size.tokens;
+    pass.rows = pass.launched_rows = size.tokens;
+    pass.max_position = size.max_position;
+    MakeGraphs(pass, cache, limit);
+  }
+}
+
 void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
                            std::span<const RowRequest> requests) {
   const int64_t vocab = config_.vocab_size;
@@ -93,24 +151,7 @@ void CudaModel::RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
     }
   };
   if (pass.decodes) {
-    const GraphKey key = {pass.launched_tokens, pass.launched_rows,
-                          pass.max_position,    limit,
-                          cache.Block(0, 0),    cache.blocks()};
-    // Enough work to hide the launch of the rest.
-    const int64_t begun = std::min<int64_t>(3, config_.layers);
-    const std::function<void()> parts[] = {
-        [&] {
-          BeginLayers(pass);
-          RunLayers(pass, cache, 0, begun);
-        },
-        [&] {
-          RunLayers(pass, cache, begun, config_.layers);
-          EndLayers(pass);
-          RunRows(pass, [&](int64_t first, int64_t count) {
-            Sample(pass, limit, first, count);
-          });
-        }};
-    graphs_.Launch(key, main_.stream(), parts);
+    graphs_.Launch(MakeGraphs(pass, cache, limit), main_.stream());
     fetch(0, pass.rows);
   } else {
     BeginLayers(pass);

@@ -8,6 +8,8 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/support.h"
 #include "kernels/ops.h"
+#include "worker/model/checkpoint/gpu_steps.h"
+#include "worker/model/checkpoint/memory_needs.h"
 #include "worker/model/slices.h"
 #include "worker/model/weights.h"
 
@@ -16,8 +18,6 @@ namespace {
 
 // Rows of logits that are computed at once.
 constexpr int64_t kLogitRows = 256;
-// Left free for the runtime's own needs: code, stacks, graphs.
-constexpr int64_t kReservedBytes = int64_t{256} << 20;
 
 int64_t ContextTokens(const ModelConfig& config,
                       const Model::LoadOptions& options) {
@@ -108,12 +108,20 @@ CudaModel::CudaModel(const ModelConfig& config, std::string weights_digest,
       weights_(std::move(weights)),
       step_(std::move(memory)) {}
 
+int64_t CudaModel::ReservedBytes() const {
+  const int64_t bytes =
+      GpuReservedBytes(config_, {.context = step_.limits.max_positions,
+                                 .sequences = step_.limits.sequences,
+                                 .step_tokens = step_.limits.tokens});
+  return bytes + (fast_ == nullptr ? 0 : FastMode::kReservedBytes);
+}
+
 int64_t CudaModel::MaxKvBlocks() const {
   size_t free = 0;
   size_t total = 0;
   Check(cudaSetDevice(options_.device), "choosing the device");
   Check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
-  const int64_t left = static_cast<int64_t>(free) - kReservedBytes;
+  const int64_t left = static_cast<int64_t>(free) - ReservedBytes();
   return std::max<int64_t>(left, 0) /
          KvCache::BlockBytes(kv_dtype_, config_.layers, kRow);
 }
@@ -361,7 +369,7 @@ void CudaModel::ExpertsEnd(const DeviceExperts& experts, int64_t tokens,
 void CudaModel::BeginLayers(const Pass& pass) {
   addend_ = {};
   shown_layer_ = -1;
-  fast_pass_ = plan_ == Plan::kFast
+  fast_pass_ = plan_ == Plan::kFast && !pass.decodes
                    ? fast_->prompts->Divide(step_.host, pass.launched_tokens)
                    : FastPass();
   cuda::Embedding(weights_.embedding_dtype, weights_.embedding.data(),

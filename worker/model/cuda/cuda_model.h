@@ -45,6 +45,8 @@ class CudaModel final : public Model {
   bool HasFastPlan() const override { return true; }
   std::string kernel_build_id() const override;
   std::string architecture() const override { return "sm_90"; }
+  // What MaxKvBlocks leaves free: the runtime takes it later, in Prepare.
+  int64_t ReservedBytes() const;
   int64_t MaxKvBlocks() const override;
   std::unique_ptr<KvCache> NewKvCache(int64_t blocks) const override;
   std::vector<SliceHealth> Forward(std::span<const SequenceSlice> slices,
@@ -54,6 +56,7 @@ class CudaModel final : public Model {
                                   KvCache& cache, int64_t limit,
                                   std::span<const RowRequest> requests,
                                   std::span<RowAnswer> answers) override;
+  void Prepare(KvCache& cache, int64_t limit) override;
   // In a steady state they allocate nothing on the device, and wait for nothing
   // but the step that is finished.
   int64_t StepsInFlight() const override {
@@ -62,6 +65,8 @@ class CudaModel final : public Model {
   void Start(std::span<const SequenceSlice> slices, KvCache& cache,
              int64_t limit, std::span<const RowRequest> requests) override;
   std::vector<SliceHealth> Finish(std::span<RowAnswer> answers) override;
+  // Decode steps of which there are graphs.
+  int64_t graphs() const { return graphs_.size(); }
   // Options::graphs and Options::overlap from the next step on.
   void UseGraphs(bool graphs) { options_.graphs = graphs; }
   void UseOverlap(bool overlap) { options_.overlap = overlap; }
@@ -225,6 +230,8 @@ class CudaModel final : public Model {
   bool NeedsTheHost(std::span<const SequenceSlice> slices,
                     std::span<const RowRequest> requests) const;
   void StageRequests(const Pass& pass, std::span<const RowRequest> requests);
+  // Makes the graphs of a pass that decodes, unless there are.
+  GraphKey MakeGraphs(const Pass& pass, KvCache& cache, int64_t limit);
   void RunAnswers(const Pass& pass, KvCache& cache, int64_t limit,
                   std::span<const RowRequest> requests);
   // Waits for the pass that is enqueued, if one is, and reads its results.

@@ -285,6 +285,25 @@ TEST_P(CudaModelTest, StepsInFlightMoveNoBit) {
   EXPECT_EQ(Write(*passes, ids_, /*ahead=*/true), expected);
 }
 
+// What is made before the first step is all that later ones need, and as if
+// they had made it.
+TEST_P(CudaModelTest, PreparedStepsHaveTheSameBits) {
+  const auto model = Load(256);
+  const auto& cuda_model = static_cast<CudaModel&>(*model);
+  const auto cache = model->NewKvCache(kLength / kBlockTokens + 1);
+  const auto decoded = Decoded(*model, *cache, ids_);
+  EXPECT_EQ(cuda_model.graphs(), 1);
+
+  const auto prepared = Load(256);
+  const auto& cuda_prepared = static_cast<CudaModel&>(*prepared);
+  const auto other = prepared->NewKvCache(cache->blocks());
+  prepared->Prepare(*other, model->config().vocab_size);
+  const int64_t graphs = cuda_prepared.graphs();
+  EXPECT_GT(graphs, 1);
+  EXPECT_EQ(Decoded(*prepared, *other, ids_), decoded);
+  EXPECT_EQ(cuda_prepared.graphs(), graphs);
+}
+
 // Of a step of prompts, whose last tokens alone are asked for, and of one that
 // decodes behind them: logits. With `all` the first asks for every token's.
 std::vector<float> LastLogits(Model& model, std::span<const int32_t> ids,

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/check.h"
+#include "worker/model/checkpoint/gpu_steps.h"
 #include "worker/model/cuda/cuda_model.h"
 #include "worker/model/slices.h"
 

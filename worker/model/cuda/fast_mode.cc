@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/free_split.h"
+#include "worker/model/checkpoint/gpu_steps.h"
 
 namespace invar::cuda {
 namespace {
@@ -18,7 +19,7 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
       break;  // a block walks a whole sequence from here on
     }
     for (int64_t position = LaunchPosition(0); position <= last;
-         position = 2 * position + 1) {
+         position = LaunchPosition(position + 1)) {
       most = std::max(most,
                       AttentionWorkspaceFloats(
                           tokens, config.heads, position,

@@ -2,6 +2,7 @@
 #ifndef INVAR_WORKER_MODEL_CUDA_FAST_MODE_H_
 #define INVAR_WORKER_MODEL_CUDA_FAST_MODE_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,6 +22,9 @@ namespace invar::cuda {
 enum class Plan { kDeterministic, kFastAbsorbed, kFast };
 
 struct FastMode {
+  // What cuBLASLt's code takes, beside GpuReservedBytes.
+  static constexpr int64_t kReservedBytes = int64_t{160} << 20;
+
   // Measures; `step` is written to. Errors are those of FastPrompts::Make and
   // FastProducts::Make.
   static absl::StatusOr<std::unique_ptr<FastMode>> Make(

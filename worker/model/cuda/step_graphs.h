@@ -25,13 +25,6 @@ struct GraphKey {
   friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
 };
 
-// Graphs are made of steps of at most so many tokens.
-inline constexpr int64_t kGraphTokens = 256;
-
-// The size that a decode step of `tokens` is padded to; `tokens` itself where
-// no graph is made of such steps.
-int64_t PaddedTokens(int64_t tokens);
-
 class StepGraphs {
  public:
   StepGraphs() = default;
@@ -39,12 +32,15 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  // Launches the graphs of `key` on `stream`, one after the other; the first
-  // time they are made of what `parts` put there. The device works on the first
-  // part while the host launches the next one, which takes a moment.
-  void Launch(const GraphKey& key, cudaStream_t stream,
-              std::span<const std::function<void()>> parts);
+  // Makes the graphs of `key`, unless there are, of what each of `parts` puts
+  // on `stream`; nothing is launched.
+  void Make(const GraphKey& key, cudaStream_t stream,
+            std::span<const std::function<void()>> parts);
+  // Launches them on `stream`, one after the other: the device works on the
+  // first part while the host launches the next one, which takes a moment.
+  void Launch(const GraphKey& key, cudaStream_t stream) const;
   void Clear();
+  int64_t size() const { return static_cast<int64_t>(graphs_.size()); }
 
  private:
   std::map<GraphKey, std::vector<cudaGraphExec_t>> graphs_;

@@ -5,8 +5,8 @@
 
 #include "absl/status/status.h"
 #include "worker/kv/block_pool.h"
+#include "worker/model/checkpoint/gpu_steps.h"
 #include "worker/model/checkpoint/gpu_support.h"
-#include "worker/model/cuda/step_graphs.h"
 
 namespace invar::cuda {
 namespace {
@@ -55,12 +55,6 @@ int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
 }
 
 }  // namespace
-
-int64_t LaunchPosition(int64_t max_position) {
-  int64_t positions = kAttentionSplits.tiles * kAttentionTile;
-  while (positions <= max_position) positions *= 2;
-  return positions - 1;
-}
 
 absl::StatusOr<InputBuffer> InputBuffer::Allocate(int64_t rows,
                                                   int64_t columns) {

@@ -150,10 +150,6 @@ struct StepMemory {
   ExpertPlan plan() const { return {order.data(), work.data(), counts.data()}; }
 };
 
-// The positions that a step up to `max_position` is launched for: powers of two
-// of the first split's, so that few launches differ.
-int64_t LaunchPosition(int64_t max_position);
-
 }  // namespace invar::cuda
 
 #endif  // INVAR_WORKER_MODEL_CUDA_STEP_MEMORY_H_
