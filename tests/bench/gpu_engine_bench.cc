@@ -1,7 +1,7 @@
 // Speed of DeepSeek-V2-Lite's shape on a GPU through the engine, as a worker
 // runs it: batching, sampling and reports included, sockets not.
 //
-//   build/bin/gpu_engine_bench FOLDER bf16|fp8 [--kernels] [--tax] [CELL...]
+//   build/bin/gpu_bench engine FOLDER bf16|fp8 [--kernels] [--tax] [CELL...]
 //
 // A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS. With --kernels (and
 // libcupti) a step of each is also taken apart. --tax compares the plans of one
@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/testing/bench.h"
 #include "tests/bench/kernel_trace.h"
 #include "tests/bench/matrix_rate.h"
 #include "worker/engine/engine.h"
@@ -413,11 +414,11 @@ bool ParseCell(const char* text, std::vector<Cell>* cells) {
   return false;
 }
 
-int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
-         const std::vector<Cell>& cells) {
+int Measure(const std::string& folder, bool fp8, bool kernels, bool tax,
+            const std::vector<Cell>& cells) {
   const auto device = cuda::UseDevice(0);
   if (!device.ok()) {
-    std::printf("skipped: %s\n",
+    std::printf("skipped: gpu_bench engine: %s\n",
                 std::string(device.status().message()).c_str());
     return 77;
   }
@@ -487,32 +488,22 @@ int Main(const std::string& folder, bool fp8, bool kernels, bool tax,
   return 0;
 }
 
-int Usage() {
-  std::fprintf(stderr,
-               "usage: gpu_engine_bench FOLDER bf16|fp8 [--kernels] [--tax] "
-               "[CELL...]\n"
-               "A cell is decode:BATCH:CONTEXT or prefill:PROMPTS:TOKENS.\n");
-  return 2;
-}
-
-}  // namespace
-}  // namespace invar
-
-int main(int argc, char** argv) {
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.size() < 2) return invar::Usage();
+// Arguments as above; 2: they are others.
+int Run(const std::vector<std::string>& arguments) {
+  constexpr int kUsage = 2;
+  if (arguments.size() < 2) return kUsage;
   const std::string& format = arguments[1];
-  if (format != "bf16" && format != "fp8") return invar::Usage();
+  if (format != "bf16" && format != "fp8") return kUsage;
   bool kernels = false;
   bool tax = false;
-  std::vector<invar::Cell> cells;
+  std::vector<Cell> cells;
   for (size_t i = 2; i < arguments.size(); ++i) {
     if (arguments[i] == "--kernels") {
       kernels = true;
     } else if (arguments[i] == "--tax") {
       tax = true;
-    } else if (!invar::ParseCell(arguments[i].c_str(), &cells)) {
-      return invar::Usage();
+    } else if (!ParseCell(arguments[i].c_str(), &cells)) {
+      return kUsage;
     }
   }
   if (cells.empty()) {
@@ -523,5 +514,14 @@ int main(int argc, char** argv) {
     cells.push_back({.decode = true, .sequences = 128, .tokens = 8192});
     if (tax) cells.push_back({.decode = false, .sequences = 1, .tokens = 8192});
   }
-  return invar::Main(arguments[0], format == "fp8", kernels, tax, cells);
+  return Measure(arguments[0], format == "fp8", kernels, tax, cells);
 }
+
+const cuda::testing::BenchProgram program(
+    "engine",
+    "FOLDER bf16|fp8 [--kernels] [--tax] [decode:BATCH:CONTEXT | "
+    "prefill:PROMPTS:TOKENS]...",
+    Run);
+
+}  // namespace
+}  // namespace invar

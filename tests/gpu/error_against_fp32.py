@@ -3,7 +3,7 @@
     python3 tests/gpu/error_against_fp32.py FOLDER [--engine build/bin/forced_logits]
 
 Needs torch, transformers 5.17 or later, numpy, safetensors and a Hopper GPU.
-FOLDER holds a bf16 checkpoint (gpu_engine_bench FOLDER bf16 makes a random one
+FOLDER holds a bf16 checkpoint (gpu_bench engine FOLDER bf16 makes a random one
 of V2-Lite's shape; it takes 31 GB).
 
 The reference computes one text in fp32, without TF32, layer by layer, so that

@@ -81,4 +81,15 @@ std::vector<const BenchEntry*>& BenchEntries() {
   return entries;
 }
 
+BenchProgram::BenchProgram(std::string name, std::string usage,
+                           ProgramFunction run)
+    : name(std::move(name)), usage(std::move(usage)), run(run) {
+  BenchPrograms().push_back(this);
+}
+
+std::vector<const BenchProgram*>& BenchPrograms() {
+  static std::vector<const BenchProgram*> programs;
+  return programs;
+}
+
 }  // namespace invar::cuda::testing

@@ -45,6 +45,17 @@ struct BenchEntry {
 };
 std::vector<const BenchEntry*>& BenchEntries();
 
+// What measures more than kernels registers itself as a program of gpu_bench's:
+// `gpu_bench NAME ARGUMENT...`. `run` returns the exit code.
+using ProgramFunction = int (*)(const std::vector<std::string>& arguments);
+struct BenchProgram {
+  BenchProgram(std::string name, std::string usage, ProgramFunction run);
+  std::string name;
+  std::string usage;  // of its arguments
+  ProgramFunction run;
+};
+std::vector<const BenchProgram*>& BenchPrograms();
+
 }  // namespace invar::cuda::testing
 
 #endif  // INVAR_KERNELS_CUDA_TESTING_BENCH_H_

@@ -83,7 +83,7 @@ StepNeeds CpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
 
 int64_t GpuReservedBytes(const ModelConfig& c, const ServingLimits& limits) {
   // V2-Lite's code and graphs of 95 sizes take 76 MiB of an H100, and nothing
-  // is taken later (gpu_engine_bench).
+  // is taken later (gpu_bench engine).
   constexpr int64_t kRuntime = int64_t{96} << 20;
   constexpr int64_t kGraphLayer = int64_t{32} << 10;
   const int64_t graphs = static_cast<int64_t>(
