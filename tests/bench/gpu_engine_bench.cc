@@ -416,12 +416,8 @@ bool ParseCell(const char* text, std::vector<Cell>* cells) {
 
 int Measure(const std::string& folder, bool fp8, bool kernels, bool tax,
             const std::vector<Cell>& cells) {
-  const auto device = cuda::UseDevice(0);
-  if (!device.ok()) {
-    std::printf("skipped: gpu_bench engine: %s\n",
-                std::string(device.status().message()).c_str());
-    return 77;
-  }
+  const auto device = cuda::testing::DeviceOrSkip("gpu_bench engine");
+  if (!device.has_value()) return cuda::testing::kNoGpu;
   ModelConfig config = testing::V2LiteModelConfig();
   if (fp8) config.quantization = testing::StaticFp8();
   auto start = Clock::now();

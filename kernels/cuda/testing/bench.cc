@@ -71,6 +71,14 @@ void Bench::Report(const std::string& name, double seconds, double bytes,
   std::printf("\n");
 }
 
+std::optional<DeviceFacts> DeviceOrSkip(const char* what) {
+  absl::StatusOr<DeviceFacts> device = UseDevice(0);
+  if (device.ok()) return *std::move(device);
+  std::printf("skipped: %s: %s\n", what,
+              std::string(device.status().message()).c_str());
+  return std::nullopt;
+}
+
 BenchEntry::BenchEntry(std::string name, BenchFunction run)
     : name(std::move(name)), run(run) {
   BenchEntries().push_back(this);

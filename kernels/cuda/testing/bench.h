@@ -7,10 +7,18 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/device.h"
+
 namespace invar::cuda::testing {
+
+// Device 0. Without a GPU nothing, and it says that `what` is skipped; the exit
+// code is then kNoGpu, as of the tests.
+constexpr int kNoGpu = 77;
+std::optional<DeviceFacts> DeviceOrSkip(const char* what);
 
 class Bench {
  public:

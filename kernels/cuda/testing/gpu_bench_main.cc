@@ -14,8 +14,6 @@
 namespace invar::cuda::testing {
 namespace {
 
-constexpr int kNoGpu = 77;  // as of the tests
-
 void PrintUsage(std::FILE* to) {
   std::fprintf(to, "usage: gpu_bench [--bench TEXT]\n");
   for (const BenchProgram* program : BenchPrograms()) {
@@ -25,12 +23,8 @@ void PrintUsage(std::FILE* to) {
 }
 
 int TimeKernels(const std::string& filter) {
-  const auto device = UseDevice(0);
-  if (!device.ok()) {
-    std::printf("skipped: gpu_bench: %s\n",
-                std::string(device.status().message()).c_str());
-    return kNoGpu;
-  }
+  const auto device = DeviceOrSkip("gpu_bench");
+  if (!device.has_value()) return kNoGpu;
   const Stream stream;
   Bench bench(stream.get());
   std::printf("%s, CUDA %s, copy %.0f GB/s\n", device->name.c_str(),

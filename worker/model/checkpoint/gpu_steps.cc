@@ -21,19 +21,24 @@ int64_t LaunchPosition(int64_t max_position) {
   return positions - 1;
 }
 
+std::vector<int64_t> LaunchPositions(int64_t positions) {
+  std::vector<int64_t> all = {LaunchPosition(0)};
+  while (all.back() < positions - 1) {
+    all.push_back(LaunchPosition(all.back() + 1));
+  }
+  return all;
+}
+
 std::vector<GraphSize> GraphSizes(int64_t sequences, int64_t positions,
                                   int64_t step_tokens) {
   std::vector<GraphSize> sizes;
   const int64_t most = std::min({sequences, kGraphTokens, step_tokens});
-  const int64_t last = LaunchPosition(positions - 1);
+  const std::vector<int64_t> launched = LaunchPositions(positions);
   for (int64_t tokens = 1; tokens <= most; ++tokens) {
     const int64_t padded = PaddedTokens(tokens);
     if (padded > step_tokens) break;
     if (!sizes.empty() && sizes.back().tokens == padded) continue;
-    for (int64_t position = LaunchPosition(0); position <= last;
-         position = LaunchPosition(position + 1)) {
-      sizes.push_back({padded, position});
-    }
+    for (const int64_t position : launched) sizes.push_back({padded, position});
   }
   return sizes;
 }

@@ -8,6 +8,9 @@
 
 namespace invar::cuda {
 
+// Rows of logits that are computed at once.
+inline constexpr int64_t kLogitRows = 256;
+
 // Graphs are made of steps of at most so many tokens.
 inline constexpr int64_t kGraphTokens = 256;
 
@@ -19,8 +22,12 @@ int64_t PaddedTokens(int64_t tokens);
 // of the first split's, less one.
 int64_t LaunchPosition(int64_t max_position);
 
+// Each of them, in ascending order, of sequences of up to `positions`.
+std::vector<int64_t> LaunchPositions(int64_t positions);
+
+// Of a decode step that is a graph.
 struct GraphSize {
-  int64_t tokens = 0;
+  int64_t tokens = 0;  // padded; as many rows of logits
   int64_t max_position = 0;
   friend auto operator<=>(const GraphSize&, const GraphSize&) = default;
 };

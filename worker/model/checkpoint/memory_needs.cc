@@ -93,7 +93,6 @@ int64_t GpuReservedBytes(const ModelConfig& c, const ServingLimits& limits) {
 }
 
 StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
-  constexpr int64_t kLogitRows = 256;
   const int64_t tokens = limits.step_tokens;
   const int64_t values = c.heads * c.v_head_dim;
   const int64_t widest = std::max({values, DenseInner(c), SharedInner(c),
@@ -116,7 +115,7 @@ StepNeeds GpuStepNeeds(const ModelConfig& c, const ServingLimits& limits) {
   const int64_t merged = kMultiprocessors * 64 * c.kv_lora_rank * kFloat;
   return {.activations = tokens * token_bytes + SplitBytes(c, limits.context) +
                          tiles + merged + angles,
-          .logits = std::min(tokens, kLogitRows) * c.vocab_size * kFloat,
+          .logits = std::min(tokens, cuda::kLogitRows) * c.vocab_size * kFloat,
           .reserved = GpuReservedBytes(c, limits)};
 }
 

@@ -79,9 +79,10 @@ void CudaModel::Sample(const Pass& pass, int64_t limit, int64_t first,
 
 GraphKey CudaModel::MakeGraphs(const Pass& pass, KvCache& cache,
                                int64_t limit) {
-  const GraphKey key = {pass.launched_tokens, pass.launched_rows,
-                        pass.max_position,    limit,
-                        cache.Block(0, 0),    cache.blocks()};
+  const GraphKey key = {.size = {pass.launched_tokens, pass.max_position},
+                        .limit = limit,
+                        .cache = cache.Block(0, 0),
+                        .cache_blocks = cache.blocks()};
   // Enough work to hide the launch of the rest.
   const int64_t begun = std::min<int64_t>(3, config_.layers);
   const std::function<void()> parts[] = {

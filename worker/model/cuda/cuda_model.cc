@@ -16,9 +16,6 @@
 namespace invar::cuda {
 namespace {
 
-// Rows of logits that are computed at once.
-constexpr int64_t kLogitRows = 256;
-
 int64_t ContextTokens(const ModelConfig& config,
                       const Model::LoadOptions& options) {
   return options.context_tokens > 0

@@ -12,14 +12,13 @@ namespace {
 // The largest workspace of any step.
 int64_t AttentionFloats(const ModelConfig& config, const StepLimits& limits) {
   int64_t most = 0;
-  const int64_t last = LaunchPosition(limits.max_positions - 1);
+  const std::vector<int64_t> launched = LaunchPositions(limits.max_positions);
   for (int64_t tokens = 1; tokens <= limits.tokens; ++tokens) {
-    if (AttentionWorkspaceFloats(tokens, config.heads, last,
+    if (AttentionWorkspaceFloats(tokens, config.heads, launched.back(),
                                  EqualSplits(kAttentionTile)) == 0) {
       break;  // a block walks a whole sequence from here on
     }
-    for (int64_t position = LaunchPosition(0); position <= last;
-         position = LaunchPosition(position + 1)) {
+    for (const int64_t position : launched) {
       most = std::max(most,
                       AttentionWorkspaceFloats(
                           tokens, config.heads, position,

@@ -11,15 +11,15 @@
 #include <span>
 #include <vector>
 
+#include "worker/model/checkpoint/gpu_steps.h"
+
 namespace invar::cuda {
 
 // What a graph's launches depend on; everything else is read from memory that
 // stays where it is.
 struct GraphKey {
-  int64_t tokens = 0;
-  int64_t rows = 0;
-  int64_t max_position = 0;
-  int64_t limit = 0;  // of ids; 0: nothing is sampled
+  GraphSize size;
+  int64_t limit = 0;  // of ids
   const std::byte* cache = nullptr;
   int64_t cache_blocks = 0;  // where its layers begin follows from it
   friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
