@@ -11,7 +11,7 @@ in Markdown; exit code 1 if runs of mode DETERMINISTIC differ, from each other o
 from the record of their architecture in digests.json: the digest of all
 transcripts, and one of all tokens with the bits of their log-probabilities.
 --record writes both there instead, if all runs are equal. Needs the build
-(INVAR_BIN_DIR, default build/bin) and pytest, whose fixtures start processes.
+(INVAR_BIN_DIR, default build/bin).
 """
 
 import argparse
@@ -26,7 +26,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
 import digests as recorded  # noqa: E402
-from conftest import Deployment  # noqa: E402
+from deployment import Deployment  # noqa: E402
 
 CONCURRENCY = [64, 4, 250, 16, 128]
 

@@ -6,9 +6,9 @@ Starts a scheduler and a worker on a GPU over a random checkpoint in
 FOLDER/WEIGHTS (made if it is not there: 16 GB in FP8, 31 GB in bf16), and runs
 `invar bench` against them: closed loops, Poisson arrivals, a shared prefix, and
 a determinism check. Prints a table in Markdown; exit code 1 if a request failed
-or a bit differs. Needs the build (INVAR_BIN_DIR, default build/bin) and pytest,
-whose fixtures start processes. The checkpoint borrows the embedded model's
-tokenizer; prompts are token ids, so nothing else depends on it.
+or a bit differs. Needs the build (INVAR_BIN_DIR, default build/bin). The
+checkpoint borrows the embedded model's tokenizer; prompts are token ids, so
+nothing else depends on it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
-import conftest  # noqa: E402
+import deployment  # noqa: E402
 
 CONFIG = """
 determinism {{ mode: {mode} }}
@@ -53,9 +53,9 @@ LOADS = [
 def checkpoint(folder, weights):
     path = folder / weights
     if not (path / "config.json").exists():
-        subprocess.run([conftest.BIN / "full_shape_checkpoint", path, weights], check=True)
+        subprocess.run([deployment.BIN / "full_shape_checkpoint", path, weights], check=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(conftest.MODEL / name, path / name)
+        shutil.copy(deployment.MODEL / name, path / name)
     return path
 
 
@@ -80,11 +80,11 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="append each run's JSON here")
     parser.add_argument("--only", default="", help="loads whose name contains this")
     options = parser.parse_args()
-    conftest.READY_SECONDS = 240
+    deployment.READY_SECONDS = 240
     model = checkpoint(options.folder, options.weights)
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as folder:
-        one = conftest.Deployment(folder, model=model, kv_dtype=options.kv,
+        one = deployment.Deployment(folder, model=model, kv_dtype=options.kv,
                                   kv_bytes=KV_BYTES, device=options.device,
                                   config=CONFIG.format(mode=options.mode))
         try:

@@ -10,7 +10,7 @@ import urllib.request
 
 import grpc
 import pytest
-from conftest import BIN, MODEL
+from deployment import BIN, MODEL
 from invar.v1 import inference_pb2 as pb
 from invar.v1 import inference_pb2_grpc
 from test_bad_input import details

@@ -10,7 +10,7 @@ import random
 import urllib.request
 
 import grpc
-from conftest import free_ports
+from deployment import free_ports
 from invar.v1 import inference_pb2 as pb
 from invar.v1 import inference_pb2_grpc
 from test_contract import assert_same

@@ -15,7 +15,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import BIN
+from deployment import BIN
 from invar.v1 import inference_pb2 as pb
 
 STREAM_MANY = BIN.parent / "tests" / "stream_many"

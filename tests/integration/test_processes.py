@@ -8,7 +8,7 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, MODEL, Process, free_ports
+from deployment import BIN, MODEL, Process, free_ports
 from invar.v1 import inference_pb2 as pb
 from invar.v1 import inference_pb2_grpc
 from test_bad_input import details

@@ -6,7 +6,7 @@ import json
 import struct
 
 import grpc
-from conftest import BIN
+from deployment import BIN
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from invar.v1 import inference_pb2 as pb
